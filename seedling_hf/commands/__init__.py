@@ -1,0 +1,48 @@
+"""The commands: each is a module with one `main(argv=None)` that tells its story; the arithmetic lies below."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from seedling_hf import __version__
+from seedling_hf.errors import InputError
+
+COMMANDS = {
+    "train": "train a RepLKNet on a folder of seedlings or a Hub data set",
+    "evaluate": "report accuracy, F1 and confusions of a model on labelled pictures",
+    "predict": "name the species of pictures, as CSV",
+    "convert_checkpoint": "turn the authors' .pth weights into a folder for from_pretrained",
+    "describe_dataset": "count and measure pictures: classes, sizes, channel mean and std",
+    "make_split": "copy a class tree into train/ and val/ folders",
+    "preview_augmentation": "draw what the training transforms do to the pictures",
+    "push_to_hub": "send a model folder, or pushes that are waiting, to the Hub",
+    "push_dataset": "publish a folder of seedlings with its split as a Hub data set",
+    "benchmark": "time the large-kernel convolution and whole models",
+}
+
+
+def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command's `main` and turns a user's mistake into one sentence on stderr and exit code 2."""
+    try:
+        return main(argv) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`seedling-hf COMMAND …` is `python scripts/COMMAND.py …`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    width = max(map(len, COMMANDS))
+    usage = "usage: seedling-hf COMMAND [flags]\n\n" + "\n".join(f"  {k:{width}}  {v}" for k, v in COMMANDS.items())
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage + "\n\nseedling-hf COMMAND --help lists the flags of one.")
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    name = argv[0].replace("-", "_")
+    if name not in COMMANDS:
+        print(f"error: expected one of {', '.join(COMMANDS)}, found {argv[0]!r}; see seedling-hf --help", file=sys.stderr)
+        return 2
+    return run(importlib.import_module(f"seedling_hf.commands.{name}").main, argv[1:])
