@@ -43,6 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = argv[0].replace("-", "_")
     if name not in COMMANDS:
-        print(f"error: expected one of {', '.join(COMMANDS)}, found {argv[0]!r}; see seedling-hf --help", file=sys.stderr)
+        print(f"error: unknown command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return run(importlib.import_module(f"seedling_hf.commands.{name}").main, argv[1:])

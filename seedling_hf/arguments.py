@@ -1,0 +1,267 @@
+"""Flags of the commands: flat dataclasses, and a YAML recipe under the flags.
+
+A recipe is turned into flags and read by the same parser as the command line, so that types, choices and unknown keys
+are checked by the same code (and `1e-3`, a string to YAML, is a number here).
+"""
+
+import difflib
+import itertools
+import os
+import shutil
+import sys
+from argparse import SUPPRESS, HelpFormatter
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+from seedling_hf.errors import InputError
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field that is a flag: default (`MISSING`: required), one line of help, perhaps `choices`."""
+    metadata = {"help": help, **metadata}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    _argument_group_name = "Data"
+
+    train_dir: str | None = option(None, "folder of class folders, or one with train/, val/ and test/ inside")
+    validation_dir: str | None = option(
+        None, "class folders to validate on; without it a part of train_dir is split off"
+    )
+    dataset_name: str | None = option(None, "data set on the Hub instead of a folder")
+    dataset_config_name: str | None = option(None, "configuration of that data set")
+    dataset_revision: str | None = option(None, "branch, tag or commit of that data set")
+    image_column_name: str = option("image", "its column of pictures")
+    label_column_name: str = option("label", "its column of classes")
+    split_strategy: str = option(
+        "stratified",
+        "how validation pictures are drawn: stratified, or random as in the tutorial (sorted files, state 42)",
+        choices=["stratified", "random"],
+    )
+    train_val_split: float = option(0.3, "share of the pictures that validates, above 0 and below 1")
+    split_file: str | None = option(None, "split.csv of an earlier run, to use its very split")
+    max_train_samples: int | None = option(None, "use at most so many training pictures")
+    max_eval_samples: int | None = option(None, "use at most so many validation pictures")
+    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+    dataloader_num_workers: int = option(0, "processes that load pictures, for each training process")
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    _argument_group_name = "Model"
+
+    model_name_or_path: str | None = option(None, "folder or Hub repository to start from")
+    model_revision: str | None = option(None, "branch, tag or commit of that repository")
+    trust_remote_code: bool = option(False, "run the Python code of that repository")
+    ignore_mismatched_sizes: bool = option(False, "give the model a new head where the number of classes differs")
+    variant: str | None = option(None, "RepLKNet to start from scratch", choices=["nano", "tiny", "31B", "31L", "XL"])
+    image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
+    drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
+
+
+@dataclass(kw_only=True)
+class AugmentationArguments:
+    _argument_group_name = "Augmentation"
+
+    min_crop_scale: float = option(0.6, "smallest area of a random resized crop; 1 switches the crop off")
+    horizontal_flip: float = option(0.5, "probability of a flip left to right")
+    vertical_flip: float = option(0.5, "probability of a flip upside down")
+    rotation_degrees: float = option(180.0, "largest rotation either way; pictures from above have no right way up")
+    color_jitter: float = option(0.2, "strength of brightness, contrast and saturation jitter")
+    randaugment_num_ops: int = option(0, "RandAugment operations a picture; 0 is off")
+    randaugment_magnitude: int = option(7, "RandAugment magnitude, 0 to 30")
+    random_erasing: float = option(0.0, "probability of Random Erasing")
+    cutout_size: int = option(0, "side in pixels of the square that Cutout greys; 0 is off")
+    mixup_alpha: float = option(0.8, "MixUp's beta; 0 is off")
+    cutmix_alpha: float = option(1.0, "CutMix's beta; 0 is off")
+    mixup_prob: float = option(0.1, "probability that a batch is mixed")
+    mixup_switch_prob: float = option(0.5, "probability of CutMix where both are on")
+    mixup_mode: str = option("batch", "what shares one mixing weight", choices=["batch", "pair", "elem"])
+    label_smoothing_factor: float = option(0.1, "share of the target spread over all classes")
+
+
+@dataclass(kw_only=True)
+class OptimizationArguments:
+    _argument_group_name = "Optimization"
+
+    num_train_epochs: float = option(30.0, "passes over the training pictures")
+    max_steps: int = option(-1, "optimizer steps; above 0 it overrides num_train_epochs")
+    per_device_train_batch_size: int = option(32, "training pictures a step on each process")
+    per_device_eval_batch_size: int = option(64, "validation pictures a step on each process")
+    gradient_accumulation_steps: int = option(1, "batches whose gradients are summed for one optimizer step")
+    learning_rate: float = option(1e-3, "highest learning rate")
+    weight_decay: float = option(0.05, "AdamW's decay of the weights that have two dimensions or more")
+    adam_beta1: float = option(0.9, "AdamW's beta1")
+    adam_beta2: float = option(0.999, "AdamW's beta2")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon")
+    layer_decay: float = option(1.0, "factor of the learning rate from each block to the one below; 1 is off")
+    lr_scheduler_type: str = option("cosine", "schedule after the warm-up", choices=["cosine", "linear", "constant"])
+    warmup_steps: int = option(0, "optimizer steps of linear warm-up")
+    warmup_ratio: float = option(0.0, "warm-up as a share of all steps, where warmup_steps is 0")
+    max_grad_norm: float = option(5.0, "largest norm of all gradients; 0 is off")
+    ema_decay: float = option(0.0, "decay of the averaged weights that are evaluated and saved; 0 is off")
+    early_stopping_patience: int | None = option(None, "stop after so many evaluations without a better one")
+    mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
+    gradient_checkpointing: bool = option(False, "save memory by computing the forward pass twice")
+    sync_bn: bool = option(False, "share BatchNorm's statistics among processes (GPUs only)")
+    torch_compile: bool = option(False, "compile the model")
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    _argument_group_name = "Run"
+
+    output_dir: str = option(MISSING, "folder of the model, its report and its checkpoints")
+    overwrite_output_dir: bool = option(False, "train anew into a folder that already holds a run")
+    seed: int = option(42, "seed of weights, order and augmentation")
+    eval_steps: int | None = option(None, "optimizer steps between evaluations (default: once an epoch)")
+    save_steps: int | None = option(None, "optimizer steps between checkpoints (default: once an epoch)")
+    save_total_limit: int | None = option(2, "checkpoints to keep besides the best")
+    logging_steps: int = option(10, "optimizer steps between lines of metrics.jsonl")
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "trackers of accelerate, such as tensorboard or wandb"}
+    )
+    run_name: str | None = option(None, "name of the run for the trackers")
+    resume_from_checkpoint: str | None = option(None, "latest, a checkpoint folder, or a Hub repository")
+    allow_changed_arguments: bool = option(False, "resume although arguments that alter the run were changed")
+
+
+@dataclass(kw_only=True)
+class HubArguments:
+    _argument_group_name = "Hub"
+
+    push_to_hub: bool = option(False, "push the model to the Hub")
+    hub_model_id: str | None = option(None, "repository, user/name (default: the output folder's name)")
+    hub_private_repo: bool | None = option(None, "make a new repository private")
+    hub_revision: str | None = option(None, "branch to push to")
+    hub_strategy: str = option("every_save", "when to push", choices=["end", "best", "every_save", "checkpoint"])
+    hub_tag: str | None = option(None, "tag of the final push")
+    hub_timeout: float = option(600.0, "seconds that the end of the run waits for the last push")
+
+
+@dataclass(kw_only=True)
+class TrainArguments(
+    HubArguments, RunArguments, OptimizationArguments, AugmentationArguments, ModelArguments, DataArguments
+):
+    """All flags of `train`."""
+
+
+class _HelpFormatter(HelpFormatter):
+    """One name a flag, its default behind its help, as wide as the terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=max(80, shutil.get_terminal_size((120, 40)).columns))
+
+    def _get_help_string(self, action) -> str:
+        if action.required:
+            return f"{action.help} (required)"
+        silent = action.default in (None, SUPPRESS, False, []) or action.nargs == 0
+        return action.help if silent else f"{action.help} (default: %(default)s)"
+
+    def _format_action_invocation(self, action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flag = action.option_strings[0]
+        if action.nargs in (0, "?"):
+            return flag
+        values = (
+            "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.split("_")[-1].upper()
+        )
+        return f"{flag} {values}" + (" …" if action.nargs == "+" else "")
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        for action in self._actions:  # argparse names every spelling of a flag; one is enough
+            message = message.replace("/".join(action.option_strings), action.option_strings[0])
+        raise InputError(f"{self.prog}: {message}; --help lists the flags")
+
+    def refuse_unknown_flags(self, argv: Sequence[str], source: str) -> None:
+        for word in argv:
+            flag = word.split("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise InputError(f"{self.prog}: unknown flag {flag} {source}; {hint}--help lists the flags")
+
+
+def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str, description: str) -> T:
+    """Reads flags, over those of the YAML recipe that `--config` names, into one `cls`.
+
+    Args:
+        cls: A keyword-only dataclass; the dataclasses that it inherits from are the groups of `--help`.
+        argv: The words after the command, `sys.argv[1:]` if None.
+
+    Raises:
+        InputError: for an unknown flag or key, a value of the wrong type, a missing flag or a missing recipe.
+    """
+    groups = [c for c in reversed(cls.__mro__) if is_dataclass(c) and "_argument_group_name" in vars(c)] or [cls]
+    parser = _Parser(
+        groups, prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter,
+        usage=f"{prog} [--config RECIPE.yaml] [flags]",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="YAML", help="recipe: flags as YAML keys, under the flags given here")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    recipe = _recipe_flags(argv)
+    parser.refuse_unknown_flags(recipe, "in the recipe")
+    parser.refuse_unknown_flags(argv, "on the command line")
+    values = vars(parser.parse_args(recipe + argv))
+    values.pop("config")
+    return cls(**values)
+
+
+def _recipe_flags(argv: list[str]) -> list[str]:
+    """The flags that the recipe behind `--config` stands for; null leaves the default."""
+    path = None
+    for word, following in itertools.pairwise([*argv, None]):
+        if word == "--config":
+            path = following
+        elif word.startswith("--config="):
+            path = word.partition("=")[2]
+    if path is None:
+        return []
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"expected a recipe at {path}, found none ({error.strerror}); check --config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise InputError(
+            f"expected YAML in {path}, found something else{where}; write one `flag: value` a line"
+        ) from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"expected `flag: value` lines in {path}, found a {type(recipe).__name__}")
+    flags = []
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            raise InputError(f"expected one value for {key} in {path}, found nested keys; a recipe is flat")
+        if value is None or value == []:
+            continue
+        # `=` keeps values such as -1 from being taken for flags; a list needs separate words.
+        values = [str(v) for v in value] if isinstance(value, list) else None
+        flags += [f"--{key}", *values] if values else [f"--{key}={value}"]
+    return flags
+
+
+def write_arguments(arguments: Any, path: str | os.PathLike) -> None:
+    """Writes `arguments` as YAML that is a valid `--config`."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def changed_arguments(arguments: Any) -> dict[str, Any]:
+    """The arguments whose values are not the defaults, for short listings."""
+    defaults = {f.name: f.default_factory() if f.default is MISSING and f.default_factory is not MISSING else f.default
+                for f in fields(arguments)}  # fmt: skip
+    return {name: value for name, value in asdict(arguments).items() if value != defaults[name]}
