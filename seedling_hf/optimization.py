@@ -1,0 +1,110 @@
+"""Parameter groups with layer decay, the schedule, and the averaged weights (EMA)."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def layer_depths(model: nn.Module) -> dict[str, int]:
+    """The depth of each parameter: 0 before the first block, then the number of its block, one more for the head.
+
+    The blocks are those that the model itself names in `_no_split_modules`; what stands between two blocks, such as a
+    transition, belongs to the later one.
+    """
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    blocks = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
+    depths, depth = {}, 0
+    for name, _ in model.named_parameters():
+        block = next((i for i, b in enumerate(blocks, start=1) if name.startswith(f"{b}.")), None)
+        depth = depth if block is None else block
+        between = block is None and depth > 0
+        depths[name] = depth + 1 if between else depth
+    return depths
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for AdamW: no decay on one-dimensional parameters, and `layer_decay` once for each block below the head.
+
+    Layer decay is BEiT's (arXiv 2106.08254, appendix), which RepLKNet's fine-tuning follows (arXiv 2203.06717, A).
+    """
+    depths = layer_depths(model)
+    top = max(depths.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1
+        depth = top if layer_decay == 1.0 else depths[name]
+        group = groups.setdefault(
+            (depth, decays),
+            {
+                "params": [],
+                "lr": learning_rate * layer_decay ** (top - depth),
+                "weight_decay": weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(model: nn.Module, arguments: Any) -> Optimizer:
+    """AdamW over `parameter_groups`, with the settings of `arguments`."""
+    groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, arguments.layer_decay)
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon)
+
+
+def learning_rate_factor(step: int, *, num_steps: int, num_warmup_steps: int, kind: str) -> float:
+    """What the learning rate is multiplied by at optimizer step `step` (0 is the first).
+
+    The warm-up is linear and reaches 1 at step `num_warmup_steps`; its first step is not 0, which would be a step lost.
+    """
+    if step < num_warmup_steps:
+        return (step + 1) / (num_warmup_steps + 1)
+    progress = min(1.0, (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps))
+    if kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if kind == "linear" else 1.0
+
+
+def build_scheduler(optimizer: Optimizer, *, num_steps: int, num_warmup_steps: int, kind: str) -> LambdaLR:
+    """The schedule, stepped once an optimizer step whatever the number of processes."""
+    return LambdaLR(
+        optimizer,
+        lambda step: learning_rate_factor(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, kind=kind),
+    )
+
+
+class ExponentialMovingAverage:
+    """A copy of a model whose weights and BatchNorm statistics follow the original's slowly.
+
+    The decay warms up as `min(decay, (1 + updates) / (10 + updates))`: without that a short run would keep much of its
+    random start. Integer buffers are copied.
+
+    Args:
+        model: The bare model; the average has its own copy.
+        decay: In (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the average towards `model`, the bare one."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        averages, values = self.model.state_dict(), model.state_dict()
+        moving = [name for name, value in values.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averages[n] for n in moving], [values[n] for n in moving], 1 - decay)
+        for name in averages.keys() - set(moving):
+            averages[name].copy_(values[name])

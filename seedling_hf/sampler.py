@@ -1,0 +1,59 @@
+"""The order of the training pictures: a pure function of (seed, epoch), dealt to the processes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from seedling_hf.errors import InputError
+
+
+class EpochSampler(Sampler[list[int]]):
+    """Batches of one epoch after another for one of several processes.
+
+    An optimizer step takes the next `batch_size * accumulation * num_processes` pictures of the epoch's order, so the
+    same global batch holds the same pictures however it is divided. Any place in an epoch is reached at once: nothing
+    is drawn and thrown away. What does not fill a last step is left out of that epoch; every epoch has another order.
+
+    Args:
+        num_examples: Pictures in the training split.
+        batch_size: Pictures in a batch of one process.
+        accumulation: Batches of an optimizer step on one process.
+        num_processes: Number of processes.
+        process_index: This process's number.
+        seed: With the epoch, all that the order depends on.
+
+    Raises:
+        InputError: if the pictures do not fill one step.
+    """
+
+    def __init__(
+        self, num_examples: int, *, batch_size: int, accumulation: int = 1, num_processes: int = 1,
+        process_index: int = 0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.num_examples, self.batch_size, self.accumulation = num_examples, batch_size, accumulation
+        self.num_processes, self.process_index, self.seed = num_processes, process_index, seed
+        self.epoch = self.first_step = 0
+        self.global_batch_size = batch_size * accumulation * num_processes
+        self.steps_per_epoch = num_examples // self.global_batch_size
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"expected at least one global batch of {self.global_batch_size} training pictures "
+                f"(per_device_train_batch_size {batch_size} × gradient_accumulation_steps {accumulation} × "
+                f"{num_processes} processes), found {num_examples} pictures; lower --per_device_train_batch_size"
+            )
+
+    def set_position(self, epoch: int, first_step: int = 0) -> None:
+        """The next iteration is `epoch`, from its optimizer step `first_step` on."""
+        self.epoch, self.first_step = epoch, first_step
+
+    def __len__(self) -> int:
+        return (self.steps_per_epoch - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # A generator of its own: the order must not move the random numbers of stochastic depth.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.num_examples, generator=generator).tolist()
+        for batch in range(self.first_step * self.accumulation, self.steps_per_epoch * self.accumulation):
+            start = (batch * self.num_processes + self.process_index) * self.batch_size
+            yield order[start : start + self.batch_size]
