@@ -1,0 +1,143 @@
+"""Figures: arrays in, PNG out. Nothing here touches pyplot's global state or needs a display."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRAIN_COLOR, EVAL_COLOR, INK = "#c8782c", "#1b6e4a", "#333333"
+LARGEST_MATRIX_WITH_COUNTS = 40
+
+
+def plot_curves(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+    """Draws loss, accuracy and learning rate against the epoch.
+
+    Args:
+        records: The lines of metrics.jsonl. Of two lines of one kind and step, as a resumed run may write, the later
+            one counts.
+        path: PNG to write.
+    """
+    training = _latest_by_step([r for r in records if "loss" in r])
+    evaluation = _latest_by_step([r for r in records if "eval_loss" in r])
+    figure = _figure(12.6, 3.7)
+    loss, accuracy, rate = figure.subplots(1, 3)
+
+    epochs, losses = _column(training, "epoch"), _column(training, "loss")
+    loss.set_title("Loss")
+    loss.plot(epochs, losses, color=TRAIN_COLOR, alpha=0.25, linewidth=0.8)
+    loss.plot(epochs, _smooth(losses), color=TRAIN_COLOR, label="training, smoothed")
+    marker = {"marker": "o", "markersize": 3} if len(evaluation) <= 40 else {}
+    evaluated = _column(evaluation, "epoch")
+    loss.plot(evaluated, _column(evaluation, "eval_loss"), color=EVAL_COLOR, label="validation", **marker)
+    loss.legend(frameon=False)
+
+    accuracy.set_title("Validation")
+    shares = 100 * _column(evaluation, "eval_accuracy")
+    accuracy.plot(evaluated, shares, color=EVAL_COLOR, label="accuracy", **marker)
+    macro_f1 = 100 * _column(evaluation, "eval_macro_f1")
+    accuracy.plot(evaluated, macro_f1, color=EVAL_COLOR, alpha=0.5, linestyle="--", label="macro-F1")
+    accuracy.yaxis.set_major_formatter("{x:g} %")
+    if np.isfinite(shares).any():
+        best = int(np.nanargmax(shares))
+        accuracy.axhline(shares[best], color=INK, linewidth=0.6, linestyle=":")
+        accuracy.set_title(f"Validation: best accuracy {shares[best]:.1f} %, epoch {evaluated[best]:.3g}")
+        accuracy.legend(frameon=False, loc="lower right")
+
+    rate.set_title("Learning rate")
+    rate.plot(epochs, _column(training, "learning_rate"), color=TRAIN_COLOR)
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    rate.set_ylim(bottom=0)
+
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.grid(color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+            axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", color="#999999")
+            axes.tick_params(labelleft=False, labelbottom=False)
+    _save(figure, path)
+
+
+def plot_confusion_matrix(
+    matrix: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str], path: str | os.PathLike
+) -> None:
+    """Draws counts in cells coloured by their share of the row: recall in green, mistakes in orange up to a half.
+
+    Args:
+        matrix: (C, C) counts, rows are the truth.
+        class_names: C names.
+        path: PNG to write.
+    """
+    matrix, count = np.asarray(matrix), len(class_names)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    counted = count <= LARGEST_MATRIX_WITH_COUNTS
+    side = max((0.56 if counted else 0.2) * count, 2.4) + 0.4 + 0.085 * max(map(len, class_names))
+    figure = _figure(side + 0.4, side)
+    axes = figure.subplots()
+    diagonal = np.eye(count, dtype=bool)
+    axes.imshow(np.ma.array(shares, mask=diagonal | (matrix == 0)), cmap="Oranges", vmin=0, vmax=0.5)
+    axes.imshow(np.ma.array(shares, mask=~diagonal), cmap="Greens", vmin=0, vmax=1)
+    totals = matrix.sum(1).tolist()
+    rows = [f"{name}  ({total:,})" for name, total in zip(class_names, totals, strict=True)]
+    axes.set_xticks(range(count), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(count), rows)
+    axes.set_xlabel("answer of the model")
+    axes.set_ylabel("truth (pictures)")
+    correct, total = int(np.trace(matrix)), sum(totals)
+    axes.set_title(f"{correct:,} of {total:,} pictures right: {100 * correct / max(total, 1):.1f} %", loc="left")
+    axes.spines[:].set_color("#dddddd")
+    axes.tick_params(which="both", length=0)
+    if counted:
+        axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
+        axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
+        axes.grid(which="minor", color="#dddddd", linewidth=0.6)
+        _write_counts(axes, matrix, shares)
+    _save(figure, path)
+
+
+def _write_counts(axes: "Axes", matrix: np.ndarray, shares: np.ndarray) -> None:
+    for row, column in np.argwhere(matrix > 0):
+        axes.text(
+            column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=9,
+            color="white" if shares[row, column] > (0.55 if row == column else 0.35) else INK,
+            fontweight="bold" if row == column else "normal",
+        )  # fmt: skip
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """A figure of so many inches, which belongs to nobody else."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+
+
+def _save(figure: "Figure", path: str | os.PathLike) -> None:
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12)
+    os.replace(temporary, path)
+
+
+def _latest_by_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    by_step = {record["step"]: record for record in records}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _column(records: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.array([record.get(key, np.nan) for record in records], dtype=float)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """The mean over a centred window of a fifteenth of all values: unlike a decaying mean it does not lag."""
+    half = len(values) // 30
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    starts = np.maximum(np.arange(len(values)) - half, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)

@@ -1,0 +1,119 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seedling_hf.plots import _smooth, plot_confusion_matrix, plot_curves
+
+
+def training_line(step: int, loss: float) -> dict:
+    return {"step": step, "epoch": step / 10, "loss": loss, "learning_rate": 1e-3 * step, "grad_norm": 1.0}
+
+
+def evaluation_line(step: int, accuracy: float) -> dict:
+    return {
+        "step": step,
+        "epoch": step / 10,
+        "eval_loss": 1.0,
+        "eval_accuracy": accuracy,
+        "eval_macro_f1": accuracy - 0.1,
+    }
+
+
+LINES = [training_line(1, 2.5), training_line(2, 2.0), evaluation_line(2, 0.3), training_line(3, 1.8)]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def share_of_green(path: Path) -> float:
+    red, green, blue = np.moveaxis(pixels(path), -1, 0)
+    return float(((green - red > 40) & (green - blue > 20)).mean())
+
+
+def share_of_orange(path: Path) -> float:
+    red, _, blue = np.moveaxis(pixels(path), -1, 0)
+    return float((red - blue > 40).mean())
+
+
+def test_curves_are_three_panels_in_a_wide_picture(tmp_path):
+    plot_curves(LINES, tmp_path / "curves.png")
+    height, width, _ = pixels(tmp_path / "curves.png").shape
+    assert width > 3 * height
+
+
+def test_the_later_line_of_a_step_counts(tmp_path):
+    plot_curves(LINES, tmp_path / "once.png")
+    plot_curves([training_line(2, 9.0), evaluation_line(2, 0.9), *LINES], tmp_path / "resumed.png")
+    assert (pixels(tmp_path / "once.png") == pixels(tmp_path / "resumed.png")).all()
+
+
+def test_accuracy_is_part_of_the_curves(tmp_path):
+    plot_curves(LINES, tmp_path / "one.png")
+    plot_curves([*LINES, evaluation_line(3, 0.9)], tmp_path / "other.png")
+    assert (
+        pixels(tmp_path / "one.png").shape != pixels(tmp_path / "other.png").shape
+        or (pixels(tmp_path / "one.png") != pixels(tmp_path / "other.png")).any()
+    )
+
+
+@pytest.mark.parametrize("lines", [[], LINES[:1], LINES[2:3]], ids=["nothing", "no evaluation", "no training"])
+def test_a_run_that_has_hardly_begun_has_curves_too(tmp_path, lines, recwarn):
+    plot_curves(lines, tmp_path / "curves.png")
+    assert pixels(tmp_path / "curves.png").size
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning | UserWarning)]
+
+
+def test_smoothing_keeps_a_straight_line_straight():
+    line = np.linspace(3, 1, 90)
+    # 1e-12: sums of 90 numbers in float64.
+    np.testing.assert_allclose(_smooth(line)[3:-3], line[3:-3], atol=1e-12)
+
+
+def test_smoothing_takes_noise_away():
+    noise = np.random.default_rng(0).normal(size=300)
+    assert _smooth(noise).std() < noise.std() / 3
+
+
+def test_right_answers_are_green_and_mistakes_orange(tmp_path):
+    plot_confusion_matrix([[5, 0], [0, 5]], ["Maize", "Charlock"], tmp_path / "right.png")
+    plot_confusion_matrix([[0, 5], [5, 0]], ["Maize", "Charlock"], tmp_path / "wrong.png")
+    # Half of the cells are full; half of the picture or more is names and margins.
+    assert share_of_green(tmp_path / "right.png") > 0.1
+    assert share_of_orange(tmp_path / "right.png") < 0.01
+    assert share_of_orange(tmp_path / "wrong.png") > 0.1
+
+
+def test_a_matrix_with_twelve_long_names_or_sixty_classes_can_be_drawn(tmp_path):
+    for count in (12, 60):
+        names = [f"Small-flowered Cranesbill {i}" for i in range(count)]
+        plot_confusion_matrix(np.eye(count, dtype=int) * 1234, names, tmp_path / f"{count}.png")
+        height, width, _ = pixels(tmp_path / f"{count}.png").shape
+        assert 1000 < height < 5000
+        assert 1000 < width < 5000
+
+
+def test_a_class_without_pictures_draws_an_empty_row(tmp_path, recwarn):
+    plot_confusion_matrix([[3, 0], [0, 0]], ["Maize", "Charlock"], tmp_path / "matrix.png")
+    assert not list(recwarn)
+    assert share_of_green(tmp_path / "matrix.png") > 0.05
+
+
+def test_an_old_figure_is_replaced_and_no_other_file_is_left(tmp_path):
+    (tmp_path / "curves.png").write_bytes(b"old")
+    plot_curves(LINES, tmp_path / "curves.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
+    assert pixels(tmp_path / "curves.png").size
+
+
+def test_plots_leave_the_global_state_of_matplotlib_alone(tmp_path):
+    code = (
+        "import sys; from seedling_hf.plots import plot_confusion_matrix as plot; "
+        f"plot([[1]], ['Maize'], {str(tmp_path / 'm.png')!r}); print('matplotlib.pyplot' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
