@@ -6,6 +6,7 @@ are checked by the same code (and `1e-3`, a string to YAML, is a number here).
 
 import difflib
 import itertools
+import math
 import os
 import shutil
 import sys
@@ -29,8 +30,28 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def check_range(
+    arguments: Any, name: str, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf,
+    below: float = math.inf,
+) -> None:  # fmt: skip
+    """Refuses a number outside its range; None is no number and passes."""
+    value = getattr(arguments, name)
+    if value is None or (least <= value <= most and above < value < below):
+        return
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    limits = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
+    raise InputError(f"expected --{name} {' and '.join(limits)}, found {value}")
+
+
+class ArgumentGroup:
+    """A group of flags; a command inherits from those that it has, and each checks its own values."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
 @dataclass(kw_only=True)
-class DataArguments:
+class DataArguments(ArgumentGroup):
     _argument_group_name = "Data"
 
     train_dir: str | None = option(None, "folder of class folders, or one with train/, val/ and test/ inside")
@@ -54,9 +75,19 @@ class DataArguments:
     skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
     dataloader_num_workers: int = option(0, "processes that load pictures, for each training process")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.train_dir is None) == (self.dataset_name is None):
+            found = "neither" if self.train_dir is None else "both"
+            raise InputError(f"expected --train_dir or --dataset_name, found {found}; name one of them")
+        check_range(self, "train_val_split", above=0, below=1)
+        check_range(self, "max_train_samples", least=1)
+        check_range(self, "max_eval_samples", least=1)
+        check_range(self, "dataloader_num_workers", least=0)
+
 
 @dataclass(kw_only=True)
-class ModelArguments:
+class ModelArguments(ArgumentGroup):
     _argument_group_name = "Model"
 
     model_name_or_path: str | None = option(None, "folder or Hub repository to start from")
@@ -67,9 +98,17 @@ class ModelArguments:
     image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
     drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.model_name_or_path is None) == (self.variant is None):
+            found = "neither" if self.variant is None else "both"
+            raise InputError(f"expected --model_name_or_path or --variant, found {found}; name one of them")
+        check_range(self, "image_size", least=32)
+        check_range(self, "drop_path_rate", least=0, below=1)
+
 
 @dataclass(kw_only=True)
-class AugmentationArguments:
+class AugmentationArguments(ArgumentGroup):
     _argument_group_name = "Augmentation"
 
     min_crop_scale: float = option(0.6, "smallest area of a random resized crop; 1 switches the crop off")
@@ -88,9 +127,21 @@ class AugmentationArguments:
     mixup_mode: str = option("batch", "what shares one mixing weight", choices=["batch", "pair", "elem"])
     label_smoothing_factor: float = option(0.1, "share of the target spread over all classes")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "min_crop_scale", above=0, most=1)
+        for name in ("horizontal_flip", "vertical_flip", "random_erasing", "mixup_prob", "mixup_switch_prob"):
+            check_range(self, name, least=0, most=1)
+        check_range(self, "rotation_degrees", least=0, most=180)
+        check_range(self, "color_jitter", least=0, most=1)
+        check_range(self, "randaugment_magnitude", least=0, most=30)
+        for name in ("randaugment_num_ops", "cutout_size", "mixup_alpha", "cutmix_alpha"):
+            check_range(self, name, least=0)
+        check_range(self, "label_smoothing_factor", least=0, below=1)
+
 
 @dataclass(kw_only=True)
-class OptimizationArguments:
+class OptimizationArguments(ArgumentGroup):
     _argument_group_name = "Optimization"
 
     num_train_epochs: float = option(30.0, "passes over the training pictures")
@@ -113,11 +164,23 @@ class OptimizationArguments:
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
     gradient_checkpointing: bool = option(False, "save memory by computing the forward pass twice")
     sync_bn: bool = option(False, "share BatchNorm's statistics among processes (GPUs only)")
-    torch_compile: bool = option(False, "compile the model")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "num_train_epochs", above=0)
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            check_range(self, name, least=1)
+        check_range(self, "learning_rate", above=0)
+        check_range(self, "layer_decay", above=0, most=1)
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
+            check_range(self, name, least=0)
+        for name in ("warmup_ratio", "ema_decay", "adam_beta1", "adam_beta2"):
+            check_range(self, name, least=0, below=1)
+        check_range(self, "early_stopping_patience", least=1)
 
 
 @dataclass(kw_only=True)
-class RunArguments:
+class RunArguments(ArgumentGroup):
     _argument_group_name = "Run"
 
     output_dir: str = option(MISSING, "folder of the model, its report and its checkpoints")
@@ -134,9 +197,14 @@ class RunArguments:
     resume_from_checkpoint: str | None = option(None, "latest, a checkpoint folder, or a Hub repository")
     allow_changed_arguments: bool = option(False, "resume although arguments that alter the run were changed")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("eval_steps", "save_steps", "logging_steps", "save_total_limit"):
+            check_range(self, name, least=1)
+
 
 @dataclass(kw_only=True)
-class HubArguments:
+class HubArguments(ArgumentGroup):
     _argument_group_name = "Hub"
 
     push_to_hub: bool = option(False, "push the model to the Hub")

@@ -1,0 +1,127 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from seedling_hf.arguments import (
+    AugmentationArguments,
+    TrainArguments,
+    changed_arguments,
+    parse_arguments,
+    write_arguments,
+)
+from seedling_hf.errors import InputError
+
+REQUIRED = ["--train_dir", "pictures", "--variant", "nano", "--output_dir", "run"]
+
+
+def parse(*argv: str) -> TrainArguments:
+    return parse_arguments(TrainArguments, [*argv], prog="train", description="Trains.")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_a_number_with_an_exponent_is_a_number_in_a_recipe(recipe):
+    assert parse(*REQUIRED, "--config", recipe("learning_rate: 1e-3")).learning_rate == 0.001
+
+
+def test_a_flag_goes_before_the_recipe_wherever_it_stands(recipe):
+    path = recipe("seed: 1")
+    assert parse(*REQUIRED, "--seed", "2", "--config", path).seed == 2
+    assert parse("--config", path, *REQUIRED).seed == 1
+
+
+def test_null_in_a_recipe_leaves_the_default(recipe):
+    assert parse(*REQUIRED, "--config", recipe("save_total_limit: null")).save_total_limit == 2
+
+
+def test_a_negative_number_in_a_recipe_is_no_flag(recipe):
+    assert parse(*REQUIRED, "--config", recipe("max_steps: -1")).max_steps == -1
+
+
+def test_a_list_in_a_recipe_is_a_list(recipe):
+    trackers = parse(*REQUIRED, "--config", recipe("report_to: [tensorboard, wandb]")).report_to
+    assert trackers == ["tensorboard", "wandb"]
+
+
+def test_written_arguments_are_a_recipe_that_gives_the_same_arguments(tmp_path):
+    arguments = parse(*REQUIRED, "--report_to", "wandb", "--hub_private_repo", "true", "--mixed_precision", "bf16")
+    write_arguments(arguments, tmp_path / "arguments.yaml")
+    assert parse("--config", str(tmp_path / "arguments.yaml")) == arguments
+
+
+def test_changed_arguments_are_those_that_are_not_the_defaults():
+    assert changed_arguments(parse(*REQUIRED, "--seed", "3")) == {
+        "train_dir": "pictures", "variant": "nano", "output_dir": "run", "seed": 3
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--learning_rat", "1"], "unknown flag --learning_rat on the command line; did you mean --learning_rate"),
+        (["--learn", "1"], "unknown flag --learn "),
+        (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["--variant", "huge"], "invalid choice: 'huge'"),
+        (["--train_val_split", "1.5"], "expected --train_val_split above 0 and below 1, found 1.5"),
+        (["--per_device_train_batch_size", "0"], "expected --per_device_train_batch_size at least 1, found 0"),
+        (["--mixup_prob", "nan"], "expected --mixup_prob at least 0 and at most 1, found nan"),
+        (["--dataset_name", "a/b"], "expected --train_dir or --dataset_name, found both"),
+        (["--model_name_or_path", "a"], "expected --model_name_or_path or --variant, found both"),
+        (["--config", "nowhere.yaml"], "expected a recipe at nowhere.yaml, found none"),
+    ],
+)
+def test_a_wrong_flag_is_refused_in_one_sentence(flags, sentence):
+    with pytest.raises(InputError) as error:
+        parse(*REQUIRED, *flags)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("learning_rte: 1", "unknown flag --learning_rte in the recipe; did you mean --learning_rate"),
+        ("model:\n  name: x", "found nested keys; a recipe is flat"),
+        ("- seed", "found a list"),
+        ("seed: [1", "expected YAML in"),
+        ("seed: 1.5", "argument --seed: invalid int value: '1.5'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_sentence(recipe, text, sentence):
+    with pytest.raises(InputError, match=r"^[^\n]*$") as error:
+        parse(*REQUIRED, "--config", recipe(text))
+    assert sentence in str(error.value)
+
+
+def test_a_missing_flag_is_named():
+    with pytest.raises(InputError, match="required: --output_dir;"):
+        parse(*REQUIRED[:-2])
+
+
+def test_help_shows_every_flag_in_its_group(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"--{field.name}" in text for field in dataclasses.fields(TrainArguments))
+    assert [line for line in text.splitlines() if line in ("Data:", "Augmentation:", "Hub:")] == [
+        "Data:", "Augmentation:", "Hub:"
+    ]  # fmt: skip
+
+
+def test_a_group_stands_by_itself():
+    assert parse_arguments(AugmentationArguments, [], prog="x", description="y") == AugmentationArguments()
+
+
+def test_arguments_are_plain_yaml(tmp_path):
+    write_arguments(parse(*REQUIRED), tmp_path / "a.yaml")
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text())["lr_scheduler_type"] == "cosine"
