@@ -1,0 +1,45 @@
+"""Signals that ask a run to stop: SIGTERM and SIGUSR1 of schedulers and spot machines, SIGINT of the keyboard."""
+
+import os
+import signal
+from types import FrameType
+from typing import Self
+
+# EX_TEMPFAIL of sysexits.h: the run was stopped, its state is saved, and the same command can resume it.
+RESUMABLE_EXIT_CODE = 75
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopSignal:
+    """Turns the first signal into a flag, so that a step can be finished and saved; a second one ends the process.
+
+    A second signal does at once what the system does by default, and saving is safe from that at any moment.
+
+        with StopSignal() as stop:
+            while not stop.received:
+                ...
+
+    Attributes:
+        received: Name of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._process_id = os.getpid()
+
+    def __enter__(self) -> Self:
+        self._former_handlers = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._former_handlers.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process_id:  # a data-loading worker gets Ctrl-C too, and ends with its process
+            return
+        self.received = signal.Signals(number).name
+        for stop_signal in STOP_SIGNALS:
+            signal.signal(stop_signal, signal.SIG_DFL)
+        # Not print: a handler may interrupt another print, whose buffer refuses a second entry.
+        os.write(2, f"{self.received}: finishing this step and saving; a second signal ends at once\n".encode())
