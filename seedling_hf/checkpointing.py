@@ -13,8 +13,10 @@ only then are older checkpoints pruned. Whatever the moment of a kill, `latest` 
 Data-loading workers need no state here: order, augmentation and MixUp depend on (seed, epoch, index) alone.
 """
 
+import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -23,6 +25,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,17 +43,17 @@ LATEST = "latest"
 # EX_IOERR of sysexits.h: the run itself was sound, but its state could not be kept.
 UNSAVED_EXIT_CODE = 74
 
-# Arguments that change nothing in the weights that come out. The loop adds the global batch size to what it compares,
-# so that its three factors may be traded against each other.
+# Arguments that leave the weights that come out as they are.
 FREE_ARGUMENTS = frozenset(
     {
-        "allow_changed_arguments", "dataloader_num_workers", "early_stopping_patience", "gradient_accumulation_steps",
-        "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout", "logging_steps",
-        "output_dir", "overwrite_output_dir", "per_device_eval_batch_size", "per_device_train_batch_size",
-        "push_to_hub", "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
-        "split_file", "trust_remote_code",
+        "allow_changed_arguments", "dataloader_num_workers", "hub_model_id", "hub_private_repo", "hub_revision",
+        "hub_strategy", "hub_tag", "hub_timeout", "logging_steps", "output_dir", "overwrite_output_dir",
+        "per_device_eval_batch_size", "push_to_hub", "report_to", "resume_from_checkpoint", "run_name", "save_steps",
+        "save_total_limit", "split_file", "trust_remote_code",
     }
 )  # fmt: skip
+# Factors of `global_batch_size`: where that stays, they may be traded against each other, though not to the last bit.
+BATCH_FACTORS = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"})
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +86,7 @@ class Checkpoints:
 
     Args:
         output_dir: Folder of the run, on a disk that all processes see.
-        save_total_limit: How many checkpoints to keep, besides the protected one; all if None.
+        save_total_limit: How many of the newest checkpoints to keep, besides the protected one; all if None.
         process_index: Rank of this process.
         gather: Joins the lists of all processes on each of them, in the order of their ranks
             (`accelerate.utils.gather_object`).
@@ -139,7 +142,8 @@ class Checkpoints:
             try:
                 self._write(path, step, tensors, {**state}, random_states, texts or {})
             except (OSError, SafetensorError) as fault:  # safetensors wraps the error of a full disk in its own
-                _remove_leftovers(self.folder)
+                with contextlib.suppress(OSError):
+                    _remove_leftovers(self.folder)
                 error = f"the checkpoint of step {step} could not be written to {path}: {fault}"
             else:
                 self._prune(step, protect)
@@ -177,16 +181,19 @@ class Checkpoints:
 
     def _find(self, source: str | Path) -> Checkpoint | None:
         if str(source) == LATEST:
+            with contextlib.suppress(OSError):  # a folder that can only be read can be resumed from
+                _remove_leftovers(self.folder)
             return _read_latest(self.folder)
         source = Path(source)
         for folder in (source, source / "checkpoints"):
-            if any(_steps(folder)):
+            if list(_steps(folder)):
                 return _read_latest(folder)
         return _read(source)
 
     def _write(self, path, step, tensors, state, random_states, texts) -> None:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.folder.mkdir(exist_ok=True)
+        if not self.folder.exists():
+            self.folder.mkdir()  # not its parents: a disk that is gone must not be replaced by a folder of its name
+            _flush(self.folder.parent)
         _remove_leftovers(self.folder)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.mkdir()
@@ -196,18 +203,22 @@ class Checkpoints:
         _write_state(temporary, "random_states", random_states)
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        files = {file.name: _flush_and_hash(file) for file in sorted(temporary.iterdir())}
+        written = sorted(temporary.iterdir())
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            files = {
+                file.name: record for file, record in zip(written, pool.map(_flush_and_hash, written), strict=True)
+            }
         manifest = temporary / MANIFEST
         manifest.write_text(_manifest_text(step, files), encoding="utf-8")
         _flush_and_hash(manifest)
         _flush(temporary)
 
-        if path.exists():  # from an earlier run that came as far; it stays until the new one has its place
-            path.rename(path.with_name(f".{path.name}.old"))
+        if path.exists():  # from an earlier run that came as far
+            _move_aside(path)
         temporary.rename(path)
         _flush(self.folder)
         pointer = self.folder / f".{LATEST}.tmp"
-        pointer.write_text(path.name + "\n", encoding="utf-8")
+        pointer.write_text(_pointer_text(path.name), encoding="utf-8")
         _flush_and_hash(pointer)
         pointer.replace(self.folder / LATEST)
         _flush(self.folder)
@@ -223,7 +234,7 @@ class Checkpoints:
                 path = self.folder / _name(other)
                 if other not in (step, protect) and _is_ours_alone(path):
                     # Renamed first, so that no half-deleted folder is ever taken for a checkpoint.
-                    shutil.rmtree(path.rename(path.with_name(f".{path.name}.old-pruned")))
+                    shutil.rmtree(path.rename(path.with_name(f".{path.name}.pruned")))
         except OSError as fault:
             logger.warning("Older checkpoints in %s could not be pruned: %s", self.folder, fault)
 
@@ -232,35 +243,35 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, all
     """Compares the arguments of a checkpoint with those of the run that resumes it.
 
     Args:
-        saved: Arguments by name, as they were when the checkpoint was written.
-        current: Arguments by name.
+        saved: Arguments by name, as they were when the checkpoint was written, with `global_batch_size` and
+            `num_processes` among them.
+        current: The same of this run.
         allow: Accept any difference.
 
     Returns:
-        A sentence for each difference in what alters the run; empty unless `allow`.
+        A clause for each accepted difference after which the run is not equal, to the last bit, to one that was never
+        interrupted.
 
     Raises:
         InputError: if arguments that alter the run differ and `allow` is false; it names each with both values.
     """
-    saved, current = (
-        json.loads(json.dumps(dict(saved), default=str)),
-        json.loads(json.dumps(dict(current), default=str)),
-    )
-    changes = [
-        f"{name} was {_shown(saved, name)} and is {_shown(current, name)}"
+    saved, current = (json.loads(json.dumps(dict(arguments), default=str)) for arguments in (saved, current))
+    changes = {
+        name: f"{name} was {_shown(saved, name)} and is {_shown(current, name)}"
         for name in sorted((saved.keys() | current.keys()) - FREE_ARGUMENTS)
         if _shown(saved, name) != _shown(current, name)
-    ]
-    if changes and not allow:
+    }
+    refused = [change for name, change in changes.items() if name not in BATCH_FACTORS]
+    if refused and not allow:
         raise InputError(
-            f"the checkpoint belongs to a run with other arguments: {'; '.join(changes)}; give the former values, or "
+            f"the checkpoint belongs to a run with other arguments: {'; '.join(refused)}; give the former values, or "
             "--allow_changed_arguments to go on all the same"
         )
-    return changes
+    return list(changes.values())
 
 
 def get_random_state() -> dict[str, Any]:
-    """The states of this process's generators: Python's, NumPy's, torch's on the CPU and on its GPU (None if unused)."""
+    """The states of this process's generators: Python's, NumPy's, torch's on the CPU and on its GPU, if it uses one."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -292,7 +303,7 @@ def _steps(folder: Path) -> Iterable[int]:
     """Steps of the checkpoints in `folder`."""
     for path in folder.glob("step-*"):
         step = path.name.removeprefix("step-")
-        if re.fullmatch(r"\d{8,}", step, re.ASCII) and not path.is_symlink() and (path / MANIFEST).is_file():
+        if re.fullmatch(r"\d{8,18}", step, re.ASCII) and not path.is_symlink() and (path / MANIFEST).is_file():
             yield int(step)
 
 
@@ -300,12 +311,22 @@ def _remove_leftovers(folder: Path) -> None:
     """Clears away what a killed or failed save has left, and puts back a checkpoint it had moved aside."""
     for path in folder.glob(".step-*"):
         name, _, kind = path.name.removeprefix(".").partition(".")
-        if not re.fullmatch(r"step-\d{8,}", name, re.ASCII) or kind not in ("tmp", "old", "old-pruned"):
+        if not re.fullmatch(r"step-\d{8,18}", name, re.ASCII) or kind not in ("tmp", "old", "pruned"):
             continue
         if kind == "old" and not path.with_name(name).exists():
             path.rename(path.with_name(name))
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _move_aside(path: Path) -> None:
+    """Makes room for a checkpoint of the same step; what is not wholly ours, or damaged, is kept for good."""
+    if _is_ours_alone(path):
+        path.rename(path.with_name(f".{path.name}.old"))  # until the new one has its place
+        return
+    aside = next(a for i in itertools.count(1) if not (a := path.with_name(f"{path.name}.aside-{i}")).exists())
+    path.rename(aside)
+    logger.warning("%s holds what is no whole checkpoint, and is now %s", path, aside.name)
 
 
 def _is_ours_alone(path: Path) -> bool:
@@ -319,19 +340,18 @@ def _is_ours_alone(path: Path) -> bool:
 
 def _read_latest(folder: Path) -> Checkpoint | None:
     steps = sorted(_steps(folder), reverse=True)
-    try:
-        latest = (folder / LATEST).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        latest = ""
-    if re.fullmatch(r"step-\d{8,}", latest, re.ASCII):
+    latest = _read_pointer(folder / LATEST)
+    if latest is not None:
         # Later steps than the pointer's were left behind by a run that was taken back to an earlier checkpoint.
-        steps = [step for step in steps if step <= int(latest.removeprefix("step-"))]
+        steps = [step for step in steps if step <= latest]
+    elif steps:
+        logger.warning("%s is missing or damaged: the newest checkpoint beside it is used", folder / LATEST)
     damages = []
     for step in steps:
         try:
             checkpoint = _read(folder / _name(step))
         except InputError as damage:
-            logger.warning("A checkpoint is left out: %s", damage)
+            logger.warning("%s", damage)
             damages.append(str(damage))
         else:
             return checkpoint
@@ -374,11 +394,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(text)
         version, step, files = manifest["format_version"], manifest["step"], manifest["files"]
         whole = text == _manifest_text(step, files, version) and isinstance(step, int)
-        whole = whole and all(Path(name).name == name and {*files[name]} == {"size", "sha256"} for name in files)
+        whole = whole and all(Path(name).name == name and files[name].keys() == {"size", "sha256"} for name in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise InputError(f"the checkpoint {path} is damaged: {MANIFEST} is not as it was written; use another one")
+        raise InputError(
+            f"the checkpoint {path} is damaged: {MANIFEST} is not as it was written; an older one has to be used"
+        )
     if version != FORMAT_VERSION:
         raise InputError(
             f"the checkpoint {path} has format version {version} and this program reads version {FORMAT_VERSION}; "
@@ -400,7 +422,22 @@ def _check(file: Path, size: int, sha256: str) -> None:
             return
     except OSError as fault:
         problem = f"cannot be read ({fault.strerror})"
-    raise InputError(f"the checkpoint {file.parent} is damaged: {file.name} {problem}; use another one")
+    raise InputError(f"the checkpoint {file.parent} is damaged: {file.name} {problem}; an older one has to be used")
+
+
+def _pointer_text(name: str) -> str:
+    return f"{name} {hashlib.sha256(name.encode()).hexdigest()[:16]}\n"
+
+
+def _read_pointer(pointer: Path) -> int | None:
+    try:
+        text = pointer.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    name = text.partition(" ")[0]
+    if text != _pointer_text(name) or not re.fullmatch(r"step-\d{8,18}", name, re.ASCII):
+        return None
+    return int(name.removeprefix("step-"))
 
 
 def _manifest_text(step: int, files: Mapping[str, Any], version: int = FORMAT_VERSION) -> str:
