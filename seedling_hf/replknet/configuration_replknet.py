@@ -1,0 +1,150 @@
+"""Configuration of RepLKNet (Ding et al., "Scaling Up Your Kernels to 31x31", arXiv 2203.06717)."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+FORMAT_VERSION = 1
+CONV_IMPLEMENTATIONS = ("plain", "direct", "dense", "fft", "implicit_gemm")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "31B": {},
+    "31L": {"hidden_sizes": [192, 384, 768, 1536]},
+    "XL": {
+        "kernel_sizes": [27, 27, 27, 13],
+        "hidden_sizes": [256, 512, 1024, 2048],
+        "small_kernel_size": None,
+        "dw_ratio": 1.5,
+    },
+    # Not the paper's: for machines without a GPU (3.3 M parameters with a head of 12 classes) and for tests (0.14 M).
+    "nano": {"depths": [2, 2, 6, 2], "hidden_sizes": [32, 64, 128, 256], "drop_path_rate": 0.05},
+    "tiny": {
+        "kernel_sizes": [15, 13, 11, 7],
+        "depths": [1, 1, 2, 1],
+        "hidden_sizes": [16, 32, 48, 64],
+        "drop_path_rate": 0.0,
+    },
+}
+
+
+@strict
+class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
+    """What a RepLKNet is made of; the defaults are RepLKNet-31B (arXiv 2203.06717, section 4.1).
+
+    Args:
+        num_channels: Channels of the pictures.
+        kernel_sizes: Side of the large depthwise kernels of each stage, odd.
+        depths: Layers of each stage; a layer is a large-kernel block and a feed-forward block.
+        hidden_sizes: Channels of each stage.
+        small_kernel_size: Side of the odd kernel that is trained in parallel to each large one, None for none.
+        dw_ratio: Channels inside a large-kernel block as a multiple of the stage's.
+        ffn_ratio: Channels inside a feed-forward block as a multiple of the stage's.
+        drop_path_rate: Probability of dropping the last layer's residuals; it grows from 0 at the first.
+        norm_intermediate_features: Whether the backbone normalises the stage features that it gives (a BatchNorm
+            each), as the authors do for XL on dense prediction.
+        reparameterized: Whether the small kernels are merged into the large ones, for inference.
+        fused: Whether every BatchNorm beside a convolution is folded into it, for inference.
+        conv_implementation: How the large depthwise convolutions are computed, None to choose for each shape and
+            device.
+        source_sha256: SHA-256 of the checkpoint file that the weights were converted from.
+        format_version: Version of the names of weights and fields, so that a later program reads older folders.
+        out_features: Names of the stages that the backbone gives, of `stem`, `stage1`, ….
+        out_indices: The same as numbers, 0 being the stem.
+
+    Raises:
+        ValueError: for a value or a list that makes no RepLKNet, by name, with what was expected and found.
+    """
+
+    model_type = "replknet"
+    attribute_map = {"num_hidden_layers": "num_stages"}  # noqa: RUF012, the name of the library
+    _auto_class = "AutoConfig"
+
+    num_channels: int = 3
+    kernel_sizes: list[int] | tuple[int, ...] = (31, 29, 27, 13)
+    depths: list[int] | tuple[int, ...] = (2, 2, 18, 2)
+    hidden_sizes: list[int] | tuple[int, ...] = (128, 256, 512, 1024)
+    small_kernel_size: int | None = 5
+    dw_ratio: float | int = 1.0
+    ffn_ratio: float | int = 4.0
+    drop_path_rate: float | int = 0.3
+    norm_intermediate_features: bool = False
+    reparameterized: bool = False
+    fused: bool = False
+    conv_implementation: str | None = None
+    source_sha256: str | None = None
+    format_version: int = FORMAT_VERSION
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.kernel_sizes = list(self.kernel_sizes)
+        self.depths = list(self.depths)
+        self.hidden_sizes = list(self.hidden_sizes)
+        self.validate_architecture()
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_variant(cls, name: str, **kwargs) -> "RepLKNetConfig":
+        """The configuration of a named RepLKNet (31B, 31L, XL, nano or tiny), with `kwargs` over its values."""
+        if name not in VARIANTS:
+            raise ValueError(f"expected a variant of {', '.join(VARIANTS)}, found {name!r}; give one of these names")
+        return cls(**{**VARIANTS[name], **kwargs})
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.depths)
+
+    @property
+    def stage_names(self) -> list[str]:
+        return ["stem"] + [f"stage{number}" for number in range(1, self.num_stages + 1)]
+
+    def validate_architecture(self) -> None:
+        if self.format_version not in range(1, FORMAT_VERSION + 1):
+            raise ValueError(
+                f"expected format_version 1 to {FORMAT_VERSION}, found {self.format_version}: a later program wrote "
+                "this model; update seedling_hf, or load with trust_remote_code=True the code saved beside the weights"
+            )
+        for name in ("kernel_sizes", "depths", "hidden_sizes"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise ValueError(f"expected {name} to be positive numbers, one for each stage, found {values}")
+        for name in ("kernel_sizes", "hidden_sizes"):
+            if len(getattr(self, name)) != self.num_stages:
+                raise ValueError(
+                    f"expected {name} to have {self.num_stages} entries as depths has, found {getattr(self, name)}"
+                )
+        for size in self.kernel_sizes:
+            if size % 2 == 0:
+                raise ValueError(f"expected kernel_sizes to be odd, found {size} in {self.kernel_sizes}")
+        if self.small_kernel_size is not None:
+            if self.small_kernel_size < 1 or self.small_kernel_size % 2 == 0:
+                raise ValueError(
+                    f"expected small_kernel_size to be odd and positive, or None for none, found "
+                    f"{self.small_kernel_size}"
+                )
+            if self.small_kernel_size > min(self.kernel_sizes):
+                raise ValueError(
+                    f"expected small_kernel_size to be at most the smallest of kernel_sizes, {min(self.kernel_sizes)}, "
+                    f"found {self.small_kernel_size}"
+                )
+        if self.num_channels < 1:
+            raise ValueError(f"expected num_channels to be positive, found {self.num_channels}")
+        for name in ("dw_ratio", "ffn_ratio"):
+            if int(min(self.hidden_sizes) * getattr(self, name)) < 1:
+                raise ValueError(f"expected {name} to leave at least one channel, found {getattr(self, name)}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"expected drop_path_rate to be at least 0 and below 1, found {self.drop_path_rate}")
+        if self.fused and not self.reparameterized:
+            raise ValueError("expected reparameterized=True where fused=True, found False; set both or neither")
+        if self.conv_implementation not in (None, *CONV_IMPLEMENTATIONS):
+            raise ValueError(
+                f"expected conv_implementation to be None or one of {', '.join(CONV_IMPLEMENTATIONS)}, "
+                f"found {self.conv_implementation!r}"
+            )
+
+
+__all__ = ["RepLKNetConfig"]

@@ -1,0 +1,546 @@
+"""RepLKNet (Ding et al., "Scaling Up Your Kernels to 31x31", arXiv 2203.06717).
+
+The arithmetic follows the authors' code, https://github.com/DingXiaoH/RepLKNet-pytorch (MIT licence). Activations are
+(N, C, H, W) in the memory format channels_last throughout.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithNoAttention,
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_replknet import RepLKNetConfig
+from .large_kernel_conv import DepthwiseConv2d
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_replknet.RepLKNetConfig",
+    "AutoModel": "modeling_replknet.RepLKNetModel",
+    "AutoBackbone": "modeling_replknet.RepLKNetBackbone",
+    "AutoModelForImageClassification": "modeling_replknet.RepLKNetForImageClassification",
+}
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution, computed as the matrix product that it is in channels_last."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = hidden_states.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        hidden_states = F.linear(hidden_states, self.weight.flatten(1), self.bias)
+        return hidden_states.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+
+class RepLKNetConvNorm(nn.Module):
+    """A convolution and its BatchNorm; where the BatchNorm is folded in, the convolution has a bias instead."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.normalization = nn.BatchNorm2d(convolution.out_channels) if convolution.bias is None else nn.Identity()
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.normalization(self.convolution(hidden_states))
+
+    @torch.no_grad()
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that does both at inference, in float64 on the CPU."""
+        weight, bias = self.convolution.weight.to("cpu", torch.float64), self.convolution.bias
+        if bias is not None:
+            return weight, bias.to("cpu", torch.float64)
+        scale, shift = _affine(self.normalization)
+        return weight * scale[:, None, None, None], shift
+
+
+class RepLKNetDropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training, each sample's residual is dropped with a probability."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.drop_prob == 0 or not self.training:
+            return hidden_states
+        keep_prob = 1 - self.drop_prob
+        return hidden_states * hidden_states.new_empty(len(hidden_states), 1, 1, 1).bernoulli_(keep_prob).div(keep_prob)
+
+    def extra_repr(self) -> str:
+        return f"p={self.drop_prob}"
+
+
+class RepLKNetEmbeddings(nn.Module):
+    """The stem (section 4.1): (N, num_channels, H, W) pictures -> (N, hidden_sizes[0], H / 4, W / 4)."""
+
+    def __init__(self, config: RepLKNetConfig) -> None:
+        super().__init__()
+        channels = config.hidden_sizes[0]
+        self.num_channels = config.num_channels
+        self.layers = nn.ModuleList(
+            [
+                RepLKNetConvNorm(nn.Conv2d(config.num_channels, channels, 3, 2, 1, bias=config.fused)),
+                RepLKNetConvNorm(DepthwiseConv2d(channels, 3, bias=config.fused)),
+                RepLKNetConvNorm(PointwiseConv2d(channels, channels, bias=config.fused)),
+                RepLKNetConvNorm(nn.Conv2d(channels, channels, 3, 2, 1, groups=channels, bias=config.fused)),
+            ]
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"expected pixel_values of shape (N, {self.num_channels}, H, W), found {tuple(pixel_values.shape)}; "
+                "give pictures with as many channels as num_channels of the configuration"
+            )
+        hidden_states = pixel_values.contiguous(memory_format=torch.channels_last)
+        for layer in self.layers:
+            hidden_states = F.relu(layer(hidden_states))
+        return hidden_states
+
+
+class RepLKNetLargeKernel(nn.Module):
+    """A large depthwise convolution and a small one in parallel (section 3, guideline 3), or both merged."""
+
+    def __init__(self, config: RepLKNetConfig, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.large = self.small = self.merged = None
+        if config.reparameterized:
+            self.merged = DepthwiseConv2d(channels, kernel_size, bias=True)
+            return
+        self.large = RepLKNetConvNorm(DepthwiseConv2d(channels, kernel_size))
+        if config.small_kernel_size is not None:
+            self.small = RepLKNetConvNorm(DepthwiseConv2d(channels, config.small_kernel_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.merged is not None:
+            return self.merged(hidden_states)
+        output = self.large(hidden_states)
+        return output if self.small is None else output + self.small(hidden_states)
+
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        if self.merged is not None:
+            return
+        weight, bias = self.large.folded()
+        if self.small is not None:
+            small_weight, small_bias = self.small.folded()
+            margin = (weight.shape[-1] - small_weight.shape[-1]) // 2
+            weight = weight + F.pad(small_weight, [margin] * 4)
+            bias = bias + small_bias
+        old = self.large.convolution
+        self.merged = DepthwiseConv2d(old.out_channels, old.kernel_size[0], bias=True).to(old.weight)
+        self.merged.weight.copy_(weight)
+        self.merged.bias.copy_(bias)
+        self.merged.train(self.training)
+        self.large = self.small = None
+
+
+class RepLKNetLargeKernelBlock(nn.Module):
+    """Mixes positions: BatchNorm, 1x1, large depthwise convolution, 1x1, around a shortcut."""
+
+    def __init__(self, config: RepLKNetConfig, channels: int, kernel_size: int, drop_prob: float) -> None:
+        super().__init__()
+        inner = int(channels * config.dw_ratio)
+        self.normalization = nn.Identity() if config.fused else nn.BatchNorm2d(channels)
+        self.pointwise1 = RepLKNetConvNorm(PointwiseConv2d(channels, inner, bias=config.fused))
+        self.large_kernel = RepLKNetLargeKernel(config, inner, kernel_size)
+        self.pointwise2 = RepLKNetConvNorm(PointwiseConv2d(inner, channels, bias=config.fused))
+        self.drop_path = RepLKNetDropPath(drop_prob)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        residual = hidden_states
+        hidden_states = self.normalization(hidden_states)
+        hidden_states = F.relu(self.pointwise1(hidden_states))
+        hidden_states = F.relu(self.large_kernel(hidden_states))
+        hidden_states = self.pointwise2(hidden_states)
+        return residual + self.drop_path(hidden_states)
+
+
+class RepLKNetFeedForwardBlock(nn.Module):
+    """Mixes channels: BatchNorm, 1x1, GELU, 1x1, around a shortcut."""
+
+    def __init__(self, config: RepLKNetConfig, channels: int, drop_prob: float) -> None:
+        super().__init__()
+        inner = int(channels * config.ffn_ratio)
+        self.normalization = nn.Identity() if config.fused else nn.BatchNorm2d(channels)
+        self.pointwise1 = RepLKNetConvNorm(PointwiseConv2d(channels, inner, bias=config.fused))
+        self.pointwise2 = RepLKNetConvNorm(PointwiseConv2d(inner, channels, bias=config.fused))
+        self.drop_path = RepLKNetDropPath(drop_prob)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        residual = hidden_states
+        hidden_states = self.normalization(hidden_states)
+        hidden_states = F.gelu(self.pointwise1(hidden_states))
+        hidden_states = self.pointwise2(hidden_states)
+        return residual + self.drop_path(hidden_states)
+
+
+class RepLKNetLayer(GradientCheckpointingLayer):
+    """A large-kernel block and a feed-forward block."""
+
+    def __init__(self, config: RepLKNetConfig, channels: int, kernel_size: int, drop_prob: float) -> None:
+        super().__init__()
+        self.large_kernel_block = RepLKNetLargeKernelBlock(config, channels, kernel_size, drop_prob)
+        self.feed_forward_block = RepLKNetFeedForwardBlock(config, channels, drop_prob)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.feed_forward_block(self.large_kernel_block(hidden_states))
+
+
+class RepLKNetStage(nn.Module):
+    """Halves height and width (but in the first stage), then runs its layers."""
+
+    def __init__(self, config: RepLKNetConfig, index: int, drop_probs: list[float]) -> None:
+        super().__init__()
+        channels = config.hidden_sizes[index]
+        self.downsampling = nn.ModuleList()
+        if index > 0:
+            previous = config.hidden_sizes[index - 1]
+            self.downsampling.append(RepLKNetConvNorm(PointwiseConv2d(previous, channels, bias=config.fused)))
+            self.downsampling.append(
+                RepLKNetConvNorm(nn.Conv2d(channels, channels, 3, 2, 1, groups=channels, bias=config.fused))
+            )
+        self.layers = nn.ModuleList(
+            [RepLKNetLayer(config, channels, config.kernel_sizes[index], drop_prob) for drop_prob in drop_probs]
+        )
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        for layer in self.downsampling:
+            hidden_states = F.relu(layer(hidden_states))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+class RepLKNetPreTrainedModel(PreTrainedModel):
+    """Initialisation, saving and the two forms for inference, common to all RepLKNet models."""
+
+    config: RepLKNetConfig
+    base_model_prefix = "replknet"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RepLKNetLayer", "RepLKNetEmbeddings"]  # noqa: RUF012, the name of the library
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Conv2d, nn.Linear)):  # torch's own initialisation, which the authors leave as it is
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
+        for layer in self.modules():
+            if isinstance(layer, RepLKNetLayer):
+                layer._gradient_checkpointing_func = partial(_checkpoint, gradient_checkpointing_func, layer)
+
+    def reparameterize(self) -> "RepLKNetPreTrainedModel":
+        """Merges the small kernels and the BatchNorms behind them into the large kernels, in place, for inference.
+
+        The merged model gives the same outputs in eval mode (it takes the running statistics), and saves and loads as
+        merged. It cannot be trained any more. A merged model is left as it is. Call it on the whole model, outside of
+        any wrapper, since optimizers and wrappers hold the parameters that it replaces.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: if the weights are not there (on the meta device).
+        """
+        if not self.config.reparameterized:
+            self._refuse_meta_device()
+            for module in self.modules():
+                if isinstance(module, RepLKNetLargeKernel):
+                    module.reparameterize()
+            self._change_config(reparameterized=True)
+        return self
+
+    def fuse_batch_norms(self) -> "RepLKNetPreTrainedModel":
+        """Merges as `reparameterize` does, then folds every BatchNorm beside a convolution into it, in place.
+
+        Folding is exact: the BatchNorms before a block stand before 1x1 convolutions, which have no padding. The
+        BatchNorm before pooling, and those of `norm_intermediate_features`, stay.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: if the weights are not there (on the meta device).
+        """
+        self.reparameterize()
+        if not self.config.fused:
+            self._refuse_meta_device()
+            for module in self.modules():
+                if isinstance(module, RepLKNetConvNorm):
+                    _fuse(module)
+            for module in self.modules():
+                if isinstance(module, (RepLKNetLargeKernelBlock, RepLKNetFeedForwardBlock)):
+                    _fuse_before(module)
+            self._change_config(fused=True)
+        return self
+
+    def _refuse_meta_device(self) -> None:
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError("expected weights to merge, found parameters on the meta device; load the weights first")
+
+    def _change_config(self, **changes: bool) -> None:
+        # A copy, for another model may share the configuration; one copy for all parts of this model.
+        config = copy.deepcopy(self.config)
+        for name, value in changes.items():
+            setattr(config, name, value)
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                module.config = config
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Saves as `PreTrainedModel.save_pretrained`, with the code and an `auto_map` for all Auto classes."""
+        for name, module in self.named_modules():
+            if isinstance(module, RepLKNetPreTrainedModel) and (
+                module.config.reparameterized != self.config.reparameterized or module.config.fused != self.config.fused
+            ):
+                raise ValueError(
+                    f"expected {name} to be merged as the whole model is, found that it was merged alone; call "
+                    "reparameterize() or fuse_batch_norms() on the whole model before saving"
+                )
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class RepLKNetEncoder(RepLKNetPreTrainedModel):
+    main_input_name = "hidden_states"
+    _can_record_outputs = {"hidden_states": RepLKNetStage}  # noqa: RUF012, the name of the library
+
+    def __init__(self, config: RepLKNetConfig) -> None:
+        super().__init__(config)
+        config.validate_architecture()  # values may have been set since the configuration was made
+        drop_probs = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").split(config.depths)
+        self.stages = nn.ModuleList(
+            [RepLKNetStage(config, index, probs.tolist()) for index, probs in enumerate(drop_probs)]
+        )
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithNoAttention:
+        if self.config.reparameterized and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "expected a model in its training form, found a merged one (reparameterized=True), whose BatchNorms "
+                "are gone; train the model from before reparameterize(), or call eval() to use this one"
+            )
+        for stage in self.stages:
+            hidden_states = stage(hidden_states)
+        return BaseModelOutputWithNoAttention(last_hidden_state=hidden_states)
+
+
+class RepLKNetModel(RepLKNetPreTrainedModel):
+    """RepLKNet without a head: features of the last stage, and their normalised mean."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: RepLKNetConfig) -> None:
+        super().__init__(config)
+        self.embeddings = RepLKNetEmbeddings(config)
+        self.encoder = RepLKNetEncoder(config)
+        self.normalization = nn.BatchNorm2d(config.hidden_sizes[-1])
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPoolingAndNoAttention:
+        """Computes features.
+
+        Args:
+            pixel_values: Normalised pictures, (N, num_channels, H, W); sides of a multiple of 32 waste nothing.
+
+        Returns:
+            `last_hidden_state` (N, hidden_sizes[-1], H / 32, W / 32 with four stages), not normalised;
+            `pooler_output` (N, hidden_sizes[-1]); with `output_hidden_states`, the outputs of stem and stages.
+        """
+        if pixel_values is None:
+            raise ValueError("expected pixel_values, found None; give the pictures")
+        outputs = self.encoder(self.embeddings(pixel_values), **kwargs)
+        pooled = self.normalization(outputs.last_hidden_state).mean((-2, -1))  # (N, C, H, W) -> (N, C)
+        return BaseModelOutputWithPoolingAndNoAttention(
+            last_hidden_state=outputs.last_hidden_state, pooler_output=pooled, hidden_states=outputs.hidden_states
+        )
+
+
+class RepLKNetForImageClassification(RepLKNetPreTrainedModel):
+    """RepLKNet with a linear classifier on the pooled features."""
+
+    _auto_class = "AutoModelForImageClassification"
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: RepLKNetConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.replknet = RepLKNetModel(config)
+        self.classifier = (
+            nn.Linear(config.hidden_sizes[-1], config.num_labels) if config.num_labels > 0 else nn.Identity()
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> ImageClassifierOutputWithNoAttention:
+        """Classifies pictures.
+
+        Args:
+            pixel_values: Normalised pictures, (N, num_channels, H, W).
+            labels: Class indices (N,), or the probability of each class (N, num_labels) for the cross-entropy with
+                soft targets; other losses by `problem_type` of the configuration, as in the library.
+
+        Returns:
+            `loss` if there are labels, `logits` (N, num_labels), and `hidden_states` if asked for.
+        """
+        outputs = self.replknet(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            if self._are_soft(labels):
+                loss = F.cross_entropy(logits, labels.to(logits))
+            else:
+                loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+    def _are_soft(self, labels: Tensor) -> bool:
+        return (
+            self.config.problem_type in (None, "single_label_classification")
+            and labels.is_floating_point()
+            and labels.ndim == 2
+            and labels.shape[1] == self.num_labels > 1
+        )
+
+
+class RepLKNetBackbone(BackboneMixin, RepLKNetPreTrainedModel):
+    """RepLKNet as the backbone of detection or segmentation: the features of chosen stages."""
+
+    _auto_class = "AutoBackbone"
+    has_attentions = False
+
+    def __init__(self, config: RepLKNetConfig) -> None:
+        super().__init__(config)
+        self.embeddings = RepLKNetEmbeddings(config)
+        self.encoder = RepLKNetEncoder(config)
+        self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
+        self.hidden_states_norms = nn.ModuleDict()
+        for name, channels in zip(self.out_features, self.channels, strict=True):
+            if config.norm_intermediate_features and name != "stem":
+                self.hidden_states_norms[name] = nn.BatchNorm2d(channels)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Computes the features of `out_features`, each (N, channels of the stage, H / stride, W / stride).
+
+        Args:
+            pixel_values: Normalised pictures, (N, num_channels, H, W).
+
+        Returns:
+            `feature_maps` in the order of `out_features`, and `hidden_states` if asked for.
+        """
+        hidden_states = self.encoder(self.embeddings(pixel_values), **kwargs).hidden_states
+        feature_maps = []
+        for name, hidden_state in zip(self.stage_names, hidden_states, strict=True):
+            if name in self.out_features:
+                norms = self.hidden_states_norms
+                feature_maps.append(norms[name](hidden_state) if name in norms else hidden_state)
+        return BackboneOutput(feature_maps=tuple(feature_maps), hidden_states=hidden_states)
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The scale and the shift that a BatchNorm is at inference, in float64 on the CPU."""
+    weight, bias, mean, variance = (
+        tensor.to("cpu", torch.float64) for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
+    scale = weight / torch.sqrt(variance + norm.eps)
+    return scale, bias - mean * scale
+
+
+@torch.no_grad()
+def _fuse(module: RepLKNetConvNorm) -> None:
+    """Folds the BatchNorm behind a convolution into it."""
+    weight, bias = module.folded()
+    convolution = module.convolution
+    convolution.weight.copy_(weight)
+    convolution.bias = nn.Parameter(bias.to(convolution.weight))
+    module.normalization = nn.Identity()
+
+
+@torch.no_grad()
+def _fuse_before(block: RepLKNetLargeKernelBlock | RepLKNetFeedForwardBlock) -> None:
+    """Folds the BatchNorm before a block into the block's first 1x1 convolution: W (a x + b) = (W a) x + W b."""
+    scale, shift = _affine(block.normalization)
+    convolution = block.pointwise1.convolution
+    weight = convolution.weight.to("cpu", torch.float64)
+    bias = convolution.bias.to("cpu", torch.float64)
+    convolution.weight.copy_(weight * scale[:, None, None])
+    convolution.bias.copy_(bias + weight.flatten(1) @ shift)
+    block.normalization = nn.Identity()
+
+
+def _checkpoint(function: Callable, layer: nn.Module, forward: Callable, *args):
+    """Checkpoints `forward`, the second run of which must not count as a batch for the running statistics."""
+    is_first_run = True
+
+    def run(*args):
+        nonlocal is_first_run
+        if is_first_run:
+            is_first_run = False
+            return forward(*args)
+        with _scratch_statistics(layer):
+            return forward(*args)
+
+    return function(run, *args)
+
+
+@contextmanager
+def _scratch_statistics(module: nn.Module) -> Iterator[None]:
+    """Lets BatchNorms update copies of their statistics, and puts the statistics back."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({name: buffer.clone() for name, buffer in norm._buffers.items() if buffer is not None})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
+
+
+__all__ = [
+    "RepLKNetBackbone",
+    "RepLKNetForImageClassification",
+    "RepLKNetModel",
+    "RepLKNetPreTrainedModel",
+]
