@@ -24,7 +24,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,7 +186,7 @@ class Checkpoints:
             return _read_latest(self.folder)
         source = Path(source)
         for folder in (source, source / "checkpoints"):
-            if list(_steps(folder)):
+            if _steps(folder):
                 return _read_latest(folder)
         return _read(source)
 
@@ -228,12 +228,13 @@ class Checkpoints:
             _remove_leftovers(self.folder)
             if self.save_total_limit is None:
                 return
+            steps = [other for other in _steps(self.folder) if _is_ours_alone(self.folder / _name(other))]
             # Steps beyond this one are those of a run that was taken back to an earlier checkpoint.
-            steps = sorted(_steps(self.folder), key=lambda other: (other <= step, other), reverse=True)
+            steps.sort(key=lambda other: other > step)
             for other in steps[self.save_total_limit :]:
-                path = self.folder / _name(other)
-                if other not in (step, protect) and _is_ours_alone(path):
+                if other not in (step, protect):
                     # Renamed first, so that no half-deleted folder is ever taken for a checkpoint.
+                    path = self.folder / _name(other)
                     shutil.rmtree(path.rename(path.with_name(f".{path.name}.pruned")))
         except OSError as fault:
             logger.warning("Older checkpoints in %s could not be pruned: %s", self.folder, fault)
@@ -299,19 +300,22 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _steps(folder: Path) -> Iterable[int]:
-    """Steps of the checkpoints in `folder`."""
-    for path in folder.glob("step-*"):
-        step = path.name.removeprefix("step-")
-        if re.fullmatch(r"\d{8,18}", step, re.ASCII) and not path.is_symlink() and (path / MANIFEST).is_file():
-            yield int(step)
+def _step(name: str) -> int | None:
+    """The step of a checkpoint's name, or None if the name is not one."""
+    return int(name.removeprefix("step-")) if re.fullmatch(r"step-\d{8,18}", name, re.ASCII) else None
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps of all that may be checkpoints in `folder`, newest first."""
+    paths = [path for path in folder.glob("step-*") if path.is_dir() and not path.is_symlink()]
+    return sorted((step for path in paths if (step := _step(path.name)) is not None), reverse=True)
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Clears away what a killed or failed save has left, and puts back a checkpoint it had moved aside."""
     for path in folder.glob(".step-*"):
         name, _, kind = path.name.removeprefix(".").partition(".")
-        if not re.fullmatch(r"step-\d{8,18}", name, re.ASCII) or kind not in ("tmp", "old", "pruned"):
+        if _step(name) is None or kind not in ("tmp", "old", "pruned"):
             continue
         if kind == "old" and not path.with_name(name).exists():
             path.rename(path.with_name(name))
@@ -339,7 +343,7 @@ def _is_ours_alone(path: Path) -> bool:
 
 
 def _read_latest(folder: Path) -> Checkpoint | None:
-    steps = sorted(_steps(folder), reverse=True)
+    steps = _steps(folder)
     latest = _read_pointer(folder / LATEST)
     if latest is not None:
         # Later steps than the pointer's were left behind by a run that was taken back to an earlier checkpoint.
@@ -388,6 +392,8 @@ def _read(path: Path, check: bool = True) -> Checkpoint:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not (path / MANIFEST).is_file():
+        if path.is_dir() and _step(path.name) is not None:
+            raise InputError(f"the checkpoint {path} is damaged: {MANIFEST} is missing; an older one has to be used")
         raise InputError(f"expected a checkpoint, a folder with {MANIFEST}, and found none at {path}")
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")
@@ -435,9 +441,7 @@ def _read_pointer(pointer: Path) -> int | None:
     except (OSError, UnicodeDecodeError):
         return None
     name = text.partition(" ")[0]
-    if text != _pointer_text(name) or not re.fullmatch(r"step-\d{8,18}", name, re.ASCII):
-        return None
-    return int(name.removeprefix("step-"))
+    return _step(name) if text == _pointer_text(name) else None
 
 
 def _manifest_text(step: int, files: Mapping[str, Any], version: int = FORMAT_VERSION) -> str:
