@@ -69,6 +69,7 @@ class DataArguments(ArgumentGroup):
         choices=["stratified", "random"],
     )
     train_val_split: float = option(0.3, "share of the pictures that validates, above 0 and below 1")
+    split_seed: int = option(42, "seed of the split, apart from the run's, so that several runs share it")
     split_file: str | None = option(None, "split.csv of an earlier run, to use its very split")
     max_train_samples: int | None = option(None, "use at most so many training pictures")
     max_eval_samples: int | None = option(None, "use at most so many validation pictures")

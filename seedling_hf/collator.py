@@ -1,0 +1,95 @@
+"""Examples become a batch; MixUp and CutMix make its labels soft."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Collator:
+    """Stacks examples, and mixes them in training.
+
+    MixUp (arXiv 1710.09412) and CutMix (arXiv 1905.04899) are timm's `Mixup`; defaults are the tutorial's. How a batch
+    is mixed depends on (seed, epoch, pictures of the batch) alone.
+
+    Args:
+        num_labels: Number of classes.
+        mixup_alpha: MixUp's beta; 0 is off.
+        cutmix_alpha: CutMix's beta; 0 is off.
+        mixup_prob: Probability that a batch, pair or picture is mixed.
+        mixup_switch_prob: Probability of CutMix where both are on.
+        mixup_mode: What shares one mixing weight: `batch`, `pair` or `elem`.
+        label_smoothing: Share of the target that is spread over all classes.
+        seed: Seed of the run.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        *,
+        mixup_alpha: float = 0.8,
+        cutmix_alpha: float = 1.0,
+        mixup_prob: float = 0.1,
+        mixup_switch_prob: float = 0.5,
+        mixup_mode: str = "batch",
+        label_smoothing: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        self.num_labels, self.label_smoothing, self.seed, self.epoch = num_labels, label_smoothing, seed, 0
+        self.mixup = None
+        if (mixup_alpha or cutmix_alpha) and mixup_prob:
+            from timm.data import Mixup  # takes a second to import
+
+            self.mixup = Mixup(
+                mixup_alpha=mixup_alpha,
+                cutmix_alpha=cutmix_alpha,
+                prob=mixup_prob,
+                switch_prob=mixup_switch_prob,
+                mode=mixup_mode,
+                label_smoothing=label_smoothing,
+                num_classes=num_labels,
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Call it before the loader starts its workers, which get a copy."""
+        self.epoch = epoch
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Makes a batch.
+
+        Args:
+            examples: N of `pixel_values` (3, H, W), `labels` and `index`.
+
+        Returns:
+            `pixel_values` (N, 3, H, W); `labels` (N,) int64, or (N, num_labels) float32 if they are mixed or smoothed;
+            `index` (N,) int64.
+        """
+        pixel_values = torch.stack([example["pixel_values"] for example in examples])
+        labels = torch.tensor([example["labels"] for example in examples])
+        index = torch.tensor([example["index"] for example in examples])
+        if self.mixup is not None:
+            pixel_values, labels = self._mix(pixel_values, labels, index)
+        elif self.label_smoothing:
+            labels = self._soften(labels)
+        return {"pixel_values": pixel_values, "labels": labels, "index": index}
+
+    def _mix(self, pixel_values: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        # timm draws from NumPy's global generator.
+        state = np.random.get_state()
+        np.random.seed(np.random.SeedSequence([self.seed, self.epoch, *index.tolist()]).generate_state(4))
+        try:
+            # timm pairs the first with the last and wants an even number: an odd one stays as it is.
+            even = len(labels) // 2 * 2
+            mixed, soft = pixel_values[:0], self._soften(labels[:0])
+            if even:
+                mixed, soft = self.mixup(pixel_values[:even].clone(), labels[:even])
+        finally:
+            np.random.set_state(state)
+        rest = self._soften(labels[even:])
+        return torch.cat([mixed, pixel_values[even:]]), torch.cat([soft.float(), rest])
+
+    def _soften(self, labels: Tensor) -> Tensor:
+        """Targets (N, num_labels) with `label_smoothing` spread evenly, as timm's `Mixup` has them."""
+        off = self.label_smoothing / self.num_labels
+        return torch.nn.functional.one_hot(labels, self.num_labels).float() * (1 - self.label_smoothing) + off

@@ -1,0 +1,113 @@
+"""`train`: a folder of seedlings goes in, a model folder with its report comes out."""
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Pictures → splits → model → training → the folder of the model, with report and curves."""
+    from seedling_hf.arguments import TrainArguments, parse_arguments, write_arguments
+
+    arguments = parse_arguments(TrainArguments, argv, prog="train", description="Trains a RepLKNet on seedlings.")
+
+    from accelerate.utils import set_seed
+    from transformers.utils.logging import disable_progress_bar
+
+    from seedling_hf.dataset import describe_splits, load_splits, write_split_csv
+    from seedling_hf.evaluation import evaluate_model, format_report, write_report
+    from seedling_hf.plots import plot_curves
+    from seedling_hf.prediction import build_accelerator, build_model
+    from seedling_hf.signals import RESUMABLE_EXIT_CODE
+    from seedling_hf.training import Training, build_trainable_model, prepare_output_dir
+
+    output_dir = Path(arguments.output_dir)
+    accelerator = build_accelerator(
+        mixed_precision=arguments.mixed_precision, log_with=arguments.report_to or None, project_dir=output_dir
+    )
+    disable_progress_bar()
+    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
+    set_seed(arguments.seed)
+
+    prepare_output_dir(arguments, accelerator)
+    splits = load_splits(
+        train_dir=arguments.train_dir,
+        validation_dir=arguments.validation_dir,
+        dataset_name=arguments.dataset_name,
+        dataset_config_name=arguments.dataset_config_name,
+        dataset_revision=arguments.dataset_revision,
+        image_column_name=arguments.image_column_name,
+        label_column_name=arguments.label_column_name,
+        split_strategy=arguments.split_strategy,
+        train_val_split=arguments.train_val_split,
+        split_seed=arguments.split_seed,
+        split_file=arguments.split_file,
+        max_train_samples=arguments.max_train_samples,
+        max_eval_samples=arguments.max_eval_samples,
+        skip_bad_pictures=arguments.skip_bad_pictures,
+    )
+    class_names = splits["train"].features["label"].names
+    model, image_processor = build_trainable_model(arguments, class_names)
+    training = Training(arguments, model, image_processor, splits, accelerator)
+
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_arguments(arguments, output_dir / "arguments.yaml")
+        write_split_csv(splits, output_dir / "split.csv")
+        print(describe_splits(splits))
+        print(training.description)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers(arguments.run_name or output_dir.name)
+
+    # Same weights on every process until here; stochastic depth may differ from now on.
+    set_seed(arguments.seed, device_specific=True)
+    if arguments.resume_from_checkpoint:
+        training.resume(arguments.resume_from_checkpoint)
+    if not training.run():
+        accelerator.end_training()
+        if accelerator.is_main_process:
+            print(f"Stopped at step {training.counters['step']} of {training.num_steps}. Go on with\n")
+            print(f"  {resume_line(output_dir)}\n")
+        return RESUMABLE_EXIT_CODE
+
+    # What is reported is what was saved: the folder is loaded as its users will load it.
+    model, image_processor = build_model(str(output_dir))
+    report = evaluate_model(
+        model,
+        image_processor,
+        splits["validation"],
+        accelerator,
+        batch_size=arguments.per_device_eval_batch_size,
+        num_workers=arguments.dataloader_num_workers,
+        data_name=f"the validation pictures of {arguments.train_dir or arguments.dataset_name}",
+    )
+    if accelerator.is_main_process:
+        write_report(report, output_dir)
+        records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+        plot_curves(records, output_dir / "curves.png")
+        training.write_results(output_dir / "train_results.json")
+        picture = training.example_picture
+        print(format_report(report))
+        print(f"\nThe model and its report are in {output_dir}: read {output_dir / 'report.md'}.")
+        print("Name the species of a picture with\n")
+        print(f"  {predict_line(output_dir, picture)}\n")
+    accelerator.end_training()
+
+
+def predict_line(output_dir: Path, picture: str) -> str:
+    """The command that names the species of one picture with the model just trained."""
+    words = ["python", "scripts/predict.py"] if _is_script() else ["seedling-hf", "predict"]
+    return shlex.join([*words, "--model_name_or_path", str(output_dir), "--images", picture])
+
+
+def resume_line(output_dir: Path) -> str:
+    """The command that goes on with a run that was stopped."""
+    words = ["accelerate", "launch", "scripts/train.py"] if _is_script() else ["seedling-hf", "train"]
+    return shlex.join([*words, "--config", str(output_dir / "arguments.yaml"), "--resume_from_checkpoint", "latest"])
+
+
+def _is_script() -> bool:
+    return Path(sys.argv[0]).parent.name == "scripts"

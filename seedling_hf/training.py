@@ -1,0 +1,520 @@
+"""The training loop: what a step, an evaluation and a checkpoint are, and when each is due."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object, send_to_device
+from datasets import DatasetDict
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from seedling_hf.arguments import TrainArguments
+from seedling_hf.checkpointing import CheckpointError, Checkpoints, check_unchanged, set_random_state
+from seedling_hf.collator import Collator
+from seedling_hf.errors import InputError
+from seedling_hf.metrics import classification_metrics
+from seedling_hf.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler
+from seedling_hf.prediction import predict
+from seedling_hf.sampler import EpochSampler
+from seedling_hf.signals import StopSignal
+from seedling_hf.transforms import ExampleTransform, build_eval_transform, build_train_transform
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is infinite or not a number; the message names the pictures of the batch."""
+
+
+def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> None:
+    """Makes the output folder, or refuses one that holds another run or cannot be written to.
+
+    Raises:
+        InputError: with what to do.
+    """
+    output_dir = Path(arguments.output_dir)
+    holds_a_run = (output_dir / "metrics.jsonl").exists() or (output_dir / "config.json").exists()
+    accelerator.wait_for_everyone()  # everybody has looked before the main process writes
+    if holds_a_run and not (arguments.overwrite_output_dir or arguments.resume_from_checkpoint):
+        raise InputError(
+            f"expected a new folder for --output_dir, found a run in {output_dir}; go on with it by "
+            "--resume_from_checkpoint latest, or lose it by --overwrite_output_dir"
+        )
+    if accelerator.is_main_process:
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"expected a folder that can be written at {output_dir}, found: {error.strerror}"
+            ) from error
+        if arguments.overwrite_output_dir and not arguments.resume_from_checkpoint:
+            (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+
+
+def build_trainable_model(
+    arguments: TrainArguments, class_names: list[str]
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """The model in float32 with a head for `class_names`, and the processor of its pictures.
+
+    Raises:
+        InputError: for a model folder that is none, or one of other classes without `--ignore_mismatched_sizes`.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+    from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    if arguments.variant:
+        changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
+        config = RepLKNetConfig.from_variant(arguments.variant, **changes, **labels)
+        model = RepLKNetForImageClassification(config)
+        image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
+    else:
+        name = arguments.model_name_or_path
+        source = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
+        try:
+            config = AutoConfig.from_pretrained(name, **source)
+            image_processor = AutoImageProcessor.from_pretrained(name, **source)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"expected a model folder or a Hub repository in {name}, found none: {reason}") from error
+        if config.num_labels != len(class_names) and not arguments.ignore_mismatched_sizes:
+            raise InputError(
+                f"expected a model of {len(class_names)} classes, found one of {config.num_labels} in {name}; "
+                "--ignore_mismatched_sizes gives it a new head"
+            )
+        if getattr(config, "reparameterized", False):
+            raise InputError(
+                f"expected a model that can be trained, found a merged one in {name}; start from the unmerged"
+            )
+        if arguments.drop_path_rate is not None:
+            config.drop_path_rate = arguments.drop_path_rate
+        config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True,
+            ignore_mismatched_sizes=arguments.ignore_mismatched_sizes, **source,
+        )  # fmt: skip
+        fresh = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+        if fresh:
+            logger.info("newly initialised: %s", ", ".join(fresh))
+    if arguments.image_size:
+        # Seedlings are cut out square already: the whole picture is scaled, nothing is cropped away.
+        image_processor.size = {"shortest_edge": arguments.image_size}
+        image_processor.crop_size = {"height": arguments.image_size, "width": arguments.image_size}
+    return model, image_processor
+
+
+class Training:
+    """One run: its parts, its counters, and the loop over them.
+
+    The output folder is a model folder from the first evaluation on: it holds the best weights so far. Everything that
+    a later step depends on is in `state_dict()`: the order of the pictures and their augmentation follow from seed,
+    epoch and place, and need no state.
+
+    Args:
+        arguments: The flags of `train`.
+        model: In float32, with `id2label` in its config.
+        image_processor: What the saved model is used with; evaluation uses it too.
+        splits: `train` and `validation`, as `dataset.load_splits` gives them.
+        accelerator: Decides about devices, processes and precision.
+    """
+
+    def __init__(
+        self,
+        arguments: TrainArguments,
+        model: PreTrainedModel,
+        image_processor: BaseImageProcessor,
+        splits: DatasetDict,
+        accelerator: Accelerator,
+    ) -> None:
+        self.arguments, self.accelerator, self.image_processor = arguments, accelerator, image_processor
+        self.output_dir = Path(arguments.output_dir)
+        self.class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+        train, validation = splits["train"], splits["validation"]
+        self.files = train["file"]
+        self.split = [row for split in (train, validation) for row in zip(split["file"], split["label"], strict=True)]
+        self.eval_labels = np.asarray(validation["label"])
+        self.train_transform = ExampleTransform(
+            build_train_transform(
+                image_size=image_processor.crop_size["height"],
+                mean=image_processor.image_mean,
+                std=image_processor.image_std,
+                min_crop_scale=arguments.min_crop_scale,
+                horizontal_flip=arguments.horizontal_flip,
+                vertical_flip=arguments.vertical_flip,
+                rotation_degrees=arguments.rotation_degrees,
+                color_jitter=arguments.color_jitter,
+                randaugment_num_ops=arguments.randaugment_num_ops,
+                randaugment_magnitude=arguments.randaugment_magnitude,
+                random_erasing=arguments.random_erasing,
+                cutout_size=arguments.cutout_size,
+            ),
+            seed=arguments.seed,
+        )
+        self.collator = Collator(
+            num_labels=len(self.class_names),
+            mixup_alpha=arguments.mixup_alpha,
+            cutmix_alpha=arguments.cutmix_alpha,
+            mixup_prob=arguments.mixup_prob,
+            mixup_switch_prob=arguments.mixup_switch_prob,
+            mixup_mode=arguments.mixup_mode,
+            label_smoothing=arguments.label_smoothing_factor,
+            seed=arguments.seed,
+        )
+        self.sampler = EpochSampler(
+            len(train),
+            batch_size=arguments.per_device_train_batch_size,
+            accumulation=arguments.gradient_accumulation_steps,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+            seed=arguments.seed,
+        )
+        loader = partial(
+            DataLoader, num_workers=arguments.dataloader_num_workers, pin_memory=accelerator.device.type == "cuda"
+        )
+        # The sampler deals the pictures to the processes, so this loader is not for accelerate to divide again.
+        self.train_loader = loader(
+            train.with_transform(self.train_transform), batch_sampler=self.sampler, collate_fn=self.collator
+        )
+        eval_transform = ExampleTransform(build_eval_transform(image_processor), seed=arguments.seed)
+        self.eval_loader = accelerator.prepare(
+            loader(
+                validation.with_transform(eval_transform),
+                batch_size=arguments.per_device_eval_batch_size,
+                collate_fn=Collator(len(self.class_names), mixup_alpha=0, cutmix_alpha=0, label_smoothing=0),
+            )
+        )
+
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.num_steps = arguments.max_steps
+        if self.num_steps <= 0:
+            self.num_steps = math.ceil(arguments.num_train_epochs * self.steps_per_epoch)
+        warmup = arguments.warmup_steps or math.ceil(arguments.warmup_ratio * self.num_steps)
+
+        if arguments.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.ema = ExponentialMovingAverage(model, arguments.ema_decay) if arguments.ema_decay else None
+        if self.ema:
+            self.ema.model.to(accelerator.device)
+        if arguments.sync_bn and accelerator.device.type == "cuda" and accelerator.num_processes > 1:
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        optimizer = build_optimizer(model, arguments)
+        self.scheduler = build_scheduler(
+            optimizer, num_steps=self.num_steps, num_warmup_steps=warmup, kind=arguments.lr_scheduler_type
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+        self.counters: dict[str, Any] = {
+            "step": 0, "best_step": None, "best_accuracy": -1.0, "best_loss": math.inf, "evaluations_since_best": 0
+        }  # fmt: skip
+        self.checkpoints = Checkpoints(
+            self.output_dir,
+            arguments.save_total_limit,
+            process_index=accelerator.process_index,
+            gather=gather_object,
+        )
+        self.unsaved: str | None = None
+        self.timing = {"train": 0.0, "wait": 0.0, "evaluation": 0.0, "images": 0}
+
+    # The loop
+
+    def run(self) -> bool:
+        """Trains to the last step, or until it has not got better for too long, or until a signal asks to stop.
+
+        Returns:
+            Whether the run is done; if a signal stopped it, its state is saved and `resume` goes on with it.
+        """
+        arguments, counters = self.arguments, self.counters
+        with StopSignal() as stop, self._progress_bar() as bar:
+            while not self._is_done():
+                epoch, first_step = divmod(counters["step"], self.steps_per_epoch)
+                for batches in self._global_batches(epoch, first_step):
+                    started = time.perf_counter()
+                    loss, grad_norm, stopped = self.optimization_step(batches, stop)
+                    counters["step"] += 1
+                    self.timing["train"] += time.perf_counter() - started
+                    self.timing["images"] += self.sampler.global_batch_size
+                    bar.update()
+
+                    if self._is_due(arguments.logging_steps):
+                        self.log({"loss": loss, "learning_rate": self.last_learning_rate, "grad_norm": grad_norm})
+                        bar.set_postfix(loss=f"{loss:.3f}")
+                    if self._is_due(arguments.eval_steps or self.steps_per_epoch):
+                        self.evaluate()
+                    if stopped or self._is_due(arguments.save_steps or self.steps_per_epoch):
+                        self.save_checkpoint()
+                    if stopped and not self._is_done():
+                        return False
+                    if self._is_done():
+                        break
+        return True
+
+    def optimization_step(
+        self, batches: list[dict[str, torch.Tensor]], stop: StopSignal
+    ) -> tuple[float, float | None, bool]:
+        """One step over the batches of this process.
+
+        Returns:
+            The mean loss over all processes, the norm of the gradient, and whether any process was asked to stop.
+
+        Raises:
+            NonFiniteLossError: on every process, with the files of the pictures.
+        """
+        self.model.train()
+        total = torch.zeros((), device=self.accelerator.device)
+        for i, batch in enumerate(batches):
+            # Gradients travel between processes once a step, with the last of its batches.
+            is_last = i == len(batches) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                loss = self.model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss / len(batches)
+                total += loss.detach()
+                self.accelerator.backward(loss)
+        # One message between processes: every one must know of a bad loss, and stop at the same step.
+        messages = self.accelerator.gather(
+            torch.stack([total, torch.full_like(total, stop.received is not None)])[None]
+        )
+        losses, stopped = messages[:, 0], bool(messages[:, 1].any())
+        if not losses.isfinite().all():
+            self._refuse_batch(batches, losses)
+        grad_norm = None
+        if self.arguments.max_grad_norm > 0:
+            grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm))
+        self.last_learning_rate = max(self.scheduler.get_last_lr())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        if self.ema:
+            self.ema.update(self.accelerator.unwrap_model(self.model))
+        return losses.mean().item(), grad_norm, stopped
+
+    def evaluate(self) -> dict[str, float]:
+        """Validates the weights that would be saved now, and saves them if none were better."""
+        started = time.perf_counter()
+        model = self.evaluated_model()
+        # BatchNorm's statistics are each process's own; those of process 0 are saved, so those are evaluated.
+        for buffer in model.buffers():
+            broadcast(buffer)
+        logits, index = predict(model, self.eval_loader, self.accelerator)
+        metrics = classification_metrics(logits.softmax(-1).numpy(), self.eval_labels[index], self.class_names)
+        self.timing["evaluation"] += time.perf_counter() - started
+
+        counters = self.counters
+        better = (metrics["accuracy"], -metrics["loss"]) > (counters["best_accuracy"], -counters["best_loss"])
+        if better:
+            counters |= {"best_step": counters["step"], "best_accuracy": metrics["accuracy"],
+                         "best_loss": metrics["loss"], "evaluations_since_best": 0}  # fmt: skip
+            self.save_model()
+        else:
+            counters["evaluations_since_best"] += 1
+        values = {f"eval_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
+        self.log(values)
+        if self.accelerator.is_main_process:
+            tqdm.write(
+                f"epoch {self.epoch:6.2f}  step {counters['step']:5d}  validation loss {metrics['loss']:.4f}  "
+                f"accuracy {metrics['accuracy']:6.2%}  macro-F1 {metrics['macro_f1']:.4f}  "
+                f"{self.images_per_second:5.1f} pictures/s{'  best' if better else ''}"
+            )
+        return values
+
+    # What is written
+
+    def evaluated_model(self) -> PreTrainedModel:
+        """The averaged weights if there are any, else the trained ones, unwrapped and in evaluation mode."""
+        return self.ema.model if self.ema else self.accelerator.unwrap_model(self.model).eval()
+
+    def save_model(self) -> None:
+        """Puts the evaluated model and its processor into the output folder, file by file, each whole."""
+        model = self.evaluated_model()
+        if self.accelerator.is_main_process:
+            staging = self.output_dir / ".model.tmp"
+            shutil.rmtree(staging, ignore_errors=True)
+            model.save_pretrained(staging)
+            self.image_processor.save_pretrained(staging)
+            for file in staging.iterdir():
+                os.replace(file, self.output_dir / file.name)
+            staging.rmdir()
+        self.accelerator.wait_for_everyone()
+
+    def save_checkpoint(self) -> None:
+        """Writes everything that the next step depends on; a disk that fails does not end the run."""
+        optimizer, scaler = self.optimizer, self.accelerator.scaler
+        tensors = {"model": self.accelerator.get_state_dict(self.model)}
+        if self.ema:
+            tensors["ema"] = self.ema.model.state_dict()
+        state = {
+            "arguments": self._compared_arguments(),
+            "counters": self.counters,
+            "optimizer": optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "ema_updates": self.ema.updates if self.ema else None,
+        }
+        try:
+            self.checkpoints.save(self.counters["step"], tensors, state, protect=self.counters["best_step"])
+            self.unsaved = None
+        except CheckpointError as error:
+            self.unsaved = str(error)
+            logger.warning("%s; the run goes on and tries again at the next save", error)
+
+    def resume(self, source: str) -> None:
+        """Goes back to the checkpoint at `source`, as `Checkpoints.load` takes it.
+
+        Raises:
+            InputError: if there is none, or it belongs to a run with other arguments.
+        """
+        checkpoint = self.checkpoints.load(source)
+        if checkpoint is None:
+            logger.info("no checkpoint in %s yet: the run starts at its first step", self.output_dir)
+            return
+        state, rank = checkpoint.state, self.accelerator.process_index
+        for change in check_unchanged(
+            state["arguments"], self._compared_arguments(), allow=self.arguments.allow_changed_arguments
+        ):
+            logger.warning("changed: %s", change)
+        self.accelerator.unwrap_model(self.model).load_state_dict(checkpoint.tensors["model"])
+        if self.ema:
+            self.ema.model.load_state_dict(checkpoint.tensors["ema"])
+            self.ema.updates = state["ema_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if len(checkpoint.random_states) == self.accelerator.num_processes:
+            set_random_state(checkpoint.random_states[rank])
+        else:
+            logger.warning(
+                "the checkpoint was written by %d processes and is resumed by %d: pictures and learning rate go on "
+                "alike, but stochastic depth draws anew and sums are rounded otherwise, so results are not bit-equal",
+                len(checkpoint.random_states), self.accelerator.num_processes,
+            )  # fmt: skip
+        self.counters = state["counters"]
+        if self.accelerator.is_main_process:
+            self._cut_metrics(checkpoint.step)
+        logger.info("resumed at step %d from %s", checkpoint.step, checkpoint.path)
+
+    def log(self, values: dict[str, float | None]) -> None:
+        """One line of metrics.jsonl, and the same to the trackers."""
+        step = self.counters["step"]
+        if self.accelerator.is_main_process:
+            with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "epoch": self.epoch} | values) + "\n")
+        self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
+
+    @property
+    def epoch(self) -> float:
+        return self.counters["step"] / self.steps_per_epoch
+
+    @property
+    def images_per_second(self) -> float:
+        return self.timing["images"] / max(1e-9, self.timing["train"] + self.timing["wait"])
+
+    @property
+    def description(self) -> str:
+        """The run in a few lines, before it starts."""
+        arguments, model = self.arguments, self.accelerator.unwrap_model(self.model)
+        size = self.image_processor.crop_size["height"]
+        return (
+            f"{arguments.variant or arguments.model_name_or_path}: "
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {size}×{size} pixels, "
+            f"{self.accelerator.num_processes} × {self.accelerator.device.type}, {self.accelerator.mixed_precision}\n"
+            f"{self.num_steps} steps of {self.sampler.global_batch_size} pictures, {self.steps_per_epoch} an epoch"
+        )
+
+    def write_results(self, path: Path) -> None:
+        """What depends on the machine and the day, apart from the figures that do not."""
+        timing = self.timing
+        seconds = timing["train"] + timing["wait"]
+        results = {
+            "train_runtime": seconds,
+            "train_samples_per_second": self.images_per_second,
+            "train_steps_per_second": self.counters["step"] / max(1e-9, seconds),
+            "share_of_time_waiting_for_pictures": timing["wait"] / max(1e-9, seconds),
+            "eval_runtime": timing["evaluation"],
+            "num_processes": self.accelerator.num_processes,
+            "device": torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else platform.processor(),
+            "torch_threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "timm")},
+            "date": time.strftime("%Y-%m-%d"),
+        } | self.counters  # fmt: skip
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def example_picture(self) -> str:
+        """Path of a validation picture, for a first prediction."""
+        from datasets import Image
+
+        pictures = self.eval_loader.dataset.with_format(None).cast_column("image", Image(decode=False))
+        return pictures[len(pictures) // 2]["image"]["path"]
+
+    # Small print of the loop
+
+    def _global_batches(self, epoch: int, first_step: int):
+        """For each optimizer step of `epoch` from `first_step` on, the batches of this process, on its device."""
+        self.sampler.set_position(epoch, first_step)
+        self.train_transform.set_epoch(epoch)
+        self.collator.set_epoch(epoch)
+        batches = iter(self.train_loader)
+        for _ in range(first_step, self.steps_per_epoch):
+            started = time.perf_counter()
+            group = [next(batches) for _ in range(self.arguments.gradient_accumulation_steps)]
+            self.timing["wait"] += time.perf_counter() - started
+            yield send_to_device(group, self.accelerator.device, non_blocking=True)
+
+    def _is_due(self, every: int) -> bool:
+        return self.counters["step"] % every == 0 or self.counters["step"] == self.num_steps
+
+    def _is_done(self) -> bool:
+        patience = self.arguments.early_stopping_patience
+        out_of_patience = patience is not None and self.counters["evaluations_since_best"] >= patience
+        return self.counters["step"] >= self.num_steps or out_of_patience
+
+    def _compared_arguments(self) -> dict[str, Any]:
+        """What must be the same when the run is resumed; of the batch, its global size."""
+        files = "\n".join(f"{file}\t{label}" for file, label in self.split)
+        return asdict(self.arguments) | {
+            "global_batch_size": self.sampler.global_batch_size,
+            "split": hashlib.sha256(files.encode()).hexdigest(),
+        }
+
+    def _cut_metrics(self, step: int) -> None:
+        """Leaves out of metrics.jsonl what was logged after `step`: those steps will be made again."""
+        path = self.output_dir / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        temporary = path.with_name(".metrics.jsonl.tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+    def _refuse_batch(self, batches: list[dict[str, torch.Tensor]], losses: torch.Tensor) -> None:
+        files = gather_object([self.files[i] for batch in batches for i in batch["index"].tolist()])
+        raise NonFiniteLossError(
+            f"expected a finite loss, found {losses.tolist()} at step {self.counters['step'] + 1} on the pictures "
+            f"{', '.join(files)}; look at these pictures, lower --learning_rate or use --mixed_precision bf16"
+        )
+
+    def _progress_bar(self) -> tqdm:
+        # None: tqdm shows itself on a terminal only; elsewhere the lines of `evaluate` are the progress.
+        return tqdm(
+            total=self.num_steps,
+            initial=self.counters["step"],
+            unit="step",
+            disable=None if self.accelerator.is_main_process else True,
+        )

@@ -1,0 +1,157 @@
+"""What is done to a picture before the model sees it: augmentation in training, the image processor in evaluation."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+from transformers import BaseImageProcessor
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture in RGB; 16-bit grey is scaled to 8 bits, which PIL would clip."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("P", "LA", "PA") and ("transparency" in image.info or image.mode != "P"):
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+class Cutout(nn.Module):
+    """Greys a square at a random place, which may reach over the edge (arXiv 1708.04552, section 3.2).
+
+    Args:
+        size: Side of the square in pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Sets the square of a normalised `image` (C, H, W) to 0, the mean colour."""
+        height, width = image.shape[-2:]
+        y, x = (int(torch.randint(side, ())) - self.size // 2 for side in (height, width))
+        image = image.clone()
+        image[..., max(0, y) : max(0, y + self.size), max(0, x) : max(0, x + self.size)] = 0
+        return image
+
+
+def build_train_transform(
+    *,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    min_crop_scale: float = 0.6,
+    horizontal_flip: float = 0.5,
+    vertical_flip: float = 0.5,
+    rotation_degrees: float = 180.0,
+    color_jitter: float = 0.2,
+    randaugment_num_ops: int = 0,
+    randaugment_magnitude: int = 7,
+    random_erasing: float = 0.0,
+    cutout_size: int = 0,
+) -> Transform:
+    """The augmentation of one picture: PIL image in, normalised (3, image_size, image_size) float32 out.
+
+    Args:
+        image_size: Side in pixels.
+        mean: Of each channel, on the scale of 0 to 1.
+        std: Of each channel.
+        min_crop_scale: Smallest share of the area that a random crop keeps; 1 leaves the picture whole.
+        horizontal_flip: Probability.
+        vertical_flip: Probability.
+        rotation_degrees: Largest angle either way. From 90 on, quarter turns come first and cost no corner; what is
+            turned further is filled with the mean colour.
+        color_jitter: Strength for brightness, contrast and saturation.
+        randaugment_num_ops: Operations of RandAugment (arXiv 1909.13719); 0 is off.
+        randaugment_magnitude: From 0 to 30.
+        random_erasing: Probability of Random Erasing (arXiv 1708.04896).
+        cutout_size: Side of Cutout's square in pixels; 0 is off.
+    """
+    fill = [round(255 * value) for value in mean]
+    steps: list[nn.Module] = [v2.PILToTensor()]
+    if min_crop_scale < 1:
+        steps.append(v2.RandomResizedCrop(image_size, scale=(min_crop_scale, 1.0), antialias=True))
+    else:
+        steps.append(v2.Resize((image_size, image_size), antialias=True))
+    if horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip(horizontal_flip))
+    if vertical_flip:
+        steps.append(v2.RandomVerticalFlip(vertical_flip))
+    if rotation_degrees >= 90:
+        steps.append(QuarterTurns())
+    if rotation_degrees % 90 or rotation_degrees >= 180:
+        # After quarter turns, 45 degrees either way reach every angle.
+        degrees = min(rotation_degrees, 45) if rotation_degrees >= 90 else rotation_degrees
+        steps.append(v2.RandomRotation(degrees, interpolation=InterpolationMode.BILINEAR, fill=fill))
+    if color_jitter:
+        steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
+    if randaugment_num_ops:
+        steps.append(v2.RandAugment(randaugment_num_ops, randaugment_magnitude, fill=fill))
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    if random_erasing:
+        steps.append(v2.RandomErasing(random_erasing))
+    if cutout_size:
+        steps.append(Cutout(cutout_size))
+    return v2.Compose(steps)
+
+
+class QuarterTurns(nn.Module):
+    """Turns a square image by 0, 90, 180 or 270 degrees, which moves pixels and interpolates none."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.rot90(image, int(torch.randint(4, ())), (-2, -1))
+
+
+def build_eval_transform(image_processor: BaseImageProcessor) -> Transform:
+    """One picture as `image_processor` prepares it, so that evaluation sees what the model's users will feed it."""
+    return EvalTransform(image_processor)
+
+
+class EvalTransform:
+    def __init__(self, image_processor: BaseImageProcessor) -> None:
+        self.image_processor = image_processor
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+class ExampleTransform:
+    """Makes examples of the rows of a dataset, for `Dataset.with_transform`.
+
+    What is random about a picture depends on (seed, epoch, index) alone, so it does not change with the number of
+    data-loading workers or of processes, and no state of theirs has to be saved.
+
+    Args:
+        transform: Makes a tensor of a picture in RGB.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, transform: Transform, seed: int = 0) -> None:
+        self.transform, self.seed, self.epoch = transform, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Call it before the loader starts its workers, which get a copy."""
+        self.epoch = epoch
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        pictures = []
+        for image, index in zip(rows["image"], rows["index"], strict=True):
+            # SeedSequence mixes the three so that neighbouring indices have unrelated streams.
+            seed = int(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0])
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            pictures.append(self.transform(to_rgb(image)))
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        return {"pixel_values": pictures, "labels": rows["label"], "index": rows["index"]}
