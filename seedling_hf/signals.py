@@ -2,11 +2,14 @@
 
 import os
 import signal
+import time
 from types import FrameType
 from typing import Self
 
 # EX_TEMPFAIL of sysexits.h: the run was stopped, its state is saved, and the same command can resume it.
 RESUMABLE_EXIT_CODE = 75
+# Ctrl-C and schedulers reach the launcher and its processes, and the launcher passes on what it got: still one signal.
+ECHO_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -38,8 +41,10 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process_id:  # a data-loading worker gets Ctrl-C too, and ends with its process
             return
-        self.received = signal.Signals(number).name
-        for stop_signal in STOP_SIGNALS:
-            signal.signal(stop_signal, signal.SIG_DFL)
-        # Not print: a handler may interrupt another print, whose buffer refuses a second entry.
-        os.write(2, f"{self.received}: finishing this step and saving; a second signal ends at once\n".encode())
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number).name, time.monotonic()
+            # Not print: a handler may interrupt another print, whose buffer refuses a second entry.
+            os.write(2, f"{self.received}: finishing this step and saving; a second signal ends at once\n".encode())
+        elif time.monotonic() - self._received_at > ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

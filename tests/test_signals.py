@@ -1,0 +1,83 @@
+"""Signals: the first is a flag, the second ends the process at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from seedling_hf.signals import ECHO_SECONDS, RESUMABLE_EXIT_CODE, STOP_SIGNALS, StopSignal
+
+PROGRAM = """
+import sys, time
+from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
+with StopSignal() as stop:
+    print("running", flush=True)
+    while not stop.received or "deaf" in sys.argv:
+        time.sleep(0.01)
+print("saved after", stop.received, flush=True)
+sys.exit(RESUMABLE_EXIT_CODE)
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "running\n"
+    return process
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_first_signal_lets_the_program_save_and_say_resumable(number):
+    process = start()
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output) == (75, f"saved after {number.name}\n")
+    assert errors == f"{number.name}: finishing this step and saving; a second signal ends at once\n"
+
+
+@pytest.mark.parametrize("second", STOP_SIGNALS)
+@pytest.mark.parametrize("first", STOP_SIGNALS)
+def test_a_second_signal_ends_at_once_without_a_traceback(first, second):
+    process = start("deaf")
+    process.send_signal(first)
+    assert first.name in process.stderr.readline()
+    time.sleep(ECHO_SECONDS + 0.1)
+    process.send_signal(second)
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output, errors) == (-second, "", "")
+
+
+def test_the_echo_of_a_launcher_is_no_second_signal():
+    process = start()
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert output.startswith("saved after SIG")
+
+
+def test_without_a_signal_nothing_is_received_and_the_handlers_come_back():
+    former = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with StopSignal() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.received == "SIGUSR1"
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == former
+
+
+def test_a_child_process_does_not_answer_for_its_parent(capfd):
+    with StopSignal() as stop:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0 if stop.received is None else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_the_exit_code_is_that_of_a_fault_that_passes():
+    assert RESUMABLE_EXIT_CODE == os.EX_TEMPFAIL
