@@ -503,9 +503,9 @@ def _fuse_before(block: RepLKNetLargeKernelBlock | RepLKNetFeedForwardBlock) -> 
     scale, shift = _affine(block.normalization)
     convolution = block.pointwise1.convolution
     weight = convolution.weight.to("cpu", torch.float64)
-    bias = convolution.bias.to("cpu", torch.float64)
+    bias = convolution.bias.to("cpu", torch.float64) + weight.flatten(1) @ shift
+    convolution.bias.copy_(bias)
     convolution.weight.copy_(weight * scale[:, None, None])
-    convolution.bias.copy_(bias + weight.flatten(1) @ shift)
     block.normalization = nn.Identity()
 
 

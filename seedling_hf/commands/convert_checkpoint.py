@@ -1,0 +1,46 @@
+"""Turns the authors' .pth weights into a folder for `from_pretrained`."""
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+
+from seedling_hf.arguments import option, parse_arguments
+
+
+@dataclass(kw_only=True)
+class ConvertArguments:
+    _argument_group_name = "Conversion"
+
+    checkpoint_path: str = option(MISSING, "the authors' .pth file")
+    output_dir: str = option(MISSING, "folder to write, new or empty")
+    num_labels: int | None = option(None, "replace the head by a new one for so many classes")
+    checkpoint_key: str | None = option(
+        None,
+        "part of the file to take (default: the first that is there)",
+        choices=["model", "model_ema", "state_dict"],
+    )
+    image_size: int | None = option(None, "side of the processor's pictures (default: the file's own, or 224)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(
+        ConvertArguments,
+        argv,
+        prog="convert_checkpoint",
+        description="Turn the authors' .pth weights of RepLKNet into a folder for from_pretrained.",
+    )
+
+    from seedling_hf.conversion import convert_checkpoint, variant_name
+
+    model = convert_checkpoint(
+        args.checkpoint_path,
+        args.output_dir,
+        num_labels=args.num_labels,
+        checkpoint_key=args.checkpoint_key,
+        image_size=args.image_size,
+    )
+    config = model.config
+    print(f"{type(model).__name__}, variant {variant_name(config) or 'of its own'}", end="")
+    print(f", {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", end="")
+    print(f", {config.num_labels} classes" if hasattr(model, "classifier") else ", no head")
+    print(f"SHA-256 of the file: {config.source_sha256}")
+    print(f"written to {args.output_dir}; fine-tune it with train --model_name_or_path {args.output_dir}")

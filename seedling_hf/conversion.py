@@ -1,0 +1,312 @@
+"""The authors' checkpoints become folders for `from_pretrained`.
+
+The names are those of https://github.com/DingXiaoH/RepLKNet-pytorch (MIT licence).
+"""
+
+import argparse
+import hashlib
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from seedling_hf.errors import InputError
+from seedling_hf.replknet import (
+    RepLKNetBackbone,
+    RepLKNetConfig,
+    RepLKNetForImageClassification,
+    RepLKNetImageProcessor,
+    RepLKNetModel,
+)
+from seedling_hf.replknet.configuration_replknet import VARIANTS
+
+CHECKPOINT_KEYS = ("model", "model_ema", "state_dict")
+KEY_PREFIXES = ("module.", "backbone.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights by the authors' names, and the arguments of the run that made them."""
+
+    state_dict: dict[str, Tensor]
+    arguments: dict[str, Any]
+    sha256: str
+
+
+def read_checkpoint(path: str | os.PathLike, key: str | None = None) -> Checkpoint:
+    """Reads a `.pth` file of the authors; nothing in it is executed.
+
+    Args:
+        path: A file with a bare state dict or with one under `model`, `model_ema` or `state_dict`.
+        key: Which of these to take; by default the first that is there.
+
+    Raises:
+        InputError: if it is not such a file, or holds objects other than tensors, plain values and a Namespace.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except OSError as error:
+        raise InputError(f"expected a checkpoint at {path}, found none ({error.strerror}); check the path") from error
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"the object {culprit[1]}" if culprit else "something else"
+        raise InputError(
+            f"expected tensors, plain values and at most an argparse.Namespace in {path}, found {found}; nothing was "
+            "executed: get the file from the authors, or save its state dict alone"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"expected a checkpoint of torch.save at {path}, found a file that is none") from error
+    content = content if isinstance(content, Mapping) else {}
+    arguments = content.get("args")
+    return Checkpoint(
+        state_dict=_without_prefixes(_state_dict(content, key, path)),
+        arguments=vars(arguments) if isinstance(arguments, argparse.Namespace) else {},
+        sha256=sha256,
+    )
+
+
+def _state_dict(content: Mapping, key: str | None, path: Path) -> Mapping:
+    present = [k for k in CHECKPOINT_KEYS if isinstance(content.get(k), Mapping)]
+    if key is not None and key not in present:
+        raise InputError(f"expected {key} in {path}, found {', '.join(map(str, list(content)[:10])) or 'nothing'}")
+    state_dict = content[key or present[0]] if present else content
+    if not state_dict or not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
+        raise InputError(
+            f"expected a state dict in {path}, bare or under {', '.join(CHECKPOINT_KEYS)}, found "
+            f"{', '.join(map(str, list(content)[:10])) or 'none'}; convert a file of weights"
+        )
+    return state_dict
+
+
+def _without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in KEY_PREFIXES:
+        while all(name.startswith(prefix) for name in state_dict):
+            state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+    return dict(state_dict)
+
+
+def official_names(config: RepLKNetConfig, head: bool = True, norm: bool = True) -> dict[str, str]:
+    """What the authors call each weight of the model of `config`, and the name of that weight in the model here.
+
+    Args:
+        config: Configuration of the model, merged or not.
+        head: Whether it is a `RepLKNetForImageClassification`, else it is the bare model or a backbone.
+        norm: Whether there is a BatchNorm after the last stage; the authors' backbones have none.
+    """
+    names = {}
+
+    def add_norm(theirs: str, ours: str) -> None:
+        for tensor in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            names[f"{theirs}.{tensor}"] = f"{ours}.{tensor}"
+
+    def add_conv_norm(theirs: str, ours: str) -> None:
+        names[f"{theirs}.conv.weight"] = f"{ours}.convolution.weight"
+        add_norm(f"{theirs}.bn", f"{ours}.normalization")
+
+    for i in range(4):
+        add_conv_norm(f"stem.{i}", f"embeddings.layers.{i}")
+    for stage, depth in enumerate(config.depths):
+        for i in range(2 if stage > 0 else 0):
+            add_conv_norm(f"transitions.{stage - 1}.{i}", f"encoder.stages.{stage}.downsampling.{i}")
+        for layer in range(depth):
+            theirs, ours = f"stages.{stage}.blocks.{2 * layer}", f"encoder.stages.{stage}.layers.{layer}"
+            add_norm(f"{theirs}.prelkb_bn", f"{ours}.large_kernel_block.normalization")
+            add_conv_norm(f"{theirs}.pw1", f"{ours}.large_kernel_block.pointwise1")
+            add_conv_norm(f"{theirs}.pw2", f"{ours}.large_kernel_block.pointwise2")
+            kernel, our_kernel = f"{theirs}.large_kernel", f"{ours}.large_kernel_block.large_kernel"
+            if config.reparameterized:
+                names[f"{kernel}.lkb_reparam.weight"] = f"{our_kernel}.merged.weight"
+                names[f"{kernel}.lkb_reparam.bias"] = f"{our_kernel}.merged.bias"
+            else:
+                add_conv_norm(f"{kernel}.lkb_origin", f"{our_kernel}.large")
+                if config.small_kernel_size is not None:
+                    add_conv_norm(f"{kernel}.small_conv", f"{our_kernel}.small")
+            theirs = f"stages.{stage}.blocks.{2 * layer + 1}"
+            add_norm(f"{theirs}.preffn_bn", f"{ours}.feed_forward_block.normalization")
+            add_conv_norm(f"{theirs}.pw1", f"{ours}.feed_forward_block.pointwise1")
+            add_conv_norm(f"{theirs}.pw2", f"{ours}.feed_forward_block.pointwise2")
+        if config.norm_intermediate_features and f"stage{stage + 1}" in config.out_features:
+            add_norm(f"stages.{stage}.norm", f"hidden_states_norms.stage{stage + 1}")
+    if norm:
+        add_norm("norm", "normalization")
+    if head:
+        names = {theirs: f"replknet.{ours}" for theirs, ours in names.items()}
+        names |= {"head.weight": "classifier.weight", "head.bias": "classifier.bias"}
+    return names
+
+
+def infer_config(state_dict: Mapping[str, Tensor]) -> RepLKNetConfig:
+    """The configuration of the model whose weights these are, from names and shapes alone.
+
+    Raises:
+        InputError: if they are not those of a RepLKNet.
+    """
+    kernels = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if tensor.ndim == 4}
+    found = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name) for name in kernels]
+    blocks = [(int(match[1]), int(match[2])) for match in found if match]
+    if not blocks:
+        raise InputError(
+            f"expected the weights of a RepLKNet (stages.0.blocks.0.pw1.conv.weight, …), found "
+            f"{', '.join(list(state_dict)[:5])}, …; convert a checkpoint of the authors' RepLKNet"
+        )
+    stages = range(max(stage for stage, _ in blocks) + 1)
+
+    def shape(stage: int, kernel: str) -> tuple[int, ...]:
+        for name, found in kernels.items():
+            if re.fullmatch(rf"stages\.{stage}\.blocks\.{kernel}\.weight", name):
+                return found
+        raise InputError(f"expected kernels of each kind in stages.{stage}, found one kind missing; get the whole file")
+
+    large = [shape(stage, r"\d+\.large_kernel\.(?:lkb_origin\.conv|lkb_reparam)") for stage in stages]
+    mixing = [shape(stage, r"\d*[02468]\.pw1\.conv") for stage in stages]
+    feed_forward = [shape(stage, r"\d*[13579]\.pw1\.conv") for stage in stages]
+    values = {
+        "num_channels": kernels.get("stem.0.conv.weight", (0, 3))[1],
+        "kernel_sizes": [kernel[-1] for kernel in large],
+        "depths": [max(block for s, block in blocks if s == stage) // 2 + 1 for stage in stages],
+        "hidden_sizes": [kernel[1] for kernel in mixing],
+        "small_kernel_size": next((k[-1] for n, k in kernels.items() if n.endswith("small_conv.conv.weight")), None),
+        "dw_ratio": mixing[0][0] / mixing[0][1],
+        "ffn_ratio": feed_forward[0][0] / feed_forward[0][1],
+        "reparameterized": any(".lkb_reparam." in name for name in kernels),
+    }
+    if "head.weight" in state_dict:
+        values["num_labels"] = len(state_dict["head.weight"])
+    normalized = [stage + 1 for stage in stages if f"stages.{stage}.norm.weight" in state_dict]
+    if normalized:
+        values |= {"norm_intermediate_features": True, "out_indices": normalized}
+    try:
+        return RepLKNetConfig(**values)
+    except ValueError as error:
+        raise InputError(f"the shapes of the checkpoint make no RepLKNet: {error}") from error
+
+
+def variant_name(config: RepLKNetConfig) -> str | None:
+    """The named variant that `config` has the shapes of, small kernels aside where they are merged; None if none."""
+    for name in VARIANTS:
+        named = RepLKNetConfig.from_variant(name)
+        same = ["kernel_sizes", "depths", "hidden_sizes", "dw_ratio", "ffn_ratio"]
+        if not config.reparameterized:
+            same.append("small_kernel_size")
+        if all(getattr(config, field) == getattr(named, field) for field in same):
+            return name
+    return None
+
+
+def load_model(checkpoint: Checkpoint, num_labels: int | None = None) -> PreTrainedModel:
+    """The model of a checkpoint, in eval mode.
+
+    With a head it is a classifier, with the last BatchNorm but no head the bare model, without either a backbone.
+
+    Args:
+        checkpoint: What `read_checkpoint` gave.
+        num_labels: Gives the model a new head for so many classes, not trained yet.
+
+    Raises:
+        InputError: with every key that is missing, left over or of another shape.
+    """
+    config = infer_config(checkpoint.state_dict)
+    config.source_sha256 = checkpoint.sha256
+    drop_path_rate = checkpoint.arguments.get("drop_path")
+    if isinstance(drop_path_rate, float) and 0 <= drop_path_rate < 1:
+        config.drop_path_rate = drop_path_rate
+    weights = checkpoint.state_dict
+    if num_labels is not None:
+        config.num_labels = num_labels
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    is_classifier = num_labels is not None or any(name.startswith("head.") for name in weights)
+    has_norm = is_classifier or any(name.startswith("norm.") for name in weights)
+    names = official_names(config, head=is_classifier, norm=has_norm)
+    if num_labels is not None:
+        names = {theirs: ours for theirs, ours in names.items() if not theirs.startswith("head.")}
+    if is_classifier:
+        model = RepLKNetForImageClassification(config)
+    else:
+        model = RepLKNetModel(config) if has_norm else RepLKNetBackbone(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _refuse_other_weights(weights, {theirs: shapes[ours] for theirs, ours in names.items()})
+    model.load_state_dict({ours: weights[theirs] for theirs, ours in names.items()}, strict=False)
+    return model.eval()
+
+
+def _refuse_other_weights(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    faults = {
+        "missing": [name for name in expected if name not in weights],
+        "left over": [name for name in weights if name not in expected],
+        "of another shape": [
+            f"{name} (expected {shape}, found {tuple(weights[name].shape)})"
+            for name, shape in expected.items()
+            if name in weights and tuple(weights[name].shape) != shape
+        ],
+    }
+    if any(faults.values()):
+        listing = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+        raise InputError(f"expected the weights of one whole RepLKNet, found {listing}; convert the authors' own file")
+
+
+def convert_checkpoint(
+    checkpoint_path: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    num_labels: int | None = None,
+    checkpoint_key: str | None = None,
+    image_size: int | None = None,
+) -> PreTrainedModel:
+    """Writes the folder for `from_pretrained` of a checkpoint of the authors: weights, configuration, processor, code.
+
+    The folder appears whole or not at all.
+
+    Args:
+        checkpoint_path: The authors' `.pth` file.
+        output_dir: A folder that does not exist yet, or is empty.
+        num_labels: Gives the model a new head for so many classes, not trained yet.
+        checkpoint_key: The part of the file to take: `model`, `model_ema` or `state_dict`.
+        image_size: Side of the processor's pictures in pixels; by default what the authors' arguments say, or 224.
+
+    Returns:
+        The model that was written.
+
+    Raises:
+        InputError: for a file that cannot be read or used, and for a folder that is in use.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise InputError(f"expected output_dir to be new or empty, found {output_dir} in use; choose another folder")
+    for name, value in (("num_labels", num_labels), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise InputError(f"expected {name} to be at least 1, found {value}")
+    checkpoint = read_checkpoint(checkpoint_path, checkpoint_key)
+    model = load_model(checkpoint, num_labels)
+    if image_size is None:
+        image_size = checkpoint.arguments.get("input_size")
+    processor = RepLKNetImageProcessor.from_variant(
+        variant_name(model.config) or "31B", image_size=image_size if isinstance(image_size, int) else 224
+    )
+    _write_whole(output_dir, [model, processor])
+    return model
+
+
+def _write_whole(output_dir: Path, parts: Iterable) -> None:
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        for part in parts:
+            part.save_pretrained(temporary)
+        if output_dir.exists():
+            output_dir.rmdir()
+        temporary.rename(output_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
