@@ -1,0 +1,88 @@
+"""`evaluate`: a model folder and labelled pictures go in, a report comes out."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.errors import InputError
+
+
+@dataclass(kw_only=True)
+class InferenceArguments(ArgumentGroup):
+    _argument_group_name = "Inference"
+
+    model_name_or_path: str = option(MISSING, "model folder that training wrote, or repository on the Hub")
+    model_revision: str | None = option(None, "branch, tag or commit of that repository")
+    trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
+    per_device_eval_batch_size: int = option(64, "pictures a batch on each process")
+    dataloader_num_workers: int = option(0, "processes that load pictures, for each process")
+    mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
+    no_merge: bool = option(False, "keep small kernels and BatchNorms apart: slower, same answers")
+    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "per_device_eval_batch_size", least=1)
+        check_range(self, "dataloader_num_workers", least=0)
+
+
+@dataclass(kw_only=True)
+class EvaluationArguments(ArgumentGroup):
+    _argument_group_name = "Evaluation"
+
+    test_dir: str = option(MISSING, "folder of class folders")
+    output_dir: str = option(MISSING, "folder for report.json, report.md, confusion_matrix.png and predictions.csv")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_writable_folder(Path(self.output_dir), "--output_dir")
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(InferenceArguments, EvaluationArguments):
+    """All flags of `evaluate`."""
+
+
+def check_writable_folder(folder: Path, flag: str) -> None:
+    """Refuses, before any work is done, a folder that is not there and cannot be made, or not be written to."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        found = "a folder that may not be written to" if existing.is_dir() else "a file"
+        raise InputError(f"expected {flag} in a folder that can be written to, found {existing}, {found}; name another")
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Model and pictures → answers → report."""
+    arguments = parse_arguments(
+        EvaluateArguments, argv, prog="evaluate", description="Reports how well a model names labelled pictures."
+    )
+
+    from seedling_hf.dataset import load_folder
+    from seedling_hf.evaluation import evaluate_model, format_report, write_report
+    from seedling_hf.prediction import build_accelerator, build_model
+
+    accelerator = build_accelerator(arguments.mixed_precision)
+    model, image_processor = build_model(
+        arguments.model_name_or_path,
+        revision=arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+        merge=not arguments.no_merge,
+    )
+    class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_pictures=arguments.skip_bad_pictures)
+    report = evaluate_model(
+        model,
+        image_processor,
+        dataset,
+        accelerator,
+        batch_size=arguments.per_device_eval_batch_size,
+        num_workers=arguments.dataloader_num_workers,
+        data_name=arguments.test_dir,
+    )
+    if accelerator.is_main_process:
+        write_report(report, arguments.output_dir)
+        print(format_report(report))
+        print(f"\nThe report is in {arguments.output_dir}: read {Path(arguments.output_dir) / 'report.md'}.")
+    accelerator.end_training()

@@ -1,0 +1,241 @@
+"""A model and pictures in, logits out: each picture once, in order, on any number of processes."""
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, Image
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
+from seedling_hf.errors import InputError
+from seedling_hf.transforms import build_eval_transform, to_rgb
+
+SECONDS_BETWEEN_LINES = 30
+
+
+def build_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Accelerator:
+    """The `Accelerator` of every command: two processes without a GPU find each other too.
+
+    Args:
+        mixed_precision: `no`, `fp16` or `bf16`; None leaves the choice to `accelerate launch`.
+        **kwargs: Further arguments of `Accelerator`.
+
+    Raises:
+        InputError: for fp16 on a CPU, which accelerate would take and not do.
+    """
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision, **kwargs)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("expected a GPU for --mixed_precision fp16, found a CPU only; use bf16 or no")
+    return accelerator
+
+
+def build_model(
+    model_name_or_path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    merge: bool = True,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Loads a trained classifier in float32 and in evaluation mode, with its image processor.
+
+    Args:
+        model_name_or_path: Model folder, or repository on the Hub.
+        revision: Branch, tag or commit of the repository.
+        trust_remote_code: Whether Python code that comes with the model may run. A RepLKNet needs none here.
+        merge: Merge parallel branches and BatchNorms into the convolutions, where the model can: quicker, with the
+            same answers.
+
+    Raises:
+        InputError: if there is no model, or one without every trained weight of its classifier.
+    """
+    _check_folder(model_name_or_path)
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    with_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            model_name_or_path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **options
+        )
+        image_processor = AutoImageProcessor.from_pretrained(model_name_or_path, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"expected an image classifier at {model_name_or_path}, found: {reason}") from error
+    finally:
+        if with_bar:
+            transformers_logging.enable_progress_bar()
+    absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
+    if absent:
+        raise InputError(
+            f"expected all weights of {type(model).__name__} in {model_name_or_path}, found none that fit for "
+            f"{len(absent)}, such as {absent[0]}; give a folder that training has written"
+        )
+    model.eval()
+    if merge and hasattr(model, "fuse_batch_norms"):
+        model.fuse_batch_norms()
+    return model, image_processor
+
+
+def _check_folder(model_name_or_path: str) -> None:
+    path = Path(model_name_or_path)
+    if path.exists() and not (path / "config.json").is_file():
+        raise InputError(
+            f"expected a model folder with a config.json at {model_name_or_path}, found a "
+            f"{'folder without one' if path.is_dir() else 'file'}; give the --output_dir of a training run"
+        )
+    if not path.exists() and (path.is_absolute() or model_name_or_path[0] in ".~" or len(path.parts) > 2):
+        raise InputError(f"expected a model folder at {model_name_or_path}, found nothing there")
+
+
+class InferenceTransform:
+    """Makes `pixel_values` and `index` of the rows of a data set, labelled or not, for `Dataset.with_transform`."""
+
+    def __init__(self, image_processor: BaseImageProcessor) -> None:
+        self.transform = build_eval_transform(image_processor)
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"pixel_values": [self.transform(to_rgb(image)) for image in rows["image"]], "index": rows["index"]}
+
+
+def build_dataloader(
+    dataset: Dataset,
+    image_processor: BaseImageProcessor,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> DataLoader:
+    """Batches of a data set's pictures as the image processor gives them, dealt to the processes.
+
+    Args:
+        dataset: Columns `image` and `index`.
+        image_processor: What the pictures go through.
+        accelerator: Deals the batches to the processes.
+        batch_size: Pictures in a batch of one process.
+        num_workers: Processes that load pictures, for each process.
+    """
+    dataloader = DataLoader(
+        dataset.with_transform(InferenceTransform(image_processor)),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    return accelerator.prepare(dataloader)
+
+
+def predict_batches(
+    model: torch.nn.Module, dataloader: DataLoader, accelerator: Accelerator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the logits and the example numbers of one batch of all processes after another.
+
+    The model is used as it is, in evaluation mode and in the accelerator's precision, and left in the mode it was in.
+
+    Args:
+        model: Gives `logits` for `pixel_values`; on the accelerator's device.
+        dataloader: Prepared by the accelerator; its batches have `pixel_values` and `index`.
+        accelerator: Gathers from the processes.
+
+    Yields:
+        Logits (N, C) in float32 and index (N,), both on the CPU and the same on every process.
+    """
+    was_training = model.training
+    model.eval()
+    on_terminal, total, done = sys.stderr.isatty(), len(dataloader.dataset), 0
+    bar = tqdm(
+        total=total, unit="picture", leave=False, disable=not (on_terminal and accelerator.is_local_main_process)
+    )
+    line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+    try:
+        for batch in dataloader:
+            # Not around the yield, where it would spread over what the caller does meanwhile.
+            with torch.inference_mode(), accelerator.autocast():
+                logits = model(pixel_values=batch["pixel_values"]).logits.float()
+            logits, index = accelerator.gather_for_metrics((logits, batch["index"]))
+            done += len(index)
+            bar.update(len(index))
+            if not on_terminal and accelerator.is_main_process and time.monotonic() > line_due:
+                line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+                print(f"{done:,} of {total:,} pictures", file=sys.stderr, flush=True)
+            yield logits.cpu(), index.cpu()
+    finally:
+        bar.close()
+        model.train(was_training)
+
+
+def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """The logits of every example, in the order of their numbers, the same on every process.
+
+    Args:
+        model: See `predict_batches`.
+        dataloader: See `predict_batches`.
+        accelerator: See `predict_batches`.
+
+    Returns:
+        Logits (N, C) in float32 and index (N,) in int64, on the CPU.
+
+    Raises:
+        RuntimeError: if not every example of the data set came exactly once.
+    """
+    batches = list(predict_batches(model, dataloader, accelerator))
+    if not batches:
+        raise RuntimeError("expected at least one batch of pictures, found none")
+    logits, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    expected, different = len(dataloader.dataset), len(index.unique())
+    if not expected == len(index) == different:
+        raise RuntimeError(
+            f"expected each of {expected} examples once, found {len(index)} answers for {different} different examples "
+            f"from {accelerator.num_processes} processes"
+        )
+    index, order = index.sort()
+    return logits[order], index
+
+
+def unlabelled_dataset(files: Sequence[str]) -> Dataset:
+    """The columns `image`, `file` and `index` of pictures that have no label."""
+    columns = {"image": list(files), "file": list(files), "index": list(range(len(files)))}
+    return Dataset.from_dict(columns).cast_column("image", Image())
+
+
+def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[list[tuple[str, float]]]:
+    """For each row of logits (N, C) the `top_k` most probable classes and their probabilities, the surest first."""
+    ranked = logits.double().softmax(-1).topk(top_k)
+    return [
+        [(class_names[i], p) for i, p in zip(indices, probabilities, strict=True)]
+        for indices, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
+    ]
+
+
+def format_csv(files: Sequence[str], answers: Sequence[Sequence[tuple[str, float]]], output_format: str) -> str:
+    """Answers of `rank_species` as CSV: `csv` has file, species, probability; `kaggle` bare file names and species."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "species"] if output_format == "kaggle" else ["file", "species", "probability"])
+    for file, species in zip(files, answers, strict=True):
+        if output_format == "kaggle":
+            writer.writerow([Path(file).name, species[0][0]])
+        else:
+            writer.writerows([file, name, f"{probability:.6f}"] for name, probability in species)
+    return text.getvalue()
+
+
+def format_table(files: Sequence[str], answers: Sequence[Sequence[tuple[str, float]]]) -> str:
+    """Answers of `rank_species` for a terminal, with a bar for each probability."""
+    file_width = max(map(len, files))
+    name_width = max(len(name) for species in answers for name, _ in species)
+    return "\n".join(
+        f"{file if rank == 0 else '':<{file_width}}  {name:<{name_width}}  {probability:6.1%}  "
+        f"{'█' * round(20 * probability)}".rstrip()
+        for file, species in zip(files, answers, strict=True)
+        for rank, (name, probability) in enumerate(species)
+    )
