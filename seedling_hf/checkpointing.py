@@ -40,6 +40,7 @@ from seedling_hf.errors import InputError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LATEST = "latest"
+AFFORDABLE_SHARE = 0.02
 # EX_IOERR of sysexits.h: the run itself was sound, but its state could not be kept.
 UNSAVED_EXIT_CODE = 74
 
@@ -108,7 +109,8 @@ class Checkpoints:
         self.save_total_limit = save_total_limit
         self.process_index = process_index
         self.gather = gather
-        self.seconds_of_last_save = 0.0
+        self._started = time.perf_counter()
+        self._seconds_of_saves: list[float] = []
 
     def save(
         self,
@@ -140,7 +142,7 @@ class Checkpoints:
         error = None
         if self.process_index == 0:
             try:
-                self._write(path, step, tensors, {**state}, random_states, texts or {})
+                self._write(path, step, tensors, state, random_states, texts or {})
             except (OSError, SafetensorError) as fault:  # safetensors wraps the error of a full disk in its own
                 with contextlib.suppress(OSError):
                     _remove_leftovers(self.folder)
@@ -148,10 +150,15 @@ class Checkpoints:
             else:
                 self._prune(step, protect)
         error = self.gather([error])[0]
-        self.seconds_of_last_save = time.perf_counter() - started
+        self._seconds_of_saves.append(time.perf_counter() - started)
         if error is not None:
             raise CheckpointError(error)
         return path
+
+    def are_affordable(self) -> bool:
+        """Whether after one more save saving has taken at most `AFFORDABLE_SHARE` of the time; true for the first."""
+        seconds = sum(self._seconds_of_saves) + max(self._seconds_of_saves, default=0.0)
+        return self.gather([seconds <= AFFORDABLE_SHARE * (time.perf_counter() - self._started)])[0]
 
     def load(self, source: str | Path) -> Checkpoint | None:
         """Reads a checkpoint, on every process the same one.
@@ -197,20 +204,12 @@ class Checkpoints:
         _remove_leftovers(self.folder)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.mkdir()
-        for name, values in tensors.items():
-            _write_tensors(temporary / f"{name}.safetensors", values)
-        _write_state(temporary, "state", state)
-        _write_state(temporary, "random_states", random_states)
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        written = sorted(temporary.iterdir())
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            files = {
-                file.name: record for file, record in zip(written, pool.map(_flush_and_hash, written), strict=True)
-            }
-        manifest = temporary / MANIFEST
-        manifest.write_text(_manifest_text(step, files), encoding="utf-8")
-        _flush_and_hash(manifest)
+        contents = {f"{name}.safetensors": values for name, values in tensors.items()}
+        contents |= _pack_files("state", state) | _pack_files("random_states", random_states) | texts
+        with ThreadPoolExecutor(max_workers=4) as pool:  # writing and hashing leave Python's lock
+            written = pool.map(_write_file, [temporary / name for name in contents], contents.values())
+            files = dict(zip(contents, written, strict=True))
+        _write_file(temporary / MANIFEST, _manifest_text(step, files))
         _flush(temporary)
 
         if path.exists():  # from an earlier run that came as far
@@ -218,8 +217,7 @@ class Checkpoints:
         temporary.rename(path)
         _flush(self.folder)
         pointer = self.folder / f".{LATEST}.tmp"
-        pointer.write_text(_pointer_text(path.name), encoding="utf-8")
-        _flush_and_hash(pointer)
+        _write_file(pointer, _pointer_text(path.name))
         pointer.replace(self.folder / LATEST)
         _flush(self.folder)
 
@@ -273,9 +271,10 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, all
 
 def get_random_state() -> dict[str, Any]:
     """The states of this process's generators: Python's, NumPy's, torch's on the CPU and on its GPU, if it uses one."""
+    number, words, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
     return {
-        "python": random.getstate(),
+        "python": (number, torch.tensor(words), gauss),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
@@ -284,8 +283,9 @@ def get_random_state() -> dict[str, Any]:
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Puts back what `get_random_state` returned."""
+    number, words, gauss = state["python"]
+    random.setstate((number, tuple(words.tolist()), gauss))
     kind, keys, *rest = state["numpy"]
-    random.setstate(state["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
@@ -451,16 +451,22 @@ def _manifest_text(step: int, files: Mapping[str, Any], version: int = FORMAT_VE
     return json.dumps({**manifest, "sha256": digest}, indent=2) + "\n"
 
 
-def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, file, metadata={"format": "pt"})
+def _write_file(file: Path, content: str | Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Writes a text or tensors to the disk, and returns the file's entry in the manifest."""
+    if isinstance(content, str):
+        file.write_text(content, encoding="utf-8")
+    else:
+        tensors = {name: tensor.detach().contiguous() for name, tensor in content.items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    _flush(file)
+    return {"size": file.stat().st_size, "sha256": _hash(file)}
 
 
-def _write_state(folder: Path, name: str, state: Any) -> None:
+def _pack_files(name: str, state: Any) -> dict[str, str | dict[str, torch.Tensor]]:
+    """The contents of the two files that hold nested values."""
     tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_pack(state, name, tensors), indent=None if name == "random_states" else 2)
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    _write_tensors(folder / f"{name}.safetensors", tensors)
+    packed = _pack(state, name, tensors)
+    return {f"{name}.json": json.dumps(packed, indent=2) + "\n", f"{name}.safetensors": tensors}
 
 
 def _read_state(folder: Path, name: str) -> Any:
@@ -506,11 +512,6 @@ def _unpack(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 def _hash(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush_and_hash(file: Path) -> dict[str, Any]:
-    _flush(file)
-    return {"size": file.stat().st_size, "sha256": _hash(file)}
 
 
 def _flush(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: nothing lost at any kill, no damage unnoticed, no code run."""
 
 import errno
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import resource
 import shutil
 import signal
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,6 +59,10 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(
         a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)
     )
+
+
+def entry(file: Path) -> dict:
+    return {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
 def names(checkpoints: Checkpoints) -> list[str]:
@@ -253,6 +259,35 @@ def test_a_later_format_is_refused_with_both_versions(tmp_path):
     (path / "manifest.json").write_text(checkpointing._manifest_text(10, files, version=2))
     with pytest.raises(InputError, match="has format version 2 and this program reads version 1"):
         Checkpoints(tmp_path).load(path)
+
+
+# Cost
+
+
+def test_saves_are_affordable_where_they_take_two_percent_of_the_time(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def slow_random_state():
+        nonlocal now
+        now += 2.0
+        return get_random_state()
+
+    monkeypatch.setattr(checkpointing, "get_random_state", slow_random_state)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.are_affordable()  # what a save costs is not known yet
+    save(checkpoints, 10)
+    now = 199.0
+    assert not checkpoints.are_affordable()
+    now = 200.0
+    assert checkpoints.are_affordable()
+    save(checkpoints, 20)
+    now = 299.0
+    assert not checkpoints.are_affordable()
+
+
+def test_all_processes_agree_with_the_first_whether_a_save_is_affordable(tmp_path):
+    assert not Checkpoints(tmp_path, process_index=1, gather=lambda items: [False, *items]).are_affordable()
 
 
 # Pruning
@@ -620,7 +655,7 @@ def test_a_malicious_pickle_in_place_of_a_file_is_refused_and_not_run(tmp_path, 
         torch.save(Bomb(witness), path / name)
     if signed and name != "manifest.json":
         files = json.loads((path / "manifest.json").read_text())["files"]
-        files[name] = checkpointing._flush_and_hash(path / name)
+        files[name] = entry(path / name)
         (path / "manifest.json").write_text(checkpointing._manifest_text(10, files))
     with pytest.raises(InputError, match=r"is damaged|nothing of it was run or used"):
         Checkpoints(tmp_path).load(path)
@@ -643,7 +678,7 @@ def test_a_manifest_cannot_point_out_of_its_folder(tmp_path):
     path = save(Checkpoints(tmp_path), 10)
     (tmp_path / "secret").write_text("")
     files = json.loads((path / "manifest.json").read_text())["files"]
-    files["../../secret"] = checkpointing._flush_and_hash(tmp_path / "secret")
+    files["../../secret"] = entry(tmp_path / "secret")
     (path / "manifest.json").write_text(checkpointing._manifest_text(10, files))
     with pytest.raises(InputError, match=r"manifest\.json is not as it was written"):
         Checkpoints(tmp_path).load(path)
