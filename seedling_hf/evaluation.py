@@ -155,7 +155,7 @@ def format_report(report: dict[str, Any]) -> str:
     ]
     for name, row in report["per_class"].items():
         lines.append(
-            f"  {name:<{width}}  {row['precision']:>8.1%}  {_recall(row):>7}  {row['f1']:>6.3f}  {row['support']:>8,}  "
+            f"  {name:<{width}}  {row['precision']:>9.1%}  {_recall(row):>7}  {row['f1']:>6.3f}  {row['support']:>8,}  "
             f"{_bar(row['f1'])}".rstrip()
         )
     if report["top_confusions"]:
