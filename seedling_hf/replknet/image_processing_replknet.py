@@ -9,6 +9,8 @@ from transformers.image_utils import (
     PILImageResampling,
 )
 
+from .configuration_replknet import VARIANTS
+
 
 class RepLKNetImageProcessor(TorchvisionBackend):
     """Resizes the shortest edge to `size` (bicubic), crops the centre of `crop_size`, and normalises.
@@ -37,6 +39,8 @@ class RepLKNetImageProcessor(TorchvisionBackend):
         Below 384 pixels 7/8 of the shortest edge is kept, as in 256 to 224; from 384 pixels on the whole picture is
         squeezed into the square, as the authors do. XL was trained with Inception's mean and std (0.5).
         """
+        if name not in VARIANTS:
+            raise ValueError(f"expected a variant of {', '.join(VARIANTS)}, found {name!r}; give one of these names")
         if image_size < 1:
             raise ValueError(f"expected image_size to be positive, found {image_size}")
         square = {"height": image_size, "width": image_size}
