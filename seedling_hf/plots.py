@@ -102,6 +102,46 @@ def plot_confusion_matrix(
     _save(figure, path)
 
 
+def plot_contact_sheet(
+    pictures: Sequence[Sequence[Any]],
+    path: str | os.PathLike,
+    *,
+    title: str,
+    columns: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Draws pictures side by side.
+
+    Args:
+        pictures: Rows of as many pictures, each (H, W, 3) of 8 bits or a PIL image.
+        path: PNG to write.
+        title: Heading.
+        columns: A heading for each column.
+        rows: A heading for each row.
+        captions: A text below each picture.
+    """
+    height, width = len(pictures), len(pictures[0])
+    below = 0.45 if captions else 0.0
+    figure = _figure(1.35 * width + (1.6 if rows else 0), (1.35 + below) * height + 0.6)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=INK)
+    grid = figure.subplots(height, width, squeeze=False)
+    for y, row in enumerate(pictures):
+        for x, picture in enumerate(row):
+            axes = grid[y, x]
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            if columns and y == 0:
+                axes.set_title(columns[x], fontsize=8, color=INK)
+            if rows and x == 0:
+                axes.set_ylabel(rows[y], rotation=0, ha="right", va="center", fontsize=8, color=INK)
+            if captions:
+                axes.set_xlabel(captions[y][x], fontsize=6, color=INK)
+    _save(figure, path)
+
+
 def _write_counts(axes: "Axes", matrix: np.ndarray, shares: np.ndarray) -> None:
     for row, column in np.argwhere(matrix > 0):
         axes.text(
