@@ -41,6 +41,11 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
         RepLKNetConfig.from_variant("base")
 
 
+def test_from_variant_refuses_a_field_that_does_not_exist():
+    with pytest.raises(ValueError, match="found drop_path, kernel_size; check their names"):
+        RepLKNetConfig.from_variant("nano", drop_path=0.1, kernel_size=31, num_labels=12, out_indices=[1])
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,24 @@ def test_a_file_that_is_no_checkpoint_is_refused(content, tmp_path):
         read_checkpoint(path)
 
 
+def test_garbage_in_a_checkpoint_is_refused_or_read_as_numbers(tmp_path):
+    whole = (GOLDEN / "three_stages.pth").read_bytes()
+    generator = random.Random(0)
+    path = tmp_path / "checkpoint.pth"
+    refused = 0
+    for _ in range(100):
+        content = bytearray(whole)
+        for _ in range(10):  # the directory of the archive and its pickle are at both ends
+            where = generator.choice([generator.randrange(30_000), len(whole) - 1 - generator.randrange(30_000)])
+            content[where] = generator.randrange(256)
+        path.write_bytes(content)
+        try:
+            read_checkpoint(path)
+        except InputError:
+            refused += 1
+    assert refused > 50
+
+
 def test_a_checkpoint_that_was_cut_off_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pth"
     path.write_bytes((GOLDEN / "three_stages.pth").read_bytes()[:100_000])
@@ -351,7 +370,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_runs(place, zipped, wei
 
 def test_a_bare_malicious_pickle_is_refused_and_nothing_of_it_runs(tmp_path):
     path = tmp_path / "checkpoint.pth"
-    path.write_bytes(pickle.dumps(Malicious(tmp_path / "trap")))
+    path.write_bytes(pickle.dumps(Malicious(tmp_path / "trap"), protocol=2))
     with pytest.raises(InputError, match="nothing was executed"):
         read_checkpoint(path)
     assert not (tmp_path / "trap").exists()

@@ -155,6 +155,22 @@ def test_the_pipeline_works_with_the_package_too(folder, picture):
     assert found == pytest.approx(dict(zip(CLASS_NAMES, expected.tolist(), strict=True)), abs=1e-6)
 
 
+def test_the_pipeline_of_features_gives_the_pooled_ones(folder, picture):
+    features = pipeline("image-feature-extraction", model=str(folder), pool=True)(str(picture))
+    model = RepLKNetForImageClassification.from_pretrained(folder)
+    inputs = RepLKNetImageProcessor.from_pretrained(folder)(Image.open(picture), return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(features), model.replknet(**inputs).pooler_output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_pipeline_works_in_half_precision(dtype, folder, picture):
+    predictions = pipeline("image-classification", model=str(folder), top_k=3, dtype=dtype)(str(picture))
+    expected = dict(zip(CLASS_NAMES, logits_here(folder, picture)[0].softmax(0).tolist(), strict=True))
+    # 0.02: bfloat16 keeps eight bits, and errors add up over the layers.
+    assert {p["label"]: p["score"] for p in predictions} == pytest.approx(expected, abs=0.02)
+
+
 def test_the_package_goes_before_the_code_in_the_folder(folder):
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
     assert type(model) is RepLKNetForImageClassification

@@ -92,7 +92,11 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
         """The configuration of a named RepLKNet (31B, 31L, XL, nano or tiny), with `kwargs` over its values."""
         if name not in VARIANTS:
             raise ValueError(f"expected a variant of {', '.join(VARIANTS)}, found {name!r}; give one of these names")
-        return cls(**{**VARIANTS[name], **kwargs})
+        config = cls(**{**VARIANTS[name], **kwargs})
+        unknown = [field for field in kwargs if not hasattr(RepLKNetConfig(), field)]
+        if unknown:  # the library would keep them as attributes that nothing reads
+            raise ValueError(f"expected fields of RepLKNetConfig, found {', '.join(unknown)}; check their names")
+        return config
 
     @property
     def num_stages(self) -> int:
@@ -106,7 +110,7 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.format_version not in range(1, FORMAT_VERSION + 1):
             raise ValueError(
                 f"expected format_version 1 to {FORMAT_VERSION}, found {self.format_version}: a later program wrote "
-                "this model; update seedling_hf, or load with trust_remote_code=True the code saved beside the weights"
+                "this model; update seedling_hf"
             )
         for name in ("kernel_sizes", "depths", "hidden_sizes"):
             values = getattr(self, name)
