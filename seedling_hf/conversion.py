@@ -183,7 +183,7 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> RepLKNetConfig:
         "ffn_ratio": feed_forward[0][0] / feed_forward[0][1],
         "reparameterized": any(".lkb_reparam." in name for name in kernels),
     }
-    if "head.weight" in state_dict:
+    if "head.weight" in state_dict and state_dict["head.weight"].ndim == 2:
         values["num_labels"] = len(state_dict["head.weight"])
     normalized = [stage + 1 for stage in stages if f"stages.{stage}.norm.weight" in state_dict]
     if normalized:

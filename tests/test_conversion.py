@@ -281,6 +281,11 @@ def test_a_weight_of_another_shape_is_listed(weights, tmp_path):
         convert_checkpoint(saved(content, tmp_path), tmp_path / "model")
 
 
+def test_a_head_without_dimensions_is_listed(weights, tmp_path):
+    with pytest.raises(InputError, match=r"head\.weight \(expected \(2, 20\), found \(\)\)"):
+        convert_checkpoint(saved(weights | {"head.weight": torch.tensor(0.0)}, tmp_path), tmp_path / "model")
+
+
 def test_half_a_head_is_refused(weights, tmp_path):
     content = {name: tensor for name, tensor in weights.items() if name != "head.bias"}
     with pytest.raises(InputError, match=r"missing: head\.bias"):
