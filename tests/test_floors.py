@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
     0: {"errors", "replknet"},
     1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
-        "optimization", "checkpointing", "signals", "plots"},
+        "optimization", "checkpointing", "signals", "plots", "outbox", "cards"},
     2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "benchmark"},
-    3: {"evaluation"},
+    3: {"evaluation", "hub_pusher"},
     4: {"training"},
     5: {"commands"},
 }  # fmt: skip

@@ -1,0 +1,69 @@
+"""The text of a card: what the Hub takes, and how ours goes together with what people wrote on the Hub.
+
+Sections that a program writes stand between marks that nobody sees:
+
+    <!-- begin results -->
+    …
+    <!-- end results -->
+"""
+
+import re
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+_SECTION = re.compile(r"<!-- begin (\S+) -->.*?<!-- end \1 -->", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+
+
+def check_card(text: str) -> None:
+    """What the Hub would refuse about a card, found without it.
+
+    Raises:
+        ValueError: for metadata that are no YAML mapping, or results that are incomplete or no numbers.
+    """
+    if not _FRONT_MATTER.match(text):
+        raise ValueError("expected a card that begins with metadata between two lines `---`, found none")
+    try:
+        card = ModelCard(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected YAML metadata in the card, found something else: {error}") from error
+    for result in card.data.eval_results or []:
+        if not isinstance(result.metric_value, int | float) or result.metric_value != result.metric_value:
+            raise ValueError(f"expected a number for {result.metric_type} in the card, found {result.metric_value!r}")
+
+
+def merge_cards(theirs: str, ours: str) -> str:
+    """The card of the Hub with the metadata and the marked sections of ours.
+
+    Whatever else stands in theirs was written by somebody and stays: text outside of the sections, further metadata,
+    further entries of lists such as `tags`, another `license`. A section that was taken out stays out.
+    """
+    data, their_data = _metadata(ours), _metadata(theirs)
+    merged = {key: value for key, value in their_data.items() if key != "model-index"} | data
+    for key in their_data.keys() & data.keys():
+        if isinstance(data[key], list) and isinstance(their_data[key], list) and key != "model-index":
+            merged[key] = data[key] + [value for value in their_data[key] if value not in data[key]]
+    if "license" in their_data:
+        merged["license"] = their_data["license"]
+
+    body, their_body = _FRONT_MATTER.sub("", ours, 1), _FRONT_MATTER.sub("", theirs, 1)
+    sections = {match[1]: match[0] for match in _SECTION.finditer(body)}
+    if any(match[1] in sections for match in _SECTION.finditer(their_body)):
+        body = _SECTION.sub(lambda match: sections.get(match[1], match[0]), their_body)
+    elif their_body.strip():
+        body = f"{their_body.rstrip()}\n\n{body.lstrip()}"
+    if merged == their_data:
+        return theirs[: len(theirs) - len(their_body)] + body
+    front = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n{body}"
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    match = _FRONT_MATTER.match(text)
+    try:
+        data = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError:
+        data = {}
+    return data if isinstance(data, dict) else {}

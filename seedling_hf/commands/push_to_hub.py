@@ -1,0 +1,83 @@
+"""`push_to_hub`: what waits in a run's folder, or a model folder as it is, goes to the Hub."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.errors import InputError
+from seedling_hf.outbox import Outbox, Snapshot, Target, model_files
+
+
+@dataclass(kw_only=True)
+class PushToHubArguments(ArgumentGroup):
+    output_dir: str = option(MISSING, "model folder, such as the output folder of a run")
+    hub_model_id: str | None = option(
+        None, "repository, user/name (default: where the run was to be pushed, else the folder's name)"
+    )
+    hub_private_repo: bool | None = option(None, "make a new repository private")
+    hub_revision: str | None = option(None, "branch to push to")
+    hub_tag: str | None = option(None, "tag of the commit")
+    commit_message: str | None = option(None, "message of the commit")
+    dry_run: bool = option(False, "only list what would be pushed")
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """The snapshot that waits, or the folder → one commit, or none where the Hub has the same files."""
+    arguments = parse_arguments(
+        PushToHubArguments, argv, prog="push_to_hub", description="Pushes a model folder, or what waits in it."
+    )
+
+    from seedling_hf.hub import explain, limit_waiting, push
+
+    folder = Path(arguments.output_dir)
+    outbox = Outbox(folder)
+    snapshot = outbox.newest()
+    if snapshot is None:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"expected a model folder with a config.json at {folder}, found none; name another")
+        snapshot = Snapshot(model_files(folder), default_target(folder))
+    changes = {
+        "repo_id": arguments.hub_model_id,
+        "private": arguments.hub_private_repo,
+        "revision": arguments.hub_revision,
+        "tag": arguments.hub_tag,
+        "message": arguments.commit_message,
+    }
+    target = replace(snapshot.target, **{name: value for name, value in changes.items() if value is not None})
+    snapshot = replace(snapshot, target=target)
+
+    where = target.repo_id + (f", branch {target.revision}" if target.revision else "")
+    print(f"{len(snapshot.files)} files, {snapshot.num_bytes / 1e6:.1f} MB, to {where}: {target.message}")
+    if arguments.dry_run:
+        print("\n".join(f"  {name}" for name in snapshot.files))
+        return 0
+    limit_waiting()
+    try:
+        address = push(snapshot, tries=3)
+    except Exception as error:
+        print(f"error: not pushed, {explain(error)[0]}; run this command again to go on", file=sys.stderr)
+        return 1
+    if snapshot.folder is not None:
+        outbox.remove(snapshot)
+    print(f"The Hub has it: {address}")
+
+
+def default_target(folder: Path) -> Target:
+    """Where the run of this folder was to be pushed, else a repository named as the folder."""
+    target = Target(folder.resolve().name, f"Push {folder.resolve().name}")
+    try:
+        arguments = yaml.safe_load((folder / "arguments.yaml").read_text(encoding="utf-8"))
+        return replace(
+            target,
+            repo_id=arguments["hub_model_id"] or target.repo_id,
+            private=arguments["hub_private_repo"],
+            revision=arguments["hub_revision"],
+            # The tag is for the end of the run.
+            tag=arguments["hub_tag"] if (folder / "train_results.json").exists() else None,
+        )
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return target

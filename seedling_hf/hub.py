@@ -1,0 +1,267 @@
+"""Sharing on the Hub: pushes that never hurt a run, and runs that come back from it.
+
+A push goes from a snapshot on the disk (`outbox`), so the run may go on writing. huggingface_hub's errors have no
+common base class, some of its calls retry and some do not, and it waits for ever for an answer; all of that is dealt
+with here, in `push` and `explain`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    RepoFile,
+    get_token,
+    hf_hub_download,
+    set_client_factory,
+    snapshot_download,
+)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session
+from huggingface_hub.utils._http import default_client_factory
+
+from seedling_hf.cards import check_card, merge_cards
+from seedling_hf.errors import InputError
+from seedling_hf.outbox import LAST_CHECKPOINT, PUSHED, Snapshot, Target, is_result, model_files
+
+REQUEST_TIMEOUT_S = 60.0
+PREFLIGHT_TIMEOUT_S = 15.0
+DELAY_S = 3.0
+# A commit is refused if another was made since its parent: so often it is made anew at once.
+COMMIT_TRIES = 5
+PERMANENT = frozenset({400, 401, 403, 404, 413})
+MEANINGS = {
+    401: "it does not know this token; `hf auth login` or HF_TOKEN sets another",
+    403: "this token may not write there",
+    404: "there is no such repository, or this token may not see it",
+    412: "somebody else is pushing to the repository",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def limit_waiting(seconds: float = REQUEST_TIMEOUT_S) -> None:
+    """Gives each request to the Hub, of this process from now on, a time limit; there is none by default."""
+
+    def factory():
+        client = default_client_factory()
+        client.timeout = seconds
+        return client
+
+    set_client_factory(factory)
+
+
+def explain(error: BaseException) -> tuple[str, bool]:
+    """What went wrong in a talk with the Hub, as a clause without any token, and whether trying again is in vain."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids the network", True
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if response is not None:
+        status = response.status_code
+        meaning = MEANINGS.get(status)
+        if meaning is None:
+            meaning = getattr(error, "server_message", None) or HTTPStatus(status).phrase
+        return _without_token(f"the Hub answered {status}: {_first_line(meaning)}"), status in PERMANENT
+    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+        return _without_token(" ".join(str(error).split())), True
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}", False
+    return _without_token(f"the Hub cannot be reached ({type(error).__name__}: {_first_line(error)})"), False
+
+
+def full_repo_id(api: HfApi, repo_id: str) -> str:
+    """`user/name` of a repository whose user may be left out."""
+    return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`user/repo@revision` in its two parts."""
+    repo_id, _, revision = name.partition("@")
+    return repo_id, revision or None
+
+
+def check_access(target: Target, *, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> None:
+    """Makes sure that the repository is there and that this token may write to it.
+
+    Raises:
+        InputError: if not, or if the tag is taken.
+        Exception: whatever huggingface_hub raises when the Hub cannot be asked.
+    """
+    if get_token() is None:
+        raise InputError(
+            "expected a login to the Hub for --push_to_hub, found none; run `hf auth login` or set HF_TOKEN"
+        )
+    api, session = HfApi(), get_session()
+    former, session.timeout = session.timeout, timeout_s
+    try:
+        repo_id = full_repo_id(api, target.repo_id)
+        api.create_repo(repo_id, private=target.private, exist_ok=True)
+        api.auth_check(repo_id, write=True)
+        if target.tag and (commit := _tags(api, repo_id).get(target.tag)):
+            raise InputError(f"expected a new tag, found {target.tag} at {commit[:8]} of {repo_id}; change --hub_tag")
+    except InputError:
+        raise
+    except Exception as error:
+        reason, permanent = explain(error)
+        if permanent:
+            raise InputError(
+                f"expected a repository on the Hub to push to at {target.repo_id}, found: {reason}"
+            ) from error
+        raise
+    finally:
+        session.timeout = former
+
+
+def push(snapshot: Snapshot, *, tries: int = 1) -> str:
+    """Makes the Hub hold what the snapshot holds, in one commit or none, and sets the tag.
+
+    What others have changed meanwhile is seen, not mixed in: the commit is bound to its parent. Files of the
+    repository that are the results of other weights, and are not in the snapshot, go.
+
+    Args:
+        snapshot: Files and where they go.
+        tries: How often to try, a few seconds apart, unless the error is one that time does not heal.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        Exception: anything that huggingface_hub raises, for `explain`. A repetition goes on where this ended.
+    """
+    while True:
+        try:
+            return _push_once(snapshot)
+        except Exception as error:
+            tries -= 1
+            if explain(error)[1] or not tries:
+                raise
+            time.sleep(DELAY_S)
+
+
+def _push_once(snapshot: Snapshot) -> str:
+    api, target = HfApi(), snapshot.target
+    repo_id = full_repo_id(api, target.repo_id)
+    api.create_repo(repo_id, private=target.private, exist_ok=True)
+    if target.revision:
+        api.create_branch(repo_id, branch=target.revision, exist_ok=True)
+    for tries_left in reversed(range(COMMIT_TRIES)):
+        commit = api.model_info(repo_id, revision=target.revision).sha
+        operations = _operations(api, repo_id, commit, snapshot.files)
+        if not operations:
+            break
+        try:
+            commit = api.create_commit(
+                repo_id, operations, commit_message=target.message, revision=target.revision, parent_commit=commit
+            ).oid
+            break
+        except HfHubHTTPError as error:
+            if error.response.status_code != HTTPStatus.PRECONDITION_FAILED or not tries_left:
+                raise
+    if target.tag:
+        commit_of_tag = _tags(api, repo_id).get(target.tag)
+        if commit_of_tag is None:
+            api.create_tag(repo_id, tag=target.tag, revision=commit)
+        elif commit_of_tag != commit:
+            raise InputError(
+                f"the files are on the Hub, but {target.tag} is the tag of {commit_of_tag[:8]} already; "
+                "push with another --hub_tag"
+            )
+    return f"{api.endpoint}/{repo_id}/commit/{commit}"
+
+
+def _operations(api: HfApi, repo_id: str, head: str, files: Mapping[str, Path]) -> list[Any]:
+    """What makes the repository, as it is at `head`, hold `files`; nothing for what it holds already."""
+    tree = api.list_repo_tree(repo_id, revision=head, recursive=True)
+    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    operations = []
+    for name, path in files.items():
+        source: str | bytes = str(path)
+        if name == "README.md":
+            text = path.read_text(encoding="utf-8")
+            if name in there:
+                theirs = Path(hf_hub_download(repo_id, name, revision=head)).read_text(encoding="utf-8")
+                text = merge_cards(theirs, text)
+            try:
+                check_card(text)
+            except ValueError as error:  # the Hub would refuse the weights with it
+                logger.warning("the card stays behind, being none that the Hub takes: %s", _first_line(error))
+                continue
+            source = text.encode()
+        operation = CommitOperationAdd(name, source)
+        if not _is_equal(operation, there.get(name)):
+            operations.append(operation)
+    with_checkpoint = any(name.startswith(f"{LAST_CHECKPOINT}/") for name in files)
+    operations += [
+        CommitOperationDelete(name)
+        for name in there
+        if name not in files and (is_result(name) or (with_checkpoint and name.startswith(f"{LAST_CHECKPOINT}/")))
+    ]
+    return operations
+
+
+def _is_equal(addition: CommitOperationAdd, entry: RepoFile | None) -> bool:
+    if entry is None or addition.upload_info.size != entry.size:
+        return False
+    if entry.lfs is not None:
+        return addition.upload_info.sha256.hex() == entry.lfs.sha256
+    with addition.as_file() as file:
+        content = file.read()
+    # The name that git gives to a content.
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob_id
+
+
+def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
+    return {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+
+
+def download_run(name: str, output_dir: str | os.PathLike) -> Path:
+    """Brings back a run that was pushed by `--hub_strategy checkpoint`, to go on with it here.
+
+    The model, which is the best so far, and metrics.jsonl go to `output_dir` unless there is a model already.
+
+    Args:
+        name: `user/repo`, or `user/repo@revision`.
+        output_dir: Folder of the run here.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        InputError: if the Hub has none there, or cannot be reached.
+    """
+    limit_waiting()
+    repo_id, revision = split_revision(name)
+    try:
+        commit = HfApi().model_info(repo_id, revision=revision).sha
+        patterns = [f"{LAST_CHECKPOINT}/*", *PUSHED, "*.py"]
+        folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
+    except Exception as error:
+        raise InputError(f"expected a run on the Hub at {name}, found: {explain(error)[0]}") from error
+    checkpoint = folder / LAST_CHECKPOINT
+    if not checkpoint.is_dir():
+        raise InputError(f"expected {LAST_CHECKPOINT} in {name}, found none; --hub_strategy checkpoint pushes it")
+    output_dir = Path(output_dir)
+    if not (output_dir / "config.json").exists():
+        for file, path in model_files(folder, results=False).items():
+            if file not in ("README.md", "arguments.yaml", "split.csv"):
+                shutil.copyfile(path, output_dir / file)
+    return checkpoint
+
+
+def _without_token(text: str) -> str:
+    token = get_token()
+    return text.replace(token, "…") if token else text
+
+
+def _first_line(text: object) -> str:
+    return next((line.strip() for line in str(text).splitlines() if line.strip()), "no reason given")

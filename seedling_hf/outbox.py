@@ -1,0 +1,195 @@
+"""Snapshots of a model folder that wait on the disk until the Hub has them.
+
+A snapshot is a folder of its own, so nothing that the run writes later can change or tear it:
+
+    hub_outbox/000003-step-00000120-best/push.json    where it goes and with what message; never a token
+    hub_outbox/000003-step-00000120-best/files/…      what the repository will hold
+
+It is built under a hidden name and renamed, so a kill leaves no half of one.
+"""
+
+import contextlib
+import fnmatch
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+OUTBOX = "hub_outbox"
+LAST_CHECKPOINT = "last-checkpoint"
+# What may leave this machine, besides the code that `auto_map` names; all of it lies at the top of a model folder.
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+RESULTS = (
+    "report.json", "report.md", "confusion_matrix.png", "predictions.csv", "train_results.json", "curves.png",
+)  # fmt: skip
+PUSHED = (
+    "config.json", "preprocessor_config.json", *WEIGHTS, "README.md", *RESULTS, "split.csv", "metrics.jsonl",
+    "arguments.yaml",
+)  # fmt: skip
+# Relative imports as transformers finds them, by the text.
+_RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a snapshot goes.
+
+    Attributes:
+        repo_id: `user/name`, or `name` for the user that the token belongs to.
+        message: Of the commit.
+        private: Whether a new repository is made private; the Hub decides if None.
+        revision: Branch, `main` if None.
+        tag: Set on the commit, if any.
+    """
+
+    repo_id: str
+    message: str
+    private: bool | None = None
+    revision: str | None = None
+    tag: str | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Files by their paths in the repository, and where they go; `folder` is None for files that are not staged."""
+
+    files: Mapping[str, Path]
+    target: Target
+    folder: Path | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files.values())
+
+    def exists(self) -> bool:
+        return self.folder is None or self.folder.exists()
+
+
+def model_files(folder: Path, *, results: bool = True, checkpoint: Path | None = None) -> dict[str, Path]:
+    """The files of a model folder that may be pushed, by their paths in the repository.
+
+    Args:
+        folder: A model folder.
+        results: Whether report, curves and timing belong to these weights, and go along.
+        checkpoint: Folder of a resumable state that goes along as `last-checkpoint`.
+    """
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    allowed = PUSHED if results else set(PUSHED) - set(RESULTS)
+    chosen = {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)}
+    files = {name: folder / name for name in sorted(chosen | set(_code_files(folder)))}
+    if checkpoint is not None:
+        files |= {f"{LAST_CHECKPOINT}/{path.name}": path for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    return files
+
+
+def is_result(name: str) -> bool:
+    """Whether a file of a repository is one that belongs to particular weights."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*WEIGHTS, *RESULTS))
+
+
+class Outbox:
+    """The snapshots of one run, oldest first; each holds all that the ones before it held."""
+
+    def __init__(self, output_dir: str | os.PathLike) -> None:
+        self.folder = Path(output_dir) / OUTBOX
+
+    def put(self, files: Mapping[str, Path], target: Target, name: str) -> Snapshot:
+        """Copies `files` into a new snapshot; weights are hard-linked, for they are replaced and never written to.
+
+        Raises:
+            OSError: if the disk refuses; nothing is left of the snapshot then.
+        """
+        former = [int(folder.name.split("-")[0]) for folder in self._folders()]
+        folder = self.folder / f"{max(former, default=0) + 1:06d}-{name}"
+        building = folder.with_name(f".{folder.name}.tmp")
+        for leftover in self.folder.glob(".*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            for inside, path in files.items():
+                copy = building / "files" / inside
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                _link_or_copy(path, copy)
+            (building / "push.json").write_text(json.dumps(asdict(target), indent=2) + "\n", encoding="utf-8")
+            os.replace(building, folder)
+        except OSError:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        return _read(folder)
+
+    def newest(self) -> Snapshot | None:
+        """The snapshot that waits, if any."""
+        for folder in reversed(self._folders()):
+            try:
+                return _read(folder)
+            except (
+                OSError,
+                ValueError,
+                TypeError,
+            ):  # somebody else has just removed it, or it is none
+                continue
+        return None
+
+    def remove(self, snapshot: Snapshot) -> None:
+        """Removes a snapshot that is on the Hub, and the ones before it."""
+        self._remove([folder for folder in self._folders() if folder.name <= snapshot.folder.name])
+
+    def remove_before(self, snapshot: Snapshot, *, keep: Snapshot | None) -> None:
+        """Removes what `snapshot` replaces, but for one that is just being pushed."""
+        kept = keep and keep.folder
+        self._remove([f for f in self._folders() if f.name < snapshot.folder.name and f != kept])
+
+    def clear(self, *, keep: Snapshot | None) -> None:
+        """Removes all snapshots, but for one that is just being pushed."""
+        self._remove([folder for folder in self._folders() if folder != (keep and keep.folder)])
+
+    def _remove(self, folders: list[Path]) -> None:
+        for folder in folders:
+            gone = folder.with_name(f".{folder.name}.tmp")
+            # Renamed first, so that no half-deleted folder is ever taken for a snapshot.
+            with contextlib.suppress(OSError):
+                folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+        if not self._folders():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("[0-9]*-*") if re.match(r"\d{6,}-", path.name))
+
+
+def _code_files(folder: Path) -> Iterator[str]:
+    """The modules that `auto_map` names, and those that they import from beside them."""
+    waiting = []
+    for name in ("config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            classes = json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map", {}).values()
+            names = [c for value in classes for c in (value if isinstance(value, list) else [value]) if c]
+            waiting += [c.split(".")[0] for c in names if "--" not in c]  # with `--`: code of another repository
+    seen = set()
+    while waiting:
+        module = waiting.pop()
+        path = folder / f"{module}.py"
+        if module in seen or not path.is_file():
+            continue
+        seen.add(module)
+        yield path.name
+        waiting += _RELATIVE_IMPORT.findall(path.read_text(encoding="utf-8"))
+
+
+def _link_or_copy(path: Path, copy: Path) -> None:
+    if path.suffix == ".safetensors":
+        try:
+            os.link(path, copy)
+            return
+        except OSError:  # another disk, or a file system without links
+            pass
+    shutil.copyfile(path, copy)
+
+
+def _read(folder: Path) -> Snapshot:
+    target = Target(**json.loads((folder / "push.json").read_text(encoding="utf-8")))
+    files = folder / "files"
+    found = sorted(path for path in files.rglob("*") if path.is_file())
+    return Snapshot({path.relative_to(files).as_posix(): path for path in found}, target, folder)
