@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 _SECTION = re.compile(r"<!-- begin (\S+) -->.*?<!-- end \1 -->", re.DOTALL)
+_ADDRESS = re.compile(r'model="[^"\n]*"(, revision="[^"\n]*")?')
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
@@ -58,6 +59,16 @@ def merge_cards(theirs: str, ours: str) -> str:
         return theirs[: len(theirs) - len(their_body)] + body
     front = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n{body}"
+
+
+def address_card(text: str, repo_id: str, revision: str | None) -> str:
+    """The card whose loading example, in its section `usage`, names the place that it is pushed to."""
+    address = f'model="{repo_id}"' + (f', revision="{revision}"' if revision else "")
+
+    def fill(section: re.Match[str]) -> str:
+        return _ADDRESS.sub(lambda _: address, section[0]) if section[1] == "usage" else section[0]
+
+    return _SECTION.sub(fill, text)
 
 
 def _metadata(text: str) -> dict[str, Any]:

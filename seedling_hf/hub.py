@@ -5,13 +5,13 @@ common base class, some of its calls retry and some do not, and it waits for eve
 with here, in `push` and `explain`.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,18 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session
 from huggingface_hub.utils._http import default_client_factory
 
-from seedling_hf.cards import check_card, merge_cards
+from seedling_hf.cards import address_card, check_card, merge_cards
 from seedling_hf.errors import InputError
-from seedling_hf.outbox import LAST_CHECKPOINT, PUSHED, Snapshot, Target, is_result, model_files
+from seedling_hf.outbox import (
+    CARD,
+    LAST_CHECKPOINT,
+    PUSHED,
+    Snapshot,
+    Target,
+    is_result,
+    model_files,
+    parse_hub_name,
+)
 
 REQUEST_TIMEOUT_S = 60.0
 PREFLIGHT_TIMEOUT_S = 15.0
@@ -74,20 +83,24 @@ def explain(error: BaseException) -> tuple[str, bool]:
         return _without_token(f"the Hub answered {status}: {_first_line(meaning)}"), status in PERMANENT
     if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
         return _without_token(" ".join(str(error).split())), True
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}", False
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno == errno.ENOSPC):
+        return f"{error.filename or 'the disk'}: {error.strerror}", False
     return _without_token(f"the Hub cannot be reached ({type(error).__name__}: {_first_line(error)})"), False
+
+
+def require_login() -> None:
+    """Refuses to go on without a token of huggingface_hub's own login.
+
+    Raises:
+        InputError: with what to do.
+    """
+    if get_token() is None:
+        raise InputError("expected a login to the Hub, found none; run `hf auth login` or set HF_TOKEN")
 
 
 def full_repo_id(api: HfApi, repo_id: str) -> str:
     """`user/name` of a repository whose user may be left out."""
     return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """`user/repo@revision` in its two parts."""
-    repo_id, _, revision = name.partition("@")
-    return repo_id, revision or None
 
 
 def check_access(target: Target, *, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> None:
@@ -97,10 +110,7 @@ def check_access(target: Target, *, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> N
         InputError: if not, or if the tag is taken.
         Exception: whatever huggingface_hub raises when the Hub cannot be asked.
     """
-    if get_token() is None:
-        raise InputError(
-            "expected a login to the Hub for --push_to_hub, found none; run `hf auth login` or set HF_TOKEN"
-        )
+    require_login()
     api, session = HfApi(), get_session()
     former, session.timeout = session.timeout, timeout_s
     try:
@@ -154,9 +164,11 @@ def _push_once(snapshot: Snapshot) -> str:
     api.create_repo(repo_id, private=target.private, exist_ok=True)
     if target.revision:
         api.create_branch(repo_id, branch=target.revision, exist_ok=True)
-    for tries_left in reversed(range(COMMIT_TRIES)):
+    with_card = True
+    tries_left = COMMIT_TRIES
+    while True:
         commit = api.model_info(repo_id, revision=target.revision).sha
-        operations = _operations(api, repo_id, commit, snapshot.files)
+        operations = _operations(api, repo_id, commit, snapshot, with_card)
         if not operations:
             break
         try:
@@ -165,8 +177,14 @@ def _push_once(snapshot: Snapshot) -> str:
             ).oid
             break
         except HfHubHTTPError as error:
+            tries_left -= 1
             if error.response.status_code != HTTPStatus.PRECONDITION_FAILED or not tries_left:
                 raise
+        except ValueError as error:
+            if not with_card or isinstance(error, json.JSONDecodeError):
+                raise
+            with_card = False
+            logger.warning("the card stays behind, for the Hub refuses it: %s", " ".join(str(error).split()))
     if target.tag:
         commit_of_tag = _tags(api, repo_id).get(target.tag)
         if commit_of_tag is None:
@@ -179,18 +197,21 @@ def _push_once(snapshot: Snapshot) -> str:
     return f"{api.endpoint}/{repo_id}/commit/{commit}"
 
 
-def _operations(api: HfApi, repo_id: str, head: str, files: Mapping[str, Path]) -> list[Any]:
-    """What makes the repository, as it is at `head`, hold `files`; nothing for what it holds already."""
+def _operations(api: HfApi, repo_id: str, head: str, snapshot: Snapshot, with_card: bool) -> list[Any]:
+    """What makes the repository, as it is at `head`, hold the snapshot; nothing for what it holds already."""
     tree = api.list_repo_tree(repo_id, revision=head, recursive=True)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    operations = []
+    files, operations = snapshot.files, []
     for name, path in files.items():
         source: str | bytes = str(path)
-        if name == "README.md":
+        if name == CARD:
+            if not with_card:
+                continue
             text = path.read_text(encoding="utf-8")
             if name in there:
                 theirs = Path(hf_hub_download(repo_id, name, revision=head)).read_text(encoding="utf-8")
                 text = merge_cards(theirs, text)
+            text = address_card(text, repo_id, snapshot.target.tag or snapshot.target.revision)
             try:
                 check_card(text)
             except ValueError as error:  # the Hub would refuse the weights with it
@@ -234,28 +255,37 @@ def download_run(name: str, output_dir: str | os.PathLike) -> Path:
         output_dir: Folder of the run here.
 
     Returns:
-        The folder of the checkpoint.
+        The folder of the checkpoint, in `output_dir`, where other machines of the run see it too.
 
     Raises:
-        InputError: if the Hub has none there, or cannot be reached.
+        InputError: if the Hub has none there, or cannot be reached, or the disk is full.
     """
     limit_waiting()
-    repo_id, revision = split_revision(name)
+    output_dir = Path(output_dir)
+    target, building = output_dir / LAST_CHECKPOINT, output_dir / f".{LAST_CHECKPOINT}.tmp"
+    repo_id, revision = parse_hub_name(name) or (name, None)
     try:
         commit = HfApi().model_info(repo_id, revision=revision).sha
-        patterns = [f"{LAST_CHECKPOINT}/*", *PUSHED, "*.py"]
-        folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
+        # One commit: the model and the state to go on from belong together.
+        folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=[f"{LAST_CHECKPOINT}/*", *PUSHED]))
+        if not (folder / LAST_CHECKPOINT).is_dir():
+            raise InputError(f"expected {LAST_CHECKPOINT} in {name}, found none; --hub_strategy checkpoint pushes it")
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.copytree(folder / LAST_CHECKPOINT, building)
+        shutil.rmtree(target, ignore_errors=True)
+        building.rename(target)
+        if not (output_dir / "config.json").exists():
+            # config.json last, for its presence says that the others are there.
+            names = {"config.json", CARD, "arguments.yaml", "split.csv"}
+            for file in (*(f for f in model_files(folder, results=False) if f not in names), "config.json"):
+                temporary = output_dir / f".{file}.tmp"
+                shutil.copyfile(folder / file, temporary)
+                os.replace(temporary, output_dir / file)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"expected a run on the Hub at {name}, found: {explain(error)[0]}") from error
-    checkpoint = folder / LAST_CHECKPOINT
-    if not checkpoint.is_dir():
-        raise InputError(f"expected {LAST_CHECKPOINT} in {name}, found none; --hub_strategy checkpoint pushes it")
-    output_dir = Path(output_dir)
-    if not (output_dir / "config.json").exists():
-        for file, path in model_files(folder, results=False).items():
-            if file not in ("README.md", "arguments.yaml", "split.csv"):
-                shutil.copyfile(path, output_dir / file)
-    return checkpoint
+    return target
 
 
 def _without_token(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -11,13 +12,18 @@ from huggingface_hub.utils import disable_progress_bars, is_offline_mode
 from tqdm.auto import tqdm
 
 from seedling_hf.errors import InputError
-from seedling_hf.hub import check_access, explain, limit_waiting, push
+from seedling_hf.hub import PREFLIGHT_TIMEOUT_S, REQUEST_TIMEOUT_S, check_access, explain, limit_waiting, push
+from seedling_hf.model_card import write_card
 from seedling_hf.outbox import Outbox, Snapshot, Target, model_files
 
 FIRST_DELAY_S = 30.0
 LONGEST_DELAY_S = 600.0
 # At the end of a run each further try delays the user, and huggingface_hub has waited 23 s within most of them.
 FINAL_TRIES = 3
+# What each strategy pushes: a new best model, a save, and the end of the run.
+EVENTS = {
+    "end": {"end"}, "best": {"best", "end"}, "every_save": {"save", "end"}, "checkpoint": {"save", "end"}
+}  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +39,13 @@ class HubPusher:
         repo_id: `user/name`, or `name` for the user that the token belongs to.
         private: Whether a new repository is made private.
         revision: Branch to push to.
-        strategy: `end`, `best`, `every_save` or `checkpoint`; says which `stage_…` do something.
+        strategy: `end`, `best`, `every_save` or `checkpoint`; says which events are pushed.
         tag: Set on the last commit.
-        timeout_s: How long `finish` waits.
-        push_command: What the user types to push later.
+        timeout_s: How long `finish` waits, and the longest that any request does.
+        push_command: What the user types to push later, `seedling-hf push_to_hub …` if None.
+
+    Raises:
+        ValueError: for another strategy.
     """
 
     first_delay_s = FIRST_DELAY_S
@@ -52,18 +61,21 @@ class HubPusher:
         strategy: str = "every_save",
         tag: str | None = None,
         timeout_s: float = 600.0,
-        push_command: str,
+        push_command: str | None = None,
     ) -> None:
+        if strategy not in EVENTS:
+            raise ValueError(f"expected a strategy of {', '.join(EVENTS)}, found {strategy!r}")
         self.output_dir, self.outbox = Path(output_dir), Outbox(output_dir)
         self.repo_id, self.private, self.revision, self.tag = repo_id, private, revision, tag
-        self.strategy, self.timeout_s, self.push_command = strategy, timeout_s, push_command
+        self.strategy, self.timeout_s = strategy, timeout_s
+        self.push_command = push_command or shlex.join(["seedling-hf", "push_to_hub", "--output_dir", str(output_dir)])
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._pushing: Snapshot | None = None
         self._news = self._finishing = self._in_vain = False
         self._address = self._failure = self._not_staged = ""
         self._num_bytes = 0
-        limit_waiting()
+        limit_waiting(min(REQUEST_TIMEOUT_S, timeout_s))
         disable_progress_bars()  # they would run through the bar of the training
 
     def preflight(self) -> None:
@@ -81,7 +93,8 @@ class HubPusher:
                 "later by --hub_strategy end"
             )
         try:
-            check_access(Target(self.repo_id, "", self.private, self.revision, self.tag))
+            target = Target(self.repo_id, "", self.private, self.revision, self.tag)
+            check_access(target, timeout_s=min(PREFLIGHT_TIMEOUT_S, self.timeout_s))
         except InputError:
             raise
         except Exception as error:
@@ -90,32 +103,40 @@ class HubPusher:
 
     def stage(
         self,
-        what: str,
+        event: str,
         *,
         step: int,
         epoch: float,
         metrics: Mapping[str, float] | None = None,
         checkpoint: Path | None = None,
-        final: bool = False,
     ) -> None:
-        """Puts a snapshot of the model folder, as it is now, aside for the Hub; returns at once and never raises.
+        """Puts the model folder aside for the Hub, as it is now, if the strategy asks for it at this event.
+
+        Returns at once and never raises. The card is written first. With the event `end` report, curves and tag go
+        along; before, those in the folder may be of other weights.
 
         Args:
-            what: Word for the commit's message.
+            event: `best` (the folder holds a new best model), `save` (a checkpoint was written) or `end`.
             step: Optimizer steps made.
             epoch: Passes over the training pictures made.
             metrics: Figures for the message.
-            checkpoint: Folder of the state to resume from, for another machine.
-            final: Whether report, curves and tag belong to it.
+            checkpoint: Folder of the state to resume from; it goes along with the strategy `checkpoint`.
         """
+        if event not in EVENTS[self.strategy]:
+            return
+        if self.strategy != "checkpoint":
+            checkpoint = None
+        is_end = event == "end"
         figures = ", ".join(f"{name} {value:.4f}" for name, value in (metrics or {}).items())
-        message = f"Step {step}, epoch {epoch:.2f}{': ' + figures if figures else ''} ({what})"
-        target = Target(self.repo_id, message, self.private, self.revision, self.tag if final else None)
+        message = f"Step {step}, epoch {epoch:.2f}{': ' + figures if figures else ''} ({event})"
+        target = Target(self.repo_id, message, self.private, self.revision, self.tag if is_end else None)
         try:
-            files = model_files(self.output_dir, results=final, checkpoint=checkpoint)
-            if "config.json" not in files and checkpoint is None:
+            if (self.output_dir / "config.json").exists():
+                self._write_card(results=is_end)
+            elif checkpoint is None:
                 return  # there is no model before the first evaluation
-            snapshot = self._put(files, target, f"step-{step:08d}-{what}")
+            files = model_files(self.output_dir, results=is_end, checkpoint=checkpoint)
+            snapshot = self._put(files, target, f"step-{step:08d}-{event}")
         except (OSError, ValueError) as error:
             self._not_staged = f"step {step} could not be put aside: {getattr(error, 'strerror', None) or error}"
             logger.warning(
@@ -156,6 +177,12 @@ class HubPusher:
             reason, left.folder if left else self.output_dir, self.push_command,
         )  # fmt: skip
         return False
+
+    def _write_card(self, *, results: bool) -> None:
+        try:
+            write_card(self.output_dir, results=results)
+        except Exception as error:  # weights without a card are better than none
+            logger.warning("the card in %s could not be written: %s", self.output_dir, error)
 
     def _put(self, files: Mapping[str, Path], target: Target, name: str) -> Snapshot:
         try:

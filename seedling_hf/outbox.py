@@ -20,13 +20,14 @@ from pathlib import Path
 
 OUTBOX = "hub_outbox"
 LAST_CHECKPOINT = "last-checkpoint"
+CARD = "README.md"
 # What may leave this machine, besides the code that `auto_map` names; all of it lies at the top of a model folder.
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 RESULTS = (
     "report.json", "report.md", "confusion_matrix.png", "predictions.csv", "train_results.json", "curves.png",
 )  # fmt: skip
 PUSHED = (
-    "config.json", "preprocessor_config.json", *WEIGHTS, "README.md", *RESULTS, "split.csv", "metrics.jsonl",
+    "config.json", "preprocessor_config.json", *WEIGHTS, CARD, *RESULTS, "split.csv", "metrics.jsonl",
     "arguments.yaml",
 )  # fmt: skip
 # Relative imports as transformers finds them, by the text.
@@ -66,6 +67,12 @@ class Snapshot:
 
     def exists(self) -> bool:
         return self.folder is None or self.folder.exists()
+
+
+def parse_hub_name(name: str) -> tuple[str, str | None] | None:
+    """`user/repo` or `user/repo@revision` in its two parts; None if it is none, or is a path here."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\S+))?", name, re.ASCII)
+    return None if match is None or Path(name).exists() else (match[1], match[2])
 
 
 def model_files(folder: Path, *, results: bool = True, checkpoint: Path | None = None) -> dict[str, Path]:

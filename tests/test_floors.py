@@ -11,7 +11,7 @@ FLOORS = {
     0: {"errors", "replknet"},
     1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
         "optimization", "checkpointing", "signals", "plots", "outbox", "cards"},
-    2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "benchmark"},
+    2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},
     3: {"evaluation", "hub_pusher"},
     4: {"training"},
     5: {"commands"},

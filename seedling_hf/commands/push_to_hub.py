@@ -1,5 +1,6 @@
 """`push_to_hub`: what waits in a run's folder, or a model folder as it is, goes to the Hub."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
@@ -9,7 +10,7 @@ import yaml
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.outbox import Outbox, Snapshot, Target, model_files
+from seedling_hf.outbox import CARD, Outbox, Snapshot, Target, model_files
 
 
 @dataclass(kw_only=True)
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         PushToHubArguments, argv, prog="push_to_hub", description="Pushes a model folder, or what waits in it."
     )
 
-    from seedling_hf.hub import explain, limit_waiting, push
+    from seedling_hf.hub import explain, limit_waiting, push, require_login
 
     folder = Path(arguments.output_dir)
     outbox = Outbox(folder)
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if snapshot is None:
         if not (folder / "config.json").is_file():
             raise InputError(f"expected a model folder with a config.json at {folder}, found none; name another")
+        if not arguments.dry_run:
+            write_missing_card(folder)
         snapshot = Snapshot(model_files(folder), default_target(folder))
     changes = {
         "repo_id": arguments.hub_model_id,
@@ -55,15 +58,30 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.dry_run:
         print("\n".join(f"  {name}" for name in snapshot.files))
         return 0
+    require_login()
     limit_waiting()
     try:
         address = push(snapshot, tries=3)
     except Exception as error:
-        print(f"error: not pushed, {explain(error)[0]}; run this command again to go on", file=sys.stderr)
+        reason, in_vain = explain(error)
+        print(f"error: {reason}{'' if in_vain else '; run this command again to go on'}", file=sys.stderr)
         return 1
     if snapshot.folder is not None:
         outbox.remove(snapshot)
     print(f"The Hub has it: {address}")
+
+
+def write_missing_card(folder: Path) -> None:
+    """Writes README.md for a RepLKNet that has none."""
+    from seedling_hf.model_card import write_card
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != "replknet" or (folder / CARD).exists():
+        return
+    try:
+        write_card(folder)
+    except (OSError, ValueError) as error:
+        print(f"warning: no card could be written into {folder}: {error}", file=sys.stderr)
 
 
 def default_target(folder: Path) -> Target:
