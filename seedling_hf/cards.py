@@ -1,4 +1,4 @@
-"""The text of a card: what the Hub takes, and how ours goes together with what people wrote on the Hub.
+"""The text of cards: what the Hub takes, and how ours goes together with what people wrote on the Hub.
 
 Sections that a program writes stand between marks that nobody sees:
 
@@ -7,7 +7,11 @@ Sections that a program writes stand between marks that nobody sees:
     <!-- end results -->
 """
 
+import csv
+import os
 import re
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -69,6 +73,47 @@ def address_card(text: str, repo_id: str, revision: str | None) -> str:
         return _ADDRESS.sub(lambda _: address, section[0]) if section[1] == "usage" else section[0]
 
     return _SECTION.sub(fill, text)
+
+
+def escape_cell(text: object) -> str:
+    """Text that stays in its cell of a table and in its section, whatever a folder is called."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def count_split(path: str | os.PathLike) -> dict[str, Counter[str]]:
+    """Pictures of each class in each split of a split.csv."""
+    counts: dict[str, Counter[str]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            counts.setdefault(row["split"], Counter())[row["label"]] += 1
+    return counts
+
+
+def describe_split(arguments: dict[str, Any]) -> str:
+    """How a split came about, from the flags `DataArguments` of the run that drew it."""
+    share, seed = arguments.get("train_val_split"), arguments.get("split_seed")
+    if arguments.get("split_strategy") == "random":
+        drawn = f"drawn at random from the sorted files, {share:.0%} for validation, random state {seed}"
+    elif share is not None:
+        drawn = f"drawn at random from each species, {share:.0%} of its pictures for validation, seed {seed}"
+    else:
+        drawn = "as split.csv says"
+    name, folder = arguments.get("dataset_name"), arguments.get("train_dir")
+    if arguments.get("split_file"):
+        how = "The split is that of an earlier run, read from its split.csv."
+    elif name:
+        link = f"[{name}](https://huggingface.co/datasets/{name})"
+        how = f"The split is the one of the data set {link} if it has one for validation, and else {drawn}."
+    elif arguments.get("validation_dir") or (folder and Path(folder, "train").is_dir()):
+        how = "The split was given: the pictures for validation are in a folder of their own."
+    else:
+        how = f"The split was {drawn}."
+    limits = [
+        f"{arguments[key]:,} for {split}"
+        for key, split in (("max_train_samples", "training"), ("max_eval_samples", "validation"))
+        if arguments.get(key)
+    ]
+    return how + (f" Of it at most {' and '.join(limits)} were used." if limits else "")
 
 
 def _metadata(text: str) -> dict[str, Any]:

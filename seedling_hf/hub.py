@@ -49,6 +49,7 @@ DELAY_S = 3.0
 # A commit is refused if another was made since its parent: so often it is made anew at once.
 COMMIT_TRIES = 5
 PERMANENT = frozenset({400, 401, 403, 404, 413})
+SOMEBODY_ELSE = frozenset({409, 412})
 MEANINGS = {
     401: "it does not know this token; `hf auth login` or HF_TOKEN sets another",
     403: "this token may not write there",
@@ -114,11 +115,13 @@ def check_access(target: Target, *, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> N
     api, session = HfApi(), get_session()
     former, session.timeout = session.timeout, timeout_s
     try:
-        repo_id = full_repo_id(api, target.repo_id)
-        api.create_repo(repo_id, private=target.private, exist_ok=True)
-        api.auth_check(repo_id, write=True)
-        if target.tag and (commit := _tags(api, repo_id).get(target.tag)):
-            raise InputError(f"expected a new tag, found {target.tag} at {commit[:8]} of {repo_id}; change --hub_tag")
+        repo = {"repo_id": full_repo_id(api, target.repo_id), "repo_type": target.repo_type}
+        api.create_repo(**repo, private=target.private, exist_ok=True)
+        api.auth_check(**repo, write=True)
+        if target.tag and (commit := _tags(api, repo).get(target.tag)):
+            raise InputError(
+                f"expected a new tag, found {target.tag} at {commit[:8]} of {repo['repo_id']}; change --hub_tag"
+            )
     except InputError:
         raise
     except Exception as error:
@@ -160,46 +163,47 @@ def push(snapshot: Snapshot, *, tries: int = 1) -> str:
 
 def _push_once(snapshot: Snapshot) -> str:
     api, target = HfApi(), snapshot.target
-    repo_id = full_repo_id(api, target.repo_id)
-    api.create_repo(repo_id, private=target.private, exist_ok=True)
+    repo = {"repo_id": full_repo_id(api, target.repo_id), "repo_type": target.repo_type}
+    api.create_repo(**repo, private=target.private, exist_ok=True)
     if target.revision:
-        api.create_branch(repo_id, branch=target.revision, exist_ok=True)
-    with_card = True
-    tries_left = COMMIT_TRIES
+        api.create_branch(**repo, branch=target.revision, exist_ok=True)
+    with_card, tries_left = True, COMMIT_TRIES
     while True:
-        commit = api.model_info(repo_id, revision=target.revision).sha
-        operations = _operations(api, repo_id, commit, snapshot, with_card)
-        if not operations:
-            break
+        commit = api.repo_info(**repo, revision=target.revision).sha
         try:
+            operations = _operations(api, repo, commit, snapshot, with_card)
+            if not operations:
+                break
             commit = api.create_commit(
-                repo_id, operations, commit_message=target.message, revision=target.revision, parent_commit=commit
-            ).oid
+                **repo, operations=operations, commit_message=target.message, revision=target.revision,
+                parent_commit=commit,
+            ).oid  # fmt: skip
             break
         except HfHubHTTPError as error:
             tries_left -= 1
-            if error.response.status_code != HTTPStatus.PRECONDITION_FAILED or not tries_left:
+            if error.response.status_code not in SOMEBODY_ELSE or not tries_left:
                 raise
-        except ValueError as error:
-            if not with_card or isinstance(error, json.JSONDecodeError):
+        except ValueError as error:  # one that the Hub refuses would hold up the weights too
+            if not with_card or CARD not in str(error):
                 raise
             with_card = False
-            logger.warning("the card stays behind, for the Hub refuses it: %s", " ".join(str(error).split()))
+            logger.warning("the card stays behind: %s", " ".join(str(error).split()))
     if target.tag:
-        commit_of_tag = _tags(api, repo_id).get(target.tag)
+        commit_of_tag = _tags(api, repo).get(target.tag)
         if commit_of_tag is None:
-            api.create_tag(repo_id, tag=target.tag, revision=commit)
+            api.create_tag(**repo, tag=target.tag, revision=commit)
         elif commit_of_tag != commit:
             raise InputError(
                 f"the files are on the Hub, but {target.tag} is the tag of {commit_of_tag[:8]} already; "
                 "push with another --hub_tag"
             )
-    return f"{api.endpoint}/{repo_id}/commit/{commit}"
+    folder = "datasets/" if target.repo_type == "dataset" else ""
+    return f"{api.endpoint}/{folder}{repo['repo_id']}/commit/{commit}"
 
 
-def _operations(api: HfApi, repo_id: str, head: str, snapshot: Snapshot, with_card: bool) -> list[Any]:
+def _operations(api: HfApi, repo: dict[str, str], head: str, snapshot: Snapshot, with_card: bool) -> list[Any]:
     """What makes the repository, as it is at `head`, hold the snapshot; nothing for what it holds already."""
-    tree = api.list_repo_tree(repo_id, revision=head, recursive=True)
+    tree = api.list_repo_tree(**repo, revision=head, recursive=True)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     files, operations = snapshot.files, []
     for name, path in files.items():
@@ -209,14 +213,13 @@ def _operations(api: HfApi, repo_id: str, head: str, snapshot: Snapshot, with_ca
                 continue
             text = path.read_text(encoding="utf-8")
             if name in there:
-                theirs = Path(hf_hub_download(repo_id, name, revision=head)).read_text(encoding="utf-8")
+                theirs = Path(hf_hub_download(**repo, filename=name, revision=head)).read_text(encoding="utf-8")
                 text = merge_cards(theirs, text)
-            text = address_card(text, repo_id, snapshot.target.tag or snapshot.target.revision)
+            text = address_card(text, repo["repo_id"], snapshot.target.tag or snapshot.target.revision)
             try:
                 check_card(text)
-            except ValueError as error:  # the Hub would refuse the weights with it
-                logger.warning("the card stays behind, being none that the Hub takes: %s", _first_line(error))
-                continue
+            except ValueError as error:
+                raise ValueError(f"{CARD}: {error}") from error
             source = text.encode()
         operation = CommitOperationAdd(name, source)
         if not _is_equal(operation, there.get(name)):
@@ -241,8 +244,8 @@ def _is_equal(addition: CommitOperationAdd, entry: RepoFile | None) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob_id
 
 
-def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
-    return {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+def _tags(api: HfApi, repo: dict[str, str]) -> dict[str, str]:
+    return {tag.name: tag.target_commit for tag in api.list_repo_refs(**repo).tags}
 
 
 def download_run(name: str, output_dir: str | os.PathLike) -> Path:
@@ -277,7 +280,8 @@ def download_run(name: str, output_dir: str | os.PathLike) -> Path:
         if not (output_dir / "config.json").exists():
             # config.json last, for its presence says that the others are there.
             names = {"config.json", CARD, "arguments.yaml", "split.csv"}
-            for file in (*(f for f in model_files(folder, results=False) if f not in names), "config.json"):
+            files = [file for file in model_files(folder, results=False) if file not in names]
+            for file in [*files, *(["config.json"] if (folder / "config.json").exists() else [])]:
                 temporary = output_dir / f".{file}.tmp"
                 shutil.copyfile(folder / file, temporary)
                 os.replace(temporary, output_dir / file)

@@ -1,9 +1,7 @@
 """The card of a model: `model_card.md`, filled with what the files of the run say and nothing else."""
 
-import csv
 import json
 import os
-from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined, Template
 from safetensors import safe_open
 
-from seedling_hf.cards import check_card, merge_cards
+from seedling_hf.cards import check_card, count_split, describe_split, escape_cell, merge_cards
 from seedling_hf.dataset import hash_split
 from seedling_hf.outbox import CARD, model_files, parse_hub_name
 
@@ -113,7 +111,7 @@ def load_template() -> Template:
     path = next(p for p in (here / "model_card.md", here.parent / "model_card.md") if p.is_file())
     # A name that is missing is an error, not nothing.
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"cell": _cell, "percent": _percent, "duration": _duration}
+    environment.filters |= {"cell": escape_cell, "percent": _percent, "duration": _duration}
     return environment.from_string(path.read_text(encoding="utf-8"))
 
 
@@ -146,46 +144,19 @@ def _names_of_data(arguments: dict[str, Any], report: dict[str, Any] | None) -> 
 def _split_values(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {"counts": None, "split_hash": None, "split_description": None}
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    counts: dict[str, Counter[str]] = {row["split"]: Counter() for row in rows}
-    for row in rows:
-        counts[row["split"]][row["label"]] += 1
-    return {"counts": counts, "split_hash": hash_split(path), "split_description": _describe_split(arguments)}
+    return {
+        "counts": count_split(path),
+        "split_hash": hash_split(path),
+        "split_description": describe_split(arguments),
+    }
 
 
 def _describe_start(arguments: dict[str, Any], base_model: str | None) -> str | None:
     if base_model:
         return f"[{base_model}](https://huggingface.co/{base_model})"
     if arguments.get("model_name_or_path"):
-        return f"a model folder, {_cell(arguments['model_name_or_path'])}"
+        return f"a model folder, {escape_cell(arguments['model_name_or_path'])}"
     return "random weights" if arguments.get("variant") else None
-
-
-def _describe_split(arguments: dict[str, Any]) -> str:
-    share, seed = arguments.get("train_val_split"), arguments.get("split_seed")
-    if arguments.get("split_strategy") == "random":
-        drawn = f"drawn at random from the sorted files, {share:.0%} for validation, random state {seed}"
-    elif share is not None:
-        drawn = f"drawn at random from each species, {share:.0%} of its pictures for validation, seed {seed}"
-    else:
-        drawn = "as split.csv says"
-    name, folder = arguments.get("dataset_name"), arguments.get("train_dir")
-    if arguments.get("split_file"):
-        how = "The split is that of an earlier run, read from its split.csv."
-    elif name:
-        link = f"[{name}](https://huggingface.co/datasets/{name})"
-        how = f"The split is the one of the data set {link} if it has one for validation, and else {drawn}."
-    elif arguments.get("validation_dir") or (folder and Path(folder, "train").is_dir()):
-        how = "The split was given: the pictures for validation are in a folder of their own."
-    else:
-        how = f"The split was {drawn}."
-    limits = [
-        f"{arguments[key]:,} for {split}"
-        for key, split in (("max_train_samples", "training"), ("max_eval_samples", "validation"))
-        if arguments.get(key)
-    ]
-    return how + (f" Of it at most {' and '.join(limits)} were used." if limits else "")
 
 
 def _count_parameters(folder: Path) -> int:
@@ -225,8 +196,3 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def _cell(text: object) -> str:
-    """Text that stays in its cell and its section, whatever a folder is called."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

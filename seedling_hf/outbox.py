@@ -44,6 +44,7 @@ class Target:
         private: Whether a new repository is made private; the Hub decides if None.
         revision: Branch, `main` if None.
         tag: Set on the commit, if any.
+        repo_type: `model` or `dataset`.
     """
 
     repo_id: str
@@ -51,6 +52,7 @@ class Target:
     private: bool | None = None
     revision: str | None = None
     tag: str | None = None
+    repo_type: str = "model"
 
 
 @dataclass(frozen=True)

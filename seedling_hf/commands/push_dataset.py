@@ -1,0 +1,103 @@
+"""`push_dataset`: a folder of seedlings with its split becomes a data set on the Hub, with a card."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from seedling_hf.arguments import MISSING, ArgumentGroup, check_range, option, parse_arguments
+
+
+@dataclass(kw_only=True)
+class PushDatasetArguments(ArgumentGroup):
+    """Flags of `push_dataset`."""
+
+    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
+    dataset_name: str = option(MISSING, "data set on the Hub, user/name; `train --dataset_name` takes the same")
+    license: str = option(MISSING, "licence of the pictures, such as cc-by-sa-4.0, for the card")
+    source: str | None = option(None, "where the pictures come from, a sentence for the card")
+    validation_dir: str | None = option(None, "class folders to validate on")
+    split_strategy: str = option(
+        "stratified",
+        "how validation pictures are drawn: stratified, or random as in the tutorial (sorted files, state 42)",
+        choices=["stratified", "random"],
+    )
+    train_val_split: float = option(0.3, "share of the pictures that validates, above 0 and below 1")
+    split_seed: int = option(42, "seed of the split")
+    split_file: str | None = option(None, "split.csv of a run, to publish its very split")
+    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+    hub_private_repo: bool | None = option(None, "make a new repository private")
+    hub_revision: str | None = option(None, "branch to push to")
+    hub_tag: str | None = option(None, "tag of the data set")
+    dry_run: bool = option(False, "only print the card")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "train_val_split", above=0, below=1)
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Folder → split → duplicates → Parquet with the pictures inside, split.csv and the card on the Hub."""
+    arguments = parse_arguments(
+        PushDatasetArguments, argv, prog="push_dataset", description="Publishes a folder of seedlings on the Hub."
+    )
+
+    from huggingface_hub import HfApi
+
+    from seedling_hf.dataset import describe_splits, hash_split, load_splits, write_split_csv
+    from seedling_hf.dataset_card import find_duplicates, render_dataset_card
+    from seedling_hf.hub import explain, full_repo_id, limit_waiting, push, require_login
+    from seedling_hf.outbox import CARD, Snapshot, Target
+
+    splits = load_splits(
+        train_dir=arguments.train_dir,
+        validation_dir=arguments.validation_dir,
+        split_strategy=arguments.split_strategy,
+        train_val_split=arguments.train_val_split,
+        split_seed=arguments.split_seed,
+        split_file=arguments.split_file,
+        skip_bad_pictures=arguments.skip_bad_pictures,
+    )
+    print(describe_splits(splits))
+    if not arguments.dry_run:
+        require_login()
+    limit_waiting()
+    with tempfile.TemporaryDirectory() as folder:
+        card, split = Path(folder, CARD), Path(folder, "split.csv")
+        write_split_csv(splits, split)
+        try:
+            repo_id = arguments.dataset_name if arguments.dry_run else full_repo_id(HfApi(), arguments.dataset_name)
+            text = render_dataset_card(
+                splits,
+                repo_id,
+                split_hash=hash_split(split),
+                duplicates=find_duplicates(splits),
+                # What the split is described by: the flags of `train`, which has the folder or the Hub's, not both.
+                arguments=asdict(arguments) | {"dataset_name": None},
+            )
+            if arguments.dry_run:
+                print(text)
+                return 0
+            card.write_text(text, encoding="utf-8")
+            message = f"{sum(map(len, splits.values())):,} pictures, split {hash_split(split)[:12]}"
+            splits.remove_columns("index").push_to_hub(
+                repo_id,
+                private=arguments.hub_private_repo,
+                revision=arguments.hub_revision,
+                commit_message=message,
+            )
+            target = Target(
+                repo_id,
+                f"Card of {message}",
+                arguments.hub_private_repo,
+                arguments.hub_revision,
+                arguments.hub_tag,
+                repo_type="dataset",
+            )
+            address = push(Snapshot({CARD: card, "split.csv": split}, target), tries=3)
+        except Exception as error:
+            reason, in_vain = explain(error)
+            print(f"error: {reason}{'' if in_vain else '; run this command again to go on'}", file=sys.stderr)
+            return 1
+    print(f"The Hub has it: {address}\nTrain on it with --dataset_name {repo_id}")
