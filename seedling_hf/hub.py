@@ -62,6 +62,8 @@ logger = logging.getLogger(__name__)
 
 def limit_waiting(seconds: float = REQUEST_TIMEOUT_S) -> None:
     """Gives each request to the Hub, of this process from now on, a time limit; there is none by default."""
+    # A line for each request is of no use to anybody, and addresses may be signed.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
 
     def factory():
         client = default_client_factory()

@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub.utils import disable_progress_bars, is_offline_mode
+from huggingface_hub import is_offline_mode
+from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
 
 from seedling_hf.errors import InputError
@@ -217,7 +218,10 @@ class HubPusher:
                 self._pushing = snapshot = self.outbox.newest()
             if snapshot is not None:
                 self._push(snapshot, tries=FINAL_TRIES if finishing else 1)
-                self._pushing = None
+                with self._changed:
+                    self._pushing = None
+                    if (newest := self.outbox.newest()) is not None:
+                        self.outbox.remove_before(newest, keep=None)
             if finishing:
                 return
             if not self._failure or self._in_vain:

@@ -73,7 +73,7 @@ class Snapshot:
 
 def parse_hub_name(name: str) -> tuple[str, str | None] | None:
     """`user/repo` or `user/repo@revision` in its two parts; None if it is none, or is a path here."""
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\S+))?", name, re.ASCII)
+    match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\S+))?", name, re.ASCII)
     return None if match is None or Path(name).exists() else (match[1], match[2])
 
 

@@ -1,0 +1,203 @@
+"""A Hub on this machine, and processes that talk to it as users' do: the real clients, told by their environment."""
+
+import atexit
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from local_hub import LocalHub, User
+
+TOKENS = {"hf_alice_secret": User("alice"), "hf_bob_secret": User("bob"), "hf_reader_secret": User("alice", "read")}
+ALICE = "hf_alice_secret"
+COMMAND = "import sys; from seedling_hf.commands import main; sys.exit(main())"
+# Forks a process for each job that it reads, with all modules loaded: a start of Python takes as long as ten pushes.
+STARTER = """
+import json, os, signal, sys, traceback
+import seedling_hf.commands.push_to_hub, seedling_hf.hub_pusher
+
+def work(job):
+    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1), os.dup2(output, 2)
+    os.environ.update(job["environment"])
+    if "HF_TOKEN" not in job["environment"]:
+        os.environ.pop("HF_TOKEN", None)
+    sys.argv = ["-c", *job["arguments"]]
+    exec(job["program"], {"__name__": "__main__"})
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    job = json.loads(line)
+    if os.fork():
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if child := os.fork():
+        with open(job["output"] + ".pid", "w") as file:
+            file.write(str(child))
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with open(job["output"] + ".tmp", "w") as file:
+            file.write(str(status))
+        os.rename(job["output"] + ".tmp", job["output"] + ".status")
+        os._exit(0)
+    work(job)
+    sys.exit()
+"""
+numbers = itertools.count()
+
+
+@cache
+def free_port() -> int:
+    """One for all tests of this process, for the clients read the Hub's address once, when they are loaded."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@dataclass
+class Process:
+    """A process that was started by the starter."""
+
+    output: Path
+
+    def read(self) -> str:
+        return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
+
+    def wait_for(self, text: str, timeout: float = 60) -> None:
+        wait_until(lambda: text in self.read() or self.status is not None, timeout)
+        assert text in self.read(), self.read()
+
+    @property
+    def status(self) -> int | None:
+        path = Path(f"{self.output}.status")
+        return int(path.read_text()) if path.exists() else None
+
+    def kill(self) -> None:
+        os.kill(int(Path(f"{self.output}.pid").read_text()), signal.SIGKILL)
+
+    def finish(self, timeout: float = 120) -> subprocess.CompletedProcess:
+        try:
+            wait_until(lambda: self.status is not None, timeout)
+        except TimeoutError:
+            self.kill()
+            raise TimeoutError(self.read()) from None
+        return subprocess.CompletedProcess((), self.status, self.read())
+
+
+@dataclass
+class Client:
+    """One machine with one login.
+
+    Attributes:
+        fresh: Start Python anew for each process, with an empty cache of the Hub's files.
+    """
+
+    hub: LocalHub
+    home: Path
+    token: str | None = ALICE
+    fresh: bool = False
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "HF_ENDPOINT": self.hub.endpoint,
+            "HF_HOME": str(self.home),
+            "HF_XET_CACHE": str(self.home / "xet"),
+            "NO_PROXY": "127.0.0.1,localhost",
+            "OMP_NUM_THREADS": "1",
+            # By default a store that stays down is asked for more than three minutes.
+            "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
+            "HF_XET_CLIENT_RETRY_BASE_DELAY": "200ms",
+            **({"HF_TOKEN": self.token} if self.token else {}),
+        }
+
+    def start(self, program: str, *arguments: str | Path) -> Process:
+        """Starts `python -c program arguments` without waiting."""
+        process = Process(self.home.with_name(f"output-{next(numbers)}"))
+        job = {"program": program, "arguments": list(map(str, arguments)), "output": str(process.output),
+               "environment": self.environment}  # fmt: skip
+        starter = starter_process(replace(self, token=None))
+        starter.stdin.write(json.dumps(job) + "\n")
+        starter.stdin.flush()
+        return process
+
+    def python(self, program: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+        """Runs `python -c program arguments`."""
+        if not (self.fresh or environment):
+            return self.start(program, *arguments).finish()
+        return subprocess.run(
+            [sys.executable, "-P", "-c", program, *map(str, arguments)], env=clean(self.environment | environment),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+        )  # fmt: skip
+
+    def command(self, *words: str | Path, **environment: str) -> subprocess.CompletedProcess:
+        """Runs `seedling-hf words`."""
+        return self.python(COMMAND, *words, **environment)
+
+
+def starter_process(client: Client) -> subprocess.Popen:
+    """The starter of this process of tests."""
+    if not hasattr(starter_process, "running"):
+        environment = clean(client.environment)
+        starter = subprocess.Popen(
+            [sys.executable, "-P", "-c", STARTER], env=environment, stdin=subprocess.PIPE, text=True
+        )
+        atexit.register(starter.kill)
+        starter_process.running = starter
+    return starter_process.running
+
+
+def clean(environment: dict[str, str]) -> dict[str, str]:
+    """`environment`, and of the one here what has nothing to do with the Hub."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))} | environment
+
+
+def wait_until(is_so: Any, timeout: float = 60) -> None:
+    started = time.monotonic()
+    while not is_so():
+        if time.monotonic() - started > timeout:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+@dataclass
+class Repository:
+    """A repository as it lies on the Hub's own disk."""
+
+    hub: LocalHub
+    repo_id: str
+    kind: str = "models"
+
+    @property
+    def stored(self) -> Any:
+        return self.hub.store.repo(self.kind, self.repo_id)
+
+    def titles(self, revision: str = "main") -> list[str]:
+        """Of the commits, oldest first, without the Hub's own first one."""
+        history = self.stored.history(self.stored.find(revision))
+        return [commit["title"] for _, commit in history][::-1][1:]
+
+    def tree(self, revision: str = "main") -> dict[str, Any]:
+        tree = self.stored.commit_data(self.stored.find(revision))["tree"]
+        return {path: entry for path, entry in tree.items() if path != ".gitattributes"}
+
+    def read(self, path: str, revision: str = "main") -> bytes:
+        entry = self.tree(revision)[path]
+        if "lfs" in entry:
+            return self.hub.large_file(entry["lfs"]["oid"]).read_bytes()
+        return (self.hub.store.root / "blobs" / entry["oid"]).read_bytes()
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return self.stored.meta["tags"]
+
+    @property
+    def head(self) -> str:
+        return self.stored.find("main")

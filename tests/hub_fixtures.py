@@ -1,0 +1,18 @@
+"""A Hub of its own for a test, and a machine that is logged in to it."""
+
+from collections.abc import Iterator
+
+import pytest
+from hub_client import TOKENS, Client, free_port
+from local_hub import LocalHub
+
+
+@pytest.fixture
+def hub(tmp_path) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path / "hub", tokens=dict(TOKENS), port=free_port()) as hub:
+        yield hub
+
+
+@pytest.fixture
+def client(hub, tmp_path) -> Client:
+    return Client(hub, tmp_path / "home")
