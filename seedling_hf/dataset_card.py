@@ -131,9 +131,9 @@ def _describe_duplicates(duplicates: Sequence[Sequence[Picture]]) -> str:
     across = sum(len({picture.split for picture in group}) > 1 for group in duplicates)
     contradicting = sum(len({picture.label for picture in group}) > 1 for group in duplicates)
     lines = [
-        f"{len(duplicates)} pictures are there more than once, equal in every pixel: {across} of them in more than one "
-        f"split, {contradicting} under more than one species. Nothing was taken out. Pictures that are nearly equal "
-        "were not looked for.",
+        f"Pictures that are there more than once, equal in every pixel: {len(duplicates)}; in more than one split: "
+        f"{across}; under more than one species: {contradicting}. Nothing was taken out. Pictures that are nearly "
+        "equal were not looked for.",
         "",
         "| files | splits |",
         "|:--|:--|",

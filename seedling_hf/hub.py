@@ -207,32 +207,39 @@ def _operations(api: HfApi, repo: dict[str, str], head: str, snapshot: Snapshot,
     """What makes the repository, as it is at `head`, hold the snapshot; nothing for what it holds already."""
     tree = api.list_repo_tree(**repo, revision=head, recursive=True)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    files, operations = snapshot.files, []
-    for name, path in files.items():
-        source: str | bytes = str(path)
-        if name == CARD:
-            if not with_card:
-                continue
-            text = path.read_text(encoding="utf-8")
-            if name in there:
-                theirs = Path(hf_hub_download(**repo, filename=name, revision=head)).read_text(encoding="utf-8")
-                text = merge_cards(theirs, text)
-            text = address_card(text, repo["repo_id"], snapshot.target.tag or snapshot.target.revision)
-            try:
-                check_card(text)
-            except ValueError as error:
-                raise ValueError(f"{CARD}: {error}") from error
-            source = text.encode()
-        operation = CommitOperationAdd(name, source)
-        if not _is_equal(operation, there.get(name)):
-            operations.append(operation)
+    files = snapshot.files
+    additions = [CommitOperationAdd(name, str(path)) for name, path in files.items() if name != CARD]
     with_checkpoint = any(name.startswith(f"{LAST_CHECKPOINT}/") for name in files)
+    operations = [addition for addition in additions if not _is_equal(addition, there.get(addition.path_in_repo))]
     operations += [
         CommitOperationDelete(name)
         for name in there
         if name not in files and (is_result(name) or (with_checkpoint and name.startswith(f"{LAST_CHECKPOINT}/")))
     ]
+    if with_card and CARD in files:
+        theirs = None
+        if CARD in there:
+            theirs = Path(hf_hub_download(**repo, filename=CARD, revision=head)).read_text(encoding="utf-8")
+        card = _card(snapshot, repo["repo_id"], theirs, is_new_model=bool(operations))
+        if card != theirs:
+            operations.append(CommitOperationAdd(CARD, card.encode()))
     return operations
+
+
+def _card(snapshot: Snapshot, repo_id: str, theirs: str | None, *, is_new_model: bool) -> str:
+    text = snapshot.files[CARD].read_text(encoding="utf-8")
+    revision = snapshot.target.tag or snapshot.target.revision
+    if theirs is not None:
+        text = merge_cards(theirs, text)
+        # A tag that their card names is still the one of this model.
+        if not (is_new_model or revision) and address_card(text, repo_id, None) == address_card(theirs, repo_id, None):
+            return theirs
+    text = address_card(text, repo_id, revision)
+    try:
+        check_card(text)
+    except ValueError as error:
+        raise ValueError(f"{CARD}: {error}") from error
+    return text
 
 
 def _is_equal(addition: CommitOperationAdd, entry: RepoFile | None) -> bool:

@@ -22,7 +22,8 @@ COMMAND = "import sys; from seedling_hf.commands import main; sys.exit(main())"
 # Forks a process for each job that it reads, with all modules loaded: a start of Python takes as long as ten pushes.
 STARTER = """
 import json, os, signal, sys, traceback
-import seedling_hf.commands.push_to_hub, seedling_hf.hub_pusher
+import accelerate, transformers
+import seedling_hf.evaluation, seedling_hf.hub_pusher, seedling_hf.replknet, seedling_hf.training
 
 def work(job):
     output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -170,6 +170,17 @@ def test_a_push_of_the_same_files_makes_no_commit(client, folder, repository):
     assert len(repository.titles()) == 1
 
 
+def test_a_push_without_a_tag_leaves_the_tag_in_the_card_of_the_same_model(client, folder, repository):
+    push = ("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
+    client.command(*push, "--hub_tag", "v1")
+    assert client.command(*push).returncode == 0
+    assert 'model="alice/seedlings", revision="v1"' in repository.read("README.md").decode()
+    assert repository.tags == {"v1": repository.head}
+    (folder / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0}\n')
+    assert client.command(*push).returncode == 0
+    assert 'model="alice/seedlings", trust_remote_code' in repository.read("README.md").decode()
+
+
 def test_large_files_go_as_the_client_decides(client, folder, repository):
     client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
     assert "xetHash" in repository.tree()["model.safetensors"]
