@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seedling_hf.errors import InputError
+
 
 class Collator:
     """Stacks examples, and mixes them in training.
@@ -22,6 +24,9 @@ class Collator:
         mixup_mode: What shares one mixing weight: `batch`, `pair` or `elem`.
         label_smoothing: Share of the target that is spread over all classes.
         seed: Seed of the run.
+
+    Raises:
+        InputError: for another `mixup_mode`.
     """
 
     def __init__(
@@ -36,6 +41,8 @@ class Collator:
         label_smoothing: float = 0.1,
         seed: int = 0,
     ) -> None:
+        if mixup_mode not in ("batch", "pair", "elem"):  # timm takes any other word for batch
+            raise InputError(f"expected mixup_mode batch, pair or elem, found {mixup_mode!r}")
         self.num_labels, self.label_smoothing, self.seed, self.epoch = num_labels, label_smoothing, seed, 0
         self.mixup = None
         if (mixup_alpha or cutmix_alpha) and mixup_prob:

@@ -10,20 +10,28 @@ import hashlib
 import logging
 import os
 import random
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from io import BytesIO
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import ExifTags, ImageFile, ImageOps
 from PIL import Image as PILImage
-from PIL import ImageFile
 
 from seedling_hf.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+IMAGE_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
+LARGEST_ASPECT_RATIO = 100  # beyond it, scaling the shorter side up to the model's size takes gigabytes
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+HUB_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 Row = tuple[str, str]  # file relative to its root folder, class name
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -73,27 +81,69 @@ def load_splits(
             pictures that cannot be decoded, by name.
     """
     if dataset_name is not None:
-        splits = _load_hub_splits(
-            dataset_name, dataset_config_name, dataset_revision, image_column_name, label_column_name
+        pools = _load_hub(
+            dataset_name, dataset_config_name, dataset_revision, image_column_name, label_column_name, skip_bad_pictures
         )
-        if "validation" not in splits:
-            rows = list(zip(splits["train"]["file"], splits["train"]["label"], strict=True))
-            chosen = _draw_validation(rows, split_strategy, train_val_split, split_seed)
-            train = splits.pop("train")
-            splits["train"] = train.select([i for i, row in enumerate(rows) if row not in chosen])
-            splits["validation"] = train.select([i for i, row in enumerate(rows) if row in chosen])
     else:
-        splits = _load_folder_splits(
-            Path(train_dir), validation_dir, split_strategy, train_val_split, split_seed, split_file, skip_bad_pictures
+        pools = load_folders(train_dir, validation_dir, skip_bad_pictures=skip_bad_pictures)
+    members = {split: list(range(len(pool))) for split, pool in pools.items()}
+    if "validation" not in pools:
+        pool, rows = pools["train"], _rows(pools["train"])
+        if split_file is not None:
+            split_of = _split_as_written(rows, split_file, ignore_test="test" in pools)
+        else:
+            split_of = dict.fromkeys(_draw_validation(rows, split_strategy, train_val_split, split_seed), "validation")
+            split_of = dict.fromkeys(rows, "train") | split_of
+        for split in {"train", "validation"} | set(split_of.values()):
+            pools[split] = pool
+            members[split] = [i for i, row in enumerate(rows) if split_of.get(row) == split]
+    elif split_file is not None:
+        raise InputError("expected --split_file for pictures in one place, found a validation split beside them")
+    for split, limit in (("train", max_train_samples), ("validation", max_eval_samples)):
+        if limit is not None:
+            labels = pools[split].select(members[split])["label"]
+            members[split] = [members[split][i] for i in _take_evenly(list(labels), limit, split_seed)]
+        if not members[split]:
+            raise InputError(f"expected pictures for {split}, found none; change --train_val_split or add pictures")
+    splits = DatasetDict({name: _number(pools[name], members[name]) for name in SPLIT_FOLDERS if name in pools})
+    names = splits["train"].features["label"].names
+    untrained = sorted(set(names) - {names[i] for i in set(splits["train"]["label"])})
+    if untrained:
+        logger.warning("no picture is left to train these classes: %s", _names(untrained))
+    return splits
+
+
+def load_folders(
+    train_dir: str | os.PathLike, validation_dir: str | os.PathLike | None = None, *, skip_bad_pictures: bool = False
+) -> dict[str, Dataset]:
+    """Loads pictures as they lie: `train`, and `validation` and `test` where they have folders of their own.
+
+    Args:
+        train_dir: Class folders, or a folder with `train/`, `val/` (or `validation/`) and perhaps `test/` inside.
+        validation_dir: Class folders to validate on, instead of `val/`.
+        skip_bad_pictures: Leave out pictures that cannot be decoded.
+
+    Returns:
+        Columns `image`, `label` (ClassLabel, names in byte order) and `file`, relative to the folder of its split.
+
+    Raises:
+        InputError: as `load_splits` does.
+    """
+    roots = _find_roots(Path(train_dir))
+    if validation_dir is not None:
+        roots["validation"] = Path(validation_dir)
+    rows = {split: _find_rows(root) for split, root in roots.items()}
+    class_names = _check_classes(rows["train"], roots["train"])
+    for split in roots.keys() - {"train"}:
+        _check_known(rows[split], class_names, roots[split], f"the classes of {roots['train']}")
+    rows = {split: _drop_bad(roots[split], found, skip_bad_pictures) for split, found in rows.items()}
+    emptied = sorted(set(class_names) - {label for _, label in rows["train"]})
+    if emptied:
+        raise InputError(
+            f"expected pictures that can be decoded in every class folder of {roots['train']}, found none in "
+            f"{_names(emptied)}; repair them or remove the folder"
         )
-    for name, limit in (("train", max_train_samples), ("validation", max_eval_samples)):
-        if limit is not None and limit < len(splits[name]):
-            splits[name] = splits[name].select(_take_evenly(splits[name]["label"], limit, split_seed))
-    for name in ("train", "validation"):
-        if not len(splits[name]):
-            raise InputError(f"expected pictures for {name}, found none; change --train_val_split or add pictures")
-    order = [name for name in ("train", "validation", "test") if name in splits]
-    return DatasetDict({name: _number(splits[name]) for name in order})
+    return {split: _build(roots[split], found, class_names) for split, found in rows.items()}
 
 
 def load_folder(
@@ -110,42 +160,41 @@ def load_folder(
     if not found:
         raise InputError(f"expected class folders with pictures in {folder}, found none")
     class_names = found if class_names is None else list(class_names)
-    unknown = sorted(set(found) - set(class_names))
-    if unknown:
-        raise InputError(
-            f"expected folders named as the model's classes in {folder}, found {_names(unknown)}; the classes are "
-            f"{', '.join(class_names)}"
-        )
-    return _number(_build(folder, _drop_bad(folder, rows, skip_bad_pictures), class_names))
+    _check_known(rows, class_names, folder, "folders named as the model's classes")
+    rows = _drop_bad(folder, rows, skip_bad_pictures)
+    if not rows:
+        raise InputError(f"expected pictures that can be decoded in {folder}, found none")
+    return _number(_build(folder, rows, class_names))
 
 
 def list_images(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
     """The pictures among `paths`: files as they are, folders searched through in byte order; never all in memory.
 
+    What is hidden is left out, and so are links that lead back to a folder above them.
+
     Raises:
-        InputError: for a path that does not exist.
+        InputError: for a path that does not exist, or a folder that cannot be read.
     """
     for path in map(Path, paths):
         if path.is_dir():
-            for name in sorted(os.listdir(path)):
-                if not name.startswith(".") and ((path / name).is_dir() or _is_image(name)):
-                    yield from list_images([path / name])
+            yield from _walk(path, frozenset())
         elif path.exists() or path.is_symlink():
             yield path
         else:
             raise InputError(f"expected a picture or a folder at {path}, found nothing there")
 
 
+def picture_paths(dataset: Dataset) -> list[str]:
+    """Where the pictures of a dataset lie, in its order."""
+    return [image["path"] for image in dataset.cast_column("image", Image(decode=False))["image"]]
+
+
 def find_bad_pictures(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Decodes every picture and yields those that cannot be, with the reason."""
-    # Threads, because decoding runs outside of Python's lock.
-    with ThreadPoolExecutor(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ) as pool:
-        paths = list(paths)
-        for path, reason in zip(paths, pool.map(_reason_it_is_bad, paths), strict=True):
-            if reason is not None:
-                yield path, reason
+    """Decodes every picture and yields those that cannot be used, with the reason."""
+    paths = list(paths)
+    for path, reason in zip(paths, _check(paths), strict=True):
+        if reason is not None:
+            yield path, reason
 
 
 def write_split_csv(splits: DatasetDict, path: str | os.PathLike) -> None:
@@ -165,30 +214,27 @@ def read_split_csv(path: str | os.PathLike) -> dict[Row, str]:
     """The split of each (file, class name) in a split.csv.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is none, or puts one file into two splits.
     """
-    try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            rows = list(csv.reader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"expected a split.csv at {path}, found: {error}") from error
-    if rows[:1] != [["file", "label", "split"]] or any(len(r) != 3 or r[2] not in SPLIT_FOLDERS for r in rows[1:]):
-        raise InputError(
-            f"expected columns file,label,split with train, validation or test in {path}, found other lines; "
-            "use the split.csv of a run"
-        )
-    return {(file, label): split for file, label, split in rows[1:]}
+    split_of = {}
+    for file, label, split in _read_lines(path):
+        if split_of.setdefault((file, label), split) != split:
+            raise InputError(
+                f"expected each file in one split in {path}, found {_names([file])} in {split_of[file, label]} and "
+                f"{split}; use the split.csv of a run on one tree of class folders"
+            )
+    return split_of
 
 
 def hash_split(path: str | os.PathLike) -> str:
     """SHA-256 of a split.csv, whatever the order of its lines: two runs with the same hash have the same split."""
-    lines = sorted(f"{file}\t{label}\t{split}" for (file, label), split in read_split_csv(path).items())
+    lines = sorted("\t".join(line) for line in _read_lines(path))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def describe_splits(splits: DatasetDict) -> str:
+def describe_splits(splits: Mapping[str, Dataset]) -> str:
     """A table of pictures a class and split."""
-    names = splits["train"].features["label"].names
+    names = next(iter(splits.values())).features["label"].names
     counts = {split: Counter(rows["label"]) for split, rows in splits.items()}
     width = max(len("total"), *map(len, names))
     lines = [f"{'':{width}}" + "".join(f"{split:>12}" for split in splits)]
@@ -197,97 +243,120 @@ def describe_splits(splits: DatasetDict) -> str:
     return "\n".join(lines)
 
 
-def _load_folder_splits(
-    root: Path,
-    validation_dir: str | os.PathLike | None,
-    strategy: str,
-    share: float,
-    seed: int,
-    split_file: str | os.PathLike | None,
-    skip_bad: bool,
-) -> dict[str, Dataset]:
-    if not root.is_dir():
-        raise InputError(f"expected a folder at {root}, found {'a file' if root.exists() else 'nothing'} there")
-    roots = {"train": root}
-    if _has_class_folders(root / "train"):
-        named = [(split, root / name) for split, names in SPLIT_FOLDERS.items() for name in names]
-        roots = {split: folder for split, folder in named if folder.is_dir()}
-    if validation_dir is not None:
-        roots["validation"] = Path(validation_dir)
+def _find_roots(root: Path) -> dict[str, Path]:
+    """The folder of each split's class folders: `root` itself, or those inside."""
+    names = _list_folder(root)
+    if not _has_class_folders(root / "train"):
+        return {"train": root}
+    roots = {}
+    for split, aliases in SPLIT_FOLDERS.items():
+        found = [name for name in aliases if (root / name).is_dir()]
+        if len(found) > 1:
+            raise InputError(f"expected one folder for {split} in {root}, found {' and '.join(found)}; remove one")
+        if found:
+            roots[split] = root / found[0]
     if "test" in roots and not _has_class_folders(roots["test"]):
         logger.info("left out: %s, whose pictures are in no class folders", roots.pop("test"))
-
-    rows = {split: _find_rows(folder) for split, folder in roots.items()}
-    class_names = _check_classes(rows["train"], roots["train"])
-    for split in roots.keys() - {"train"}:
-        unknown = sorted({label for _, label in rows[split]} - set(class_names))
-        if unknown:
-            raise InputError(
-                f"expected the classes of {roots['train']} in {roots[split]}, found {_names(unknown)} besides; "
-                "rename or remove the folder"
-            )
-    rows = {split: _drop_bad(roots[split], found, skip_bad) for split, found in rows.items()}
-    if "validation" not in rows:
-        everything, roots["validation"] = rows["train"], roots["train"]
-        if split_file is not None:
-            rows |= _split_as_written(everything, split_file)
-        else:
-            chosen = _draw_validation(everything, strategy, share, seed)
-            rows["train"] = [row for row in everything if row not in chosen]
-            rows["validation"] = [row for row in everything if row in chosen]
-    elif split_file is not None:
-        raise InputError("expected --split_file for one tree of class folders, found a validation folder besides it")
-    return {split: _build(roots.get(split, roots["train"]), found, class_names) for split, found in rows.items()}
+    strangers = [name for name in names if root / name not in roots.values() and name not in ("test", "split.csv")]
+    if strangers:
+        logger.info("left out in %s, being no split: %s", root, _names(strangers))
+    return roots
 
 
 def _find_rows(root: Path) -> list[Row]:
     """The pictures of a tree of class folders, in byte order; what else lies there is named once and left out."""
-    if not root.is_dir():
-        raise InputError(f"expected a folder at {root}, found {'a file' if root.exists() else 'nothing'} there")
     rows, strangers = [], []
-    for folder in sorted(root.iterdir()):
-        if folder.name.startswith((".", "__MACOSX")) or not folder.is_dir():
-            strangers.append(folder.name)
+    for label in _list_folder(root):
+        folder = root / label
+        if label.startswith((".", "__MACOSX")) or not folder.is_dir():
+            strangers.append(label)
             continue
         files = []
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith("."):
-                strangers.append(f"{folder.name}/{path.name}")
-            elif path.is_dir():
+        for name in _list_folder(folder):
+            if name.startswith((".", "__MACOSX")):
+                strangers.append(f"{label}/{name}")
+            elif (folder / name).is_dir():
                 raise InputError(
-                    f"expected pictures in the class folder {folder}, found the folder {path.name} in it; "
-                    "name the folder that holds the class folders"
+                    f"expected pictures in the class folder {_names([folder])}, found the folder {_names([name])} in "
+                    "it; name the folder that holds the class folders"
                 )
-            elif _is_image(path.name):
-                files.append(path.name)
+            elif _is_image(name):
+                files.append(name)
             else:
-                strangers.append(f"{folder.name}/{path.name}")
+                strangers.append(f"{label}/{name}")
         if not files:
             raise InputError(
-                f"expected pictures in the class folder {folder.name!r} of {root}, found none; add some or remove it"
+                f"expected pictures in the class folder {_names([label])} of {root}, found none; add some or remove it"
             )
-        rows += [(f"{folder.name}/{name}", folder.name) for name in files]
+        rows += [(f"{label}/{name}", label) for name in files]
     if strangers:
         logger.info("left out in %s, being no class folder or no picture: %s", root, _names(strangers))
     return rows
 
 
+def _list_folder(folder: Path) -> list[str]:
+    """The names in a folder in byte order, which for UTF-8 is Python's order of strings."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        found = {FileNotFoundError: "nothing there", NotADirectoryError: "a file there"}
+        raise InputError(
+            f"expected a folder that can be read at {folder}, found {found.get(type(error), error.strerror)}"
+        ) from error
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"expected names in UTF-8 in {folder}, found {os.fsencode(name)!r}; rename it") from error
+    return names
+
+
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    above |= {os.path.realpath(folder)}
+    for name in _list_folder(folder):
+        path = folder / name
+        if name.startswith("."):
+            continue
+        if path.is_dir():
+            if os.path.realpath(path) not in above:
+                yield from _walk(path, above)
+        elif _is_image(name):
+            yield path
+
+
 def _has_class_folders(folder: Path) -> bool:
-    return folder.is_dir() and any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+    return folder.is_dir() and any(not n.startswith(".") and (folder / n).is_dir() for n in _list_folder(folder))
 
 
-def _check_classes(rows: list[Row], root: Path) -> list[str]:
-    """The class names in byte order, which for UTF-8 is Python's order of strings."""
+def _check_classes(rows: list[Row], root: Path | str) -> list[str]:
+    """The class names in byte order."""
     names = sorted({label for _, label in rows})
     if len(names) < 2:
         raise InputError(
-            f"expected at least two class folders in {root}, found {_names(names) if names else 'none'}; "
-            "each class is a folder of pictures"
+            f"expected at least two classes in {root}, found {_names(names) if names else 'none'}; in a folder, each "
+            "class is a folder of pictures"
         )
-    twins = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
+    spellings = Counter(name.casefold() for name in names)
+    twins = [name for name in names if spellings[name.casefold()] > 1]
     if twins:
         logger.warning("classes whose names differ in capitals only are kept apart: %s", _names(twins))
     return names
+
+
+def _check_known(rows: list[Row], class_names: Sequence[str], root: Path | str, expected: str) -> None:
+    unknown = sorted({label for _, label in rows} - set(class_names))
+    if unknown:
+        same = {name.casefold(): name for name in class_names}.get(unknown[0].casefold())
+        advice = f"rename {unknown[0]} to {same}" if same else "rename or remove it"
+        raise InputError(
+            f"expected {expected} in {root}, found {_names(unknown)} besides; {advice}; the classes are "
+            f"{_names(class_names, 12)}"
+        )
+
+
+def _rows(pool: Dataset) -> list[Row]:
+    names = pool.features["label"].names
+    return [(file, names[i]) for file, i in zip(pool["file"], pool["label"], strict=True)]
 
 
 def _draw_validation(rows: Sequence[Row], strategy: str, share: float, seed: int) -> set[Row]:
@@ -308,45 +377,96 @@ def _draw_validation(rows: Sequence[Row], strategy: str, share: float, seed: int
     return chosen
 
 
-def _split_as_written(rows: list[Row], split_file: str | os.PathLike) -> dict[str, list[Row]]:
-    written = read_split_csv(split_file)
-    missing, new = sorted(written.keys() - set(rows)), sorted(set(rows) - written.keys())
-    if missing or new:
-        what, found = ("not in the folder", missing) if missing else ("in the folder and not in the split", new)
+def _split_as_written(rows: list[Row], split_file: str | os.PathLike, *, ignore_test: bool) -> dict[Row, str]:
+    split_of = {row: s for row, s in read_split_csv(split_file).items() if not (ignore_test and s == "test")}
+    label_of = dict(rows)
+    missing = sorted(split_of.keys() - set(rows))
+    if missing:
+        relabelled = [f"{file} ({label}, now {label_of[file]})" for file, label in missing if file in label_of]
+        what, found = ("with another class", relabelled) if relabelled else ("gone", [file for file, _ in missing])
         raise InputError(
-            f"expected the very pictures of {split_file}, found {len(found)} {what}: "
-            f"{_names([file for file, _ in found])}; restore them or draw a new split"
+            f"expected every picture of {split_file}, found {len(found)} {what}: {_names(found)}; restore them or draw "
+            "a new split"
         )
-    names = [name for name in SPLIT_FOLDERS if name in set(written.values()) | {"train", "validation"}]
-    return {name: [row for row in rows if written[row] == name] for name in names}
+    new = sorted(file for file, label in set(rows) - split_of.keys())
+    if new:
+        logger.warning("left out %d pictures that are not in %s: %s", len(new), split_file, _names(new))
+    return split_of
+
+
+def _read_lines(path: str | os.PathLike) -> list[list[str]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            # The heading first, so that a huge file of another kind is not read whole.
+            lines = list(reader) if next(reader, None) == ["file", "label", "split"] else [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"expected a split.csv at {path}, found: {error}") from error
+    if any(len(line) != 3 or line[2] not in SPLIT_FOLDERS for line in lines):
+        raise InputError(
+            f"expected columns file,label,split with train, validation or test in {path}, found other lines; "
+            "use the split.csv of a run"
+        )
+    return lines
 
 
 def _drop_bad(root: Path, rows: list[Row], skip: bool) -> list[Row]:
-    bad = dict(find_bad_pictures(root / file for file, _ in rows))
-    if not bad:
-        return rows
-    listed = _names([f"{path} ({reason})" for path, reason in bad.items()])
-    if not skip:
+    good = _find_good([root / file for file, _ in rows], [root / file for file, _ in rows], skip)
+    return [rows[i] for i in good]
+
+
+def _find_good(names: Sequence[str | Path], sources: Iterable[Path | bytes], skip: bool) -> list[int]:
+    """Positions of the pictures that can be decoded; refuses if there are others, unless they are to be skipped."""
+    reasons = list(_check(sources))
+    bad = [f"{name} ({reason})" for name, reason in zip(names, reasons, strict=True) if reason is not None]
+    if bad and not skip:
         raise InputError(
-            f"expected pictures that can be decoded, found {len(bad)} of {len(rows)} that cannot: {listed}; "
+            f"expected pictures that can be decoded, found {len(bad)} of {len(names)} that cannot: {_names(bad)}; "
             "repair or remove them, or leave them out by --skip_bad_pictures"
         )
-    logger.warning("left out %d of %d pictures that cannot be decoded: %s", len(bad), len(rows), listed)
-    return [row for row in rows if root / row[0] not in bad]
+    if bad:
+        logger.warning("left out %d of %d pictures that cannot be decoded: %s", len(bad), len(names), _names(bad))
+    return [i for i, reason in enumerate(reasons) if reason is None]
 
 
-def _reason_it_is_bad(path: Path) -> str | None:
+def _check(sources: Iterable[Path | bytes]) -> Iterator[str | None]:
+    """For each picture None, or why it cannot be used."""
+    num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Threads, because decoding runs outside of Python's lock.
+    with ThreadPoolExecutor(num_threads) as pool:
+        for portion in _portions(sources, 1024):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", PILImage.DecompressionBombWarning)
+                reasons = list(pool.map(_reason_it_is_bad, portion))
+            yield from reasons
+
+
+def _portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    items = iter(items)
+    while portion := list(islice(items, size)):
+        yield portion
+
+
+def _reason_it_is_bad(source: Path | bytes) -> str | None:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("expected PIL to refuse truncated pictures, found LOAD_TRUNCATED_IMAGES set")
     try:
-        with PILImage.open(path) as image:
-            if image.width * image.height > PILImage.MAX_IMAGE_PIXELS:
-                return f"{image.width}×{image.height} pixels are too many"
+        if isinstance(source, Path) and source.exists() and not source.is_file():
+            return "no regular file"  # opening a pipe would wait for ever
+        with PILImage.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            width, height = image.size
+            if max(width, height) > LARGEST_ASPECT_RATIO * min(width, height):
+                return f"{width}×{height} pixels are too long and thin"
+            image.draft("RGB", (1, 1))  # a JPEG is read to its end all the same, several times quicker
             image.load()
-    except PILImage.DecompressionBombError:
-        return "too many pixels"
-    except (OSError, SyntaxError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error).split(" '")[0].split(" <")[0]
+            if image.mode not in IMAGE_MODES and not (image.mode == "I" and image.getextrema()[1] < 1 << 16):
+                return f"its pixels are neither of 8 nor of 16 bits but of PIL's mode {image.mode}"
+            if image.getexif().get(ExifTags.Base.Orientation) is not None:
+                ImageOps.exif_transpose(image)
+    except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning):
+        return f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels"
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+        return getattr(error, "strerror", None) or str(error).split(" '")[0].split(" <")[0] or type(error).__name__
     return None
 
 
@@ -363,13 +483,21 @@ def _build(root: Path, rows: list[Row], class_names: Sequence[str]) -> Dataset:
     )
 
 
-def _number(dataset: Dataset) -> Dataset:
-    return dataset.add_column("index", list(range(len(dataset))))
+def _number(pool: Dataset, members: Sequence[int] | None = None) -> Dataset:
+    """The rows `members` of `pool` (default: all), with their new numbers as the column `index`."""
+    if members is None:
+        members = range(len(pool))
+    numbers = [-1] * len(pool)
+    for number, i in enumerate(members):
+        numbers[i] = number
+    # The column goes first, because it would copy the pictures of rows that were chosen.
+    return pool.add_column("index", numbers).select(members)
 
 
-def _load_hub_splits(
-    name: str, config: str | None, revision: str | None, image_column: str, label_column: str
+def _load_hub(
+    name: str, config: str | None, revision: str | None, image_column: str, label_column: str, skip_bad: bool
 ) -> dict[str, Dataset]:
+    """The splits of a Hub data set with the columns `image`, `label` and `file`; classes in the order of its train."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -377,26 +505,78 @@ def _load_hub_splits(
         loaded = load_dataset(name, config, revision=revision)
     except (DatasetNotFoundError, OSError, ValueError) as error:
         raise InputError(f"expected a data set at {name}, found none: {str(error).splitlines()[0]}") from error
-    splits = {}
-    for split, dataset in loaded.items():
-        for flag, column in (("image_column_name", image_column), ("label_column_name", label_column)):
-            if column not in dataset.column_names:
-                found = _names(dataset.column_names)
-                raise InputError(f"expected the column {column!r} in {name}, found {found}; name it by --{flag}")
-        if not isinstance(dataset.features[label_column], ClassLabel):
-            dataset = dataset.class_encode_column(label_column)
-        keep = dataset.select_columns(list({image_column, label_column, "file"} & set(dataset.column_names)))
-        keep = keep.rename_columns({image_column: "image", label_column: "label"})
-        if "file" not in keep.column_names:
-            keep = keep.add_column("file", [f"{split}/{i:08d}" for i in range(len(keep))])
-        splits["validation" if split in ("val", "valid", "dev") else split] = keep
-    if "train" not in splits:
-        raise InputError(f"expected a split called train in {name}, found {_names(list(splits))}")
-    names = splits["train"].features["label"].names
-    for split, dataset in splits.items():
-        if dataset.features["label"].names != names:
-            raise InputError(f"expected the same classes in all splits of {name}, found others in {split}")
-    return splits
+    loaded = {HUB_NAMES.get(split, split): dataset for split, dataset in loaded.items()}
+    if "train" not in loaded:
+        raise InputError(f"expected a split called train in {name}, found {_names(list(loaded))}")
+    unused = sorted(loaded.keys() - SPLIT_FOLDERS.keys())
+    if "test" in loaded and not _is_labelled(loaded["test"], label_column):
+        unused.append("test")
+    if unused:
+        logger.info("left out of %s, being no split that is used or without labels: %s", name, _names(unused))
+    class_names, pools = None, {}
+    for split in [split for split in SPLIT_FOLDERS if split in loaded and split not in unused]:
+        dataset, where = loaded[split], f"the split {split} of {name}"
+        labels, names = _hub_labels(dataset, label_column, where)
+        class_names = class_names or names
+        pictures = _hub_pictures(dataset, image_column, where)
+        files = _file_names(dataset, pictures, split)
+        rows = list(zip(files, labels, strict=True))
+        _check_known(rows, class_names, where, "the classes of its train split")
+        if split == "train":
+            _check_classes(rows, where)
+        numbers = [class_names.index(label) for label in labels]
+        pool = pictures.add_column("label", numbers, feature=ClassLabel(names=class_names)).add_column("file", files)
+        undecoded = pictures.cast_column("image", Image(decode=False))["image"]
+        sources = (Path(image["path"]) if image["bytes"] is None else image["bytes"] for image in undecoded)
+        good = _find_good(files, sources, skip_bad)
+        pools[split] = pool if len(good) == len(pool) else pool.select(good)
+    return pools
+
+
+def _hub_labels(dataset: Dataset, column: str, where: str) -> tuple[list[str], list[str]]:
+    """The class name of each row, and all names in their order."""
+    _check_column(dataset, column, where, "label_column_name")
+    values, feature = list(dataset[column]), dataset.features[column]
+    unlabelled = sum(value is None or value == -1 for value in values)
+    if unlabelled:
+        raise InputError(f"expected a label for each picture in {where}, found {unlabelled} without; remove them")
+    if isinstance(feature, ClassLabel):
+        return [feature.names[value] for value in values], feature.names
+    return [str(value) for value in values], [str(value) for value in sorted(set(values))]
+
+
+def _hub_pictures(dataset: Dataset, column: str, where: str) -> Dataset:
+    _check_column(dataset, column, where, "image_column_name")
+    if not isinstance(dataset.features[column], Image):
+        raise InputError(
+            f"expected pictures in the column {column!r} of {where}, found {dataset.features[column]}; name another by "
+            "--image_column_name"
+        )
+    pictures = dataset.select_columns(column)
+    return pictures if column == "image" else pictures.rename_column(column, "image")
+
+
+def _check_column(dataset: Dataset, column: str, where: str, flag: str) -> None:
+    if column not in dataset.column_names:
+        found = _names(dataset.column_names)
+        raise InputError(f"expected the column {column!r} in {where}, found {found}; name it by --{flag}")
+
+
+def _is_labelled(dataset: Dataset, column: str) -> bool:
+    return column in dataset.column_names and not {None, -1} & set(dataset[column])
+
+
+def _file_names(dataset: Dataset, pictures: Dataset, split: str) -> list[str]:
+    """What the pictures are called in a data set, or numbers where that does not tell them apart."""
+    if "file" in dataset.column_names:
+        names = list(dataset["file"])
+    else:
+        undecoded = pictures.cast_column("image", Image(decode=False)).with_format("arrow")
+        columns = (batch["image"].combine_chunks() for batch in undecoded.iter(1024))
+        names = [path and PurePosixPath(path).name for column in columns for path in column.field("path").to_pylist()]
+    if all(names) and len(set(names)) == len(names):
+        return names
+    return [f"{split}/{i:08d}" for i in range(len(names))]
 
 
 def _take_evenly(labels: Sequence[int], count: int, seed: int) -> list[int]:

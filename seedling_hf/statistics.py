@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from seedling_hf.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -35,45 +37,67 @@ class PictureStatistics:
     mean_of_stds: tuple[float, float, float]
 
 
-def measure_pictures(paths: Iterable[Path], num_threads: int = 2) -> PictureStatistics:
+def measure_pictures(
+    paths: Iterable[str | Path],
+    *,
+    to_rgb: Callable[[Image.Image], Image.Image] = lambda image: image.convert("RGB"),
+    num_threads: int = 2,
+) -> PictureStatistics:
     """Reads every picture once; sums are of integers, so that they are exact whatever the order.
 
     Args:
-        paths: Pictures that can be decoded, at least one.
+        paths: Pictures that can be decoded.
+        to_rgb: Makes RGB of 8 bits of a picture.
         num_threads: Threads that decode.
+
+    Raises:
+        InputError: if there are no pictures.
     """
     sizes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
-    pixels, sums, squares = 0, np.zeros(3, np.int64), np.zeros(3, object)
-    means, stds = [[], [], []], [[], [], []]
+    everything = np.zeros((3, 256), np.int64)
+    means, stds = [], []
+
+    def read(path: str | Path) -> tuple[tuple[int, int], str, np.ndarray]:
+        with Image.open(path) as image:
+            mode, upright = image.mode, ImageOps.exif_transpose(image)
+            return upright.size, mode, np.array(to_rgb(upright).histogram()).reshape(3, 256)
+
     with ThreadPoolExecutor(num_threads) as pool:
         # In portions, because `map` hands out all its work at once and keeps what is done.
         paths = iter(paths)
         while portion := list(islice(paths, 256)):
-            for size, mode, total, square in pool.map(_measure, portion):
-                count = size[0] * size[1]
+            for size, mode, histogram in pool.map(read, portion):
                 sizes[size] += 1
                 modes[mode] += 1
-                pixels, sums, squares = pixels + count, sums + total, squares + square
-                for channel in range(3):
-                    mean = int(total[channel]) / count
-                    spread = int(square[channel]) * count - int(total[channel]) ** 2
-                    means[channel].append(mean / 255)
-                    stds[channel].append(math.sqrt(spread / (count * max(1, count - 1))) / 255)
-    num_pictures = sum(sizes.values())
+                everything += histogram
+                means.append(_means(histogram))
+                stds.append(_stds(histogram, 1))
+    if not means:
+        raise InputError("expected pictures to measure, found none")
     return PictureStatistics(
-        num_pictures=num_pictures,
+        num_pictures=len(means),
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
-        mean=tuple(int(s) / pixels / 255 for s in sums),
-        std=tuple(math.sqrt(int(q) * pixels - int(s) ** 2) / pixels / 255 for s, q in zip(sums, squares, strict=True)),
-        mean_of_means=tuple(math.fsum(values) / num_pictures for values in means),
-        mean_of_stds=tuple(math.fsum(values) / num_pictures for values in stds),
+        mean=_means(everything),
+        std=_stds(everything, 0),
+        mean_of_means=tuple(math.fsum(values) / len(means) for values in zip(*means, strict=True)),
+        mean_of_stds=tuple(math.fsum(values) / len(stds) for values in zip(*stds, strict=True)),
     )
 
 
-def _measure(path: Path) -> tuple[tuple[int, int], str, np.ndarray, np.ndarray]:
-    with Image.open(path) as image:
-        mode = image.mode
-        values = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.int64)
-    return (values.shape[1], values.shape[0]), mode, values.sum((0, 1)), np.square(values).sum((0, 1))
+def _sums(histogram: np.ndarray) -> list[tuple[int, int, int]]:
+    """Of each row of counts of the values 0 to 255: number, sum and sum of squares, as integers without a limit."""
+    values = np.arange(256)
+    return [(int(counts.sum()), int(counts @ values), int(counts @ values**2)) for counts in histogram]
+
+
+def _means(histogram: np.ndarray) -> tuple[float, ...]:
+    return tuple(total / (255 * count) for count, total, _ in _sums(histogram))
+
+
+def _stds(histogram: np.ndarray, ddof: int) -> tuple[float, ...]:
+    return tuple(
+        math.sqrt((squares * count - total**2) / (count * max(1, count - ddof))) / 255
+        for count, total, squares in _sums(histogram)
+    )

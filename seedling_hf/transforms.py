@@ -16,10 +16,10 @@ Transform = Callable[[Image.Image], Tensor]
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any picture in RGB; 16-bit grey is scaled to 8 bits, which PIL would clip."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("P", "LA", "PA") and ("transparency" in image.info or image.mode != "P"):
-        image = image.convert("RGBA")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")  # PIL warns of a palette with transparency that goes to RGB at once
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -67,8 +67,7 @@ def build_train_transform(
         min_crop_scale: Smallest share of the area that a random crop keeps; 1 leaves the picture whole.
         horizontal_flip: Probability.
         vertical_flip: Probability.
-        rotation_degrees: Largest angle either way. From 90 on, quarter turns come first and cost no corner; what is
-            turned further is filled with the mean colour.
+        rotation_degrees: Largest angle either way; corners are filled with the mean colour.
         color_jitter: Strength for brightness, contrast and saturation.
         randaugment_num_ops: Operations of RandAugment (arXiv 1909.13719); 0 is off.
         randaugment_magnitude: From 0 to 30.
@@ -85,12 +84,8 @@ def build_train_transform(
         steps.append(v2.RandomHorizontalFlip(horizontal_flip))
     if vertical_flip:
         steps.append(v2.RandomVerticalFlip(vertical_flip))
-    if rotation_degrees >= 90:
-        steps.append(QuarterTurns())
-    if rotation_degrees % 90 or rotation_degrees >= 180:
-        # After quarter turns, 45 degrees either way reach every angle.
-        degrees = min(rotation_degrees, 45) if rotation_degrees >= 90 else rotation_degrees
-        steps.append(v2.RandomRotation(degrees, interpolation=InterpolationMode.BILINEAR, fill=fill))
+    if rotation_degrees:
+        steps.append(v2.RandomRotation(rotation_degrees, interpolation=InterpolationMode.BILINEAR, fill=fill))
     if color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
     if randaugment_num_ops:
@@ -101,13 +96,6 @@ def build_train_transform(
     if cutout_size:
         steps.append(Cutout(cutout_size))
     return v2.Compose(steps)
-
-
-class QuarterTurns(nn.Module):
-    """Turns a square image by 0, 90, 180 or 270 degrees, which moves pixels and interpolates none."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.rot90(image, int(torch.randint(4, ())), (-2, -1))
 
 
 def build_eval_transform(image_processor: BaseImageProcessor) -> Transform:
@@ -143,15 +131,18 @@ class ExampleTransform:
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        pictures = []
-        for image, index in zip(rows["image"], rows["index"], strict=True):
-            # SeedSequence mixes the three so that neighbouring indices have unrelated streams.
-            seed = int(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0])
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.default_generator.manual_seed(seed)
-            pictures.append(self.transform(to_rgb(image)))
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        return {"pixel_values": pictures, "labels": rows["label"], "index": rows["index"]}
+        try:
+            pixel_values = [self._make(image, index) for image, index in zip(rows["image"], rows["index"], strict=True)]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+        return {"pixel_values": pixel_values, "labels": rows["label"], "index": rows["index"]}
+
+    def _make(self, image: Image.Image, index: int) -> Tensor:
+        # SeedSequence mixes the three so that neighbouring indices have unrelated streams.
+        seed = int(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        return self.transform(to_rgb(image))

@@ -1,21 +1,31 @@
 """`describe_dataset`: what a folder of seedlings holds."""
 
 import json
+import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import MISSING, option, parse_arguments
+from seedling_hf.arguments import MISSING, ArgumentGroup, option, parse_arguments
+from seedling_hf.commands.evaluate import check_writable_folder
+
+MOST_SIZES = 8
 
 
 @dataclass(kw_only=True)
-class DescribeArguments:
+class DescribeArguments(ArgumentGroup):
     """Flags of `describe_dataset`."""
 
-    train_dir: str = option(MISSING, "folder of class folders")
+    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
     output_file: str | None = option(None, "JSON file for the same figures")
     skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output_file is not None:
+            check_writable_folder(Path(self.output_file).parent, "--output_file")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,21 +33,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         DescribeArguments, argv, prog="describe_dataset", description="Counts and measures pictures."
     )
-    from seedling_hf.dataset import load_folder
+    from seedling_hf.dataset import describe_splits, load_folders, picture_paths
     from seedling_hf.statistics import measure_pictures
+    from seedling_hf.transforms import to_rgb
 
-    dataset = load_folder(arguments.train_dir, skip_bad_pictures=arguments.skip_bad_pictures)
-    names = dataset.features["label"].names
-    counts = Counter(names[i] for i in dataset["label"])
-    figures = measure_pictures(Path(arguments.train_dir) / file for file in dataset["file"])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pools = load_folders(arguments.train_dir, skip_bad_pictures=arguments.skip_bad_pictures)
+    figures = measure_pictures((path for pool in pools.values() for path in picture_paths(pool)), to_rgb=to_rgb)
 
-    width = max(map(len, [*names, "total"]))
-    largest = max(counts.values())
-    for name in names:
-        print(f"{name:{width}}  {counts[name]:7,}  {'█' * max(1, round(30 * counts[name] / largest))}")
-    print(f"{'total':{width}}  {figures.num_pictures:7,}\n")
+    print(describe_splits({"pictures": pools["train"]} if len(pools) == 1 else pools))
     sizes = [f"{w}×{h} ({n:,})" for (w, h), n in figures.sizes.items()]
-    print(f"sizes  {', '.join(sizes[:8])}{f' and {len(sizes) - 8:,} more' if len(sizes) > 8 else ''}")
+    more = f" and {len(sizes) - MOST_SIZES:,} more" if len(sizes) > MOST_SIZES else ""
+    print(f"\nsizes  {', '.join(sizes[:MOST_SIZES])}{more}")
     print(f"modes  {', '.join(f'{mode} ({n:,})' for mode, n in figures.modes.items())}\n")
     print(f"{'channels, on the scale of 0 to 1':40}  {'red':>9}  {'green':>9}  {'blue':>9}")
     for title, values in (
@@ -49,6 +56,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{title:40}" + "".join(f"  {value:9.6f}" for value in values))
 
     if arguments.output_file:
-        sizes = {f"{w}x{h}": n for (w, h), n in figures.sizes.items()}
-        text = json.dumps({"classes": dict(counts), **asdict(figures), "sizes": sizes}, indent=2, ensure_ascii=False)
-        Path(arguments.output_file).write_text(text + "\n", encoding="utf-8")
+        names = pools["train"].features["label"].names
+        counts = {split: Counter(pool["label"]) for split, pool in pools.items()}
+        values = {
+            "classes": {name: sum(found[i] for found in counts.values()) for i, name in enumerate(names)},
+            "splits": {split: {name: found[i] for i, name in enumerate(names)} for split, found in counts.items()},
+            **asdict(figures),
+            "sizes": {f"{w}x{h}": n for (w, h), n in figures.sizes.items()},
+        }
+        write_json(values, Path(arguments.output_file))
+
+
+def write_json(values: dict, path: Path) -> None:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,8 +1,10 @@
 """`make_split`: copies a tree of class folders into train/ and val/, as the tutorial's makedata.py does."""
 
 import filecmp
+import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from seedling_hf.arguments import MISSING, ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
 
-FOLDERS = {"train": "train", "validation": "val"}
+FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
 @dataclass(kw_only=True)
@@ -38,9 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         SplitArguments, argv, prog="make_split", description="Copies class folders into train/ and val/."
     )
-    from seedling_hf.dataset import describe_splits, load_splits, write_split_csv
+    from seedling_hf.dataset import describe_splits, load_splits, picture_paths, write_split_csv
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     source, target = Path(arguments.train_dir), Path(arguments.output_dir)
+    if source.resolve() in (target.resolve(), *target.resolve().parents):
+        raise InputError(f"expected --output_dir outside of {source}, found {target}; choose another --output_dir")
     splits = load_splits(
         train_dir=source,
         split_strategy=arguments.split_strategy,
@@ -48,33 +53,60 @@ def main(argv: Sequence[str] | None = None) -> None:
         split_seed=arguments.split_seed,
         skip_bad_pictures=arguments.skip_bad_pictures,
     )
-    copies = {target / FOLDERS[split] / file: source / file for split, rows in splits.items() for file in rows["file"]}
-    check_target(target, copies)
-    for copy, original in copies.items():
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            temporary = copy.with_name(f".{copy.name}.tmp")
-            shutil.copy2(original, temporary)
-            os.replace(temporary, copy)
-    write_split_csv(splits, target / "split.csv")
+    with tempfile.TemporaryDirectory() as folder:
+        write_split_csv(splits, Path(folder, "split.csv"))
+        originals = {
+            target / FOLDERS[split] / file: Path(path)
+            for split, rows in splits.items()
+            for file, path in zip(rows["file"], picture_paths(rows), strict=True)
+        }
+        originals[target / "split.csv"] = Path(folder, "split.csv")
+        check_target(target, originals)
+        copy_files(originals)
     print(describe_splits(splits))
     print(f"\nTrain on it with --train_dir {target}")
 
 
-def check_target(target: Path, copies: dict[Path, Path]) -> None:
-    """Refuses a target that holds anything but the copies that belong there, so that a second run is harmless.
+def check_target(target: Path, originals: dict[Path, Path]) -> None:
+    """Refuses a target that holds anything but copies that belong there, so that a second run is harmless.
+
+    Args:
+        target: Folder that is to be written.
+        originals: What each file in it is a copy of.
 
     Raises:
         InputError: naming what is in the way.
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"expected a folder for --output_dir, found a file at {target}")
-    for path in sorted(target.rglob("*")) if target.exists() else []:
-        hidden_copy = path.name.startswith(".") and path.name.endswith(".tmp")
-        if path.is_dir() or hidden_copy or path == target / "split.csv":
-            continue
-        if path not in copies or not filecmp.cmp(path, copies[path], shallow=False):
-            raise InputError(
-                f"expected an empty folder, or the same split, at {target}, found {path.relative_to(target)} that does "
-                "not belong to it; choose another --output_dir"
-            )
+    for folder, _, names in os.walk(target):
+        for path in (Path(folder, name) for name in names):
+            # A copy that was cut short by the end of an earlier run has a name of its own.
+            begun = path.with_name(path.name.removeprefix(".").removesuffix(".tmp"))
+            if begun in originals and path == temporary_path(begun):
+                continue
+            if path not in originals or not filecmp.cmp(path, originals[path], shallow=False):
+                raise InputError(
+                    f"expected an empty folder, or the same split, at {target}, found {path.relative_to(target)} that "
+                    "does not belong to it; choose another --output_dir"
+                )
+
+
+def copy_files(originals: dict[Path, Path]) -> None:
+    """Copies what is not there yet, each file whole or not at all.
+
+    Raises:
+        InputError: if the disk is full or may not be written to.
+    """
+    for copy, original in originals.items():
+        try:
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(original, temporary_path(copy))
+                os.replace(temporary_path(copy), copy)
+        except OSError as error:
+            raise InputError(f"expected to copy {original} to {copy}, found: {error.strerror}") from error
+
+
+def temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

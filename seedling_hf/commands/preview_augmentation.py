@@ -1,11 +1,23 @@
 """`preview_augmentation`: contact sheets of what training does to the pictures."""
 
+import logging
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seedling_hf.arguments import MISSING, ArgumentGroup, AugmentationArguments, check_range, option, parse_arguments
+from seedling_hf.commands.evaluate import check_writable_folder
 
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from torch import Tensor
+
+    from seedling_hf.transforms import ExampleTransform
+
+PICTURES_OF_A_CLASS, MOST_CLASSES_ON_A_SHEET = 4, 12
 OFF = {
     "min_crop_scale": 1.0, "horizontal_flip": 0.0, "vertical_flip": 0.0, "rotation_degrees": 0.0, "color_jitter": 0.0,
     "randaugment_num_ops": 0, "random_erasing": 0.0, "cutout_size": 0,
@@ -19,7 +31,7 @@ class PreviewOptions(ArgumentGroup):
 
     _argument_group_name = "Preview"
 
-    train_dir: str = option(MISSING, "folder of class folders")
+    train_dir: str = option(MISSING, "folder of class folders, or one with train/ inside")
     output_dir: str = option(MISSING, "folder for the PNG files")
     image_size: int = option(128, "side of the pictures in pixels")
     num_examples: int = option(6, "augmented versions of a picture")
@@ -29,6 +41,8 @@ class PreviewOptions(ArgumentGroup):
         super().__post_init__()
         check_range(self, "image_size", least=32)
         check_range(self, "num_examples", least=1, most=20)
+        check_range(self, "seed", least=0)
+        check_writable_folder(Path(self.output_dir), "--output_dir")
 
 
 @dataclass(kw_only=True)
@@ -41,81 +55,110 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         PreviewArguments, argv, prog="preview_augmentation", description="Draws what training does to the pictures."
     )
-    import torch
+    from seedling_hf.dataset import load_folders
 
-    from seedling_hf.collator import Collator
-    from seedling_hf.dataset import load_folder
-    from seedling_hf.plots import plot_contact_sheet
-    from seedling_hf.replknet import RepLKNetImageProcessor
-    from seedling_hf.transforms import ExampleTransform, build_train_transform, to_rgb
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pictures = load_folders(arguments.train_dir)["train"]
+    pictures = pictures.add_column("index", range(len(pictures)))
+    members = {name: [] for name in pictures.features["label"].names}
+    for row, label in enumerate(pictures["label"]):
+        members[pictures.features["label"].names[label]].append(row)
 
-    size, output_dir = arguments.image_size, Path(arguments.output_dir)
-    mean, std = RepLKNetImageProcessor.image_mean, RepLKNetImageProcessor.image_std
-    pictures = load_folder(arguments.train_dir)
-    names = pictures.features["label"].names
-    mixing = {name: value for name, value in asdict(arguments).items() if name in MIXING}
-    chosen = {
-        name: value for name, value in asdict(arguments).items() if name in OFF or name == "randaugment_magnitude"
-    }
-
-    def versions(changes: dict, rows: list[int], epochs: range = range(1)) -> list[list]:
-        """For each row, its picture under the transform of `changes` in each epoch, as 8-bit (H, W, 3)."""
-        transform = ExampleTransform(
-            build_train_transform(image_size=size, mean=mean, std=std, **changes), seed=arguments.seed
-        )
-        view = pictures.with_transform(transform)
-        found = [[] for _ in rows]
-        for epoch in epochs:
-            transform.set_epoch(epoch)
-            for place, row in enumerate(rows):
-                found[place].append(to_bytes(view[row]["pixel_values"]))
-        return found
-
-    def to_bytes(pixel_values: torch.Tensor):
-        shade = pixel_values * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-        return (shade.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-
-    def original(row: int):
-        return to_rgb(pictures[row]["image"]).resize((size, size))
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    labels = pictures["label"]
-    members = {name: [i for i, label in enumerate(labels) if names[label] == name] for name in names}
+    Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
     for name, rows in members.items():
-        rows = rows[:: max(1, len(rows) // 4)][:4]
-        sheet = [
-            [original(row), *row_versions]
-            for row, row_versions in zip(rows, versions(chosen, rows, range(arguments.num_examples)), strict=True)
-        ]
-        captions = ["original", *(f"epoch {i + 1}" for i in range(arguments.num_examples))]
-        plot_contact_sheet(sheet, output_dir / f"{name}.png", title=name, columns=captions)
-
+        draw_class(name, pictures, rows[:: max(1, len(rows) // PICTURES_OF_A_CLASS)][:PICTURES_OF_A_CLASS], arguments)
+    names = [*members][:: -(-len(members) // MOST_CLASSES_ON_A_SHEET)]
     rows = [members[name][0] for name in names]
-    columns = {title: versions(changes, rows) for title, changes in each_augmentation(size).items()}
-    sheet = [[column[place][0] for column in columns.values()] for place in range(len(rows))]
-    plot_contact_sheet(
-        sheet, output_dir / "each_augmentation.png", title="Each augmentation by itself", columns=[*columns], rows=names
-    )
+    draw_each_augmentation(names, pictures, rows, arguments)
+    draw_mixed_batches(pictures, rows, arguments)
+    print(f"{len(members) + 2} contact sheets are in {arguments.output_dir}")
 
-    whole = ExampleTransform(build_train_transform(image_size=size, mean=mean, std=std, **OFF))
-    view = pictures.with_transform(whole)
-    examples = [{"pixel_values": view[row]["pixel_values"], "labels": labels[row], "index": row} for row in rows]
-    sheet, titles = [], []
-    smoothing = mixing.pop("label_smoothing_factor")
-    for changes in (
-        {"cutmix_alpha": 0.0}, {"mixup_alpha": 0.0}, {},
-    ):  # fmt: skip
-        # By themselves every batch is mixed; the last row is the run's own probability.
-        values = mixing | changes | ({"mixup_prob": 1.0} if changes else {})
-        collator = Collator(len(names), label_smoothing=smoothing, seed=arguments.seed, **values)
-        batch = collator(examples)
+
+def draw_class(name: str, pictures: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+    """Pictures of one class, and what the run makes of each of them epoch after epoch."""
+    from seedling_hf.plots import plot_contact_sheet
+    from seedling_hf.transforms import to_rgb
+
+    size = arguments.image_size
+    flags = {key: value for key, value in asdict(arguments).items() if key in (*OFF, "randaugment_magnitude")}
+    versions = augment(pictures, rows, flags, arguments, epochs=arguments.num_examples)
+    sheet = [[to_rgb(pictures[row]["image"]).resize((size, size)), *augmented]
+             for row, augmented in zip(rows, versions, strict=True)]  # fmt: skip
+    columns = ["original", *(f"epoch {i + 1}" for i in range(arguments.num_examples))]
+    plot_contact_sheet(sheet, Path(arguments.output_dir, f"{name}.png"), title=name, columns=columns)
+
+
+def draw_each_augmentation(names: list[str], pictures: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+    """One picture a class under each augmentation by itself."""
+    from seedling_hf.plots import plot_contact_sheet
+
+    changes = each_augmentation(arguments.image_size)
+    columns = [augment(pictures, rows, flags, arguments) for flags in changes.values()]
+    sheet = [[column[place][0] for column in columns] for place in range(len(rows))]
+    path = Path(arguments.output_dir, "each_augmentation.png")
+    plot_contact_sheet(sheet, path, title="Each augmentation by itself", columns=[*changes], rows=names)
+
+
+def draw_mixed_batches(pictures: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+    """A batch of one picture a class under MixUp, under CutMix, and as likely as in the run, with its labels."""
+    from seedling_hf.collator import Collator
+    from seedling_hf.plots import plot_contact_sheet
+
+    names = pictures.features["label"].names
+    view = pictures.with_transform(build_transform(OFF, arguments))
+    examples = [{**view[row], "index": row} for row in rows]
+    always = {"mixup_prob": 1.0}
+    batches = {
+        "MixUp": always | {"cutmix_alpha": 0.0},
+        "CutMix": always | {"mixup_alpha": 0.0},
+        f"as in the run\n(probability {arguments.mixup_prob:g})": {},
+    }
+    sheet, captions, titles = [], [], []
+    for title, changes in batches.items():
+        flags = {key: value for key, value in asdict(arguments).items() if key in MIXING} | changes
+        if changes and not (flags["mixup_alpha"] or flags["cutmix_alpha"]):
+            continue  # switched off by its flag
+        smoothing = flags.pop("label_smoothing_factor")
+        batch = Collator(len(names), label_smoothing=smoothing, seed=arguments.seed, **flags)(examples)
         sheet.append([to_bytes(picture) for picture in batch["pixel_values"]])
-        titles.append([label_text(label, names) for label in batch["labels"]])
+        captions.append([label_text(label, names) for label in batch["labels"]])
+        titles.append(title)
     plot_contact_sheet(
-        sheet, output_dir / "mixed_batches.png", title="MixUp and CutMix, and what the picture counts as",
-        rows=["MixUp", "CutMix", f"probability {arguments.mixup_prob:g}"], captions=titles,
+        sheet, Path(arguments.output_dir, "mixed_batches.png"), rows=titles, captions=captions,
+        title="MixUp and CutMix, and what the picture counts as",
     )  # fmt: skip
-    print(f"{len(names) + 2} contact sheets are in {output_dir}")
+
+
+def build_transform(flags: dict, arguments: PreviewArguments) -> "ExampleTransform":
+    """The training transform of `flags` at the preview's size and seed."""
+    from seedling_hf.replknet import RepLKNetImageProcessor
+    from seedling_hf.transforms import ExampleTransform, build_train_transform
+
+    mean, std = RepLKNetImageProcessor.image_mean, RepLKNetImageProcessor.image_std
+    transform = build_train_transform(image_size=arguments.image_size, mean=mean, std=std, **flags)
+    return ExampleTransform(transform, seed=arguments.seed)
+
+
+def augment(
+    pictures: "Dataset", rows: list[int], flags: dict, arguments: PreviewArguments, epochs: int = 1
+) -> list[list["np.ndarray"]]:
+    """For each row, its picture in each epoch, (H, W, 3) of 8 bits."""
+    transform = build_transform(flags, arguments)
+    view, versions = pictures.with_transform(transform), [[] for _ in rows]
+    for epoch in range(epochs):
+        transform.set_epoch(epoch)
+        for row, made in zip(rows, versions, strict=True):
+            made.append(to_bytes(view[row]["pixel_values"]))
+    return versions
+
+
+def to_bytes(pixel_values: "Tensor") -> "np.ndarray":
+    """A normalised picture (3, H, W) as (H, W, 3) of 8 bits."""
+    from seedling_hf.replknet import RepLKNetImageProcessor
+
+    mean, std = (pixel_values.new_tensor(values)[:, None, None] for values in
+                 (RepLKNetImageProcessor.image_mean, RepLKNetImageProcessor.image_std))  # fmt: skip
+    return ((pixel_values * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def each_augmentation(image_size: int) -> dict[str, dict]:
@@ -136,9 +179,9 @@ def each_augmentation(image_size: int) -> dict[str, dict]:
 def label_text(label, names: Sequence[str]) -> str:
     """The one or two classes that a label, soft or not, is made of."""
     if label.ndim == 0:
-        return names[int(label)]
+        return textwrap.fill(names[int(label)], 20, break_on_hyphens=False)
     shares, classes = label.topk(min(2, len(names)))
     # A class that smoothing alone gives its share is no part of the mixture.
     rest = float(label.min())
     parts = [(float(s), int(c)) for s, c in zip(shares, classes, strict=True) if float(s) > rest + 1e-6]
-    return "\n".join(f"{share:.0%} {names[c]}" for share, c in parts)
+    return "\n".join(textwrap.fill(f"{share:.0%} {names[c]}", 20, break_on_hyphens=False) for share, c in parts)
