@@ -41,15 +41,22 @@ AUTO_MAP = {
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A 1x1 convolution, computed as the matrix product that it is in channels_last."""
+    """A 1x1 convolution: in channels_last a product of matrices, which oneDNN's convolution computes fast, too."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
         super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or self._is_faster_as_convolution(hidden_states):
+            return super().forward(hidden_states)
         hidden_states = hidden_states.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         hidden_states = F.linear(hidden_states, self.weight.flatten(1), self.bias)
         return hidden_states.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+    def _is_faster_as_convolution(self, hidden_states: Tensor) -> bool:
+        # Measured on two cores with AVX-512: by 5 to 30 % from 2000 rows on, slower below.
+        is_fast = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.float32
+        return is_fast and hidden_states.numel() >= 2048 * self.in_channels
 
 
 class RepLKNetConvNorm(nn.Module):
@@ -114,7 +121,7 @@ class RepLKNetEmbeddings(nn.Module):
             )
         hidden_states = pixel_values.contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
-            hidden_states = F.relu(layer(hidden_states))
+            hidden_states = F.relu_(layer(hidden_states))
         return hidden_states
 
 
@@ -124,12 +131,15 @@ class RepLKNetLargeKernel(nn.Module):
     def __init__(self, config: RepLKNetConfig, channels: int, kernel_size: int) -> None:
         super().__init__()
         self.large = self.small = self.merged = None
+        implementation = config.conv_implementation
         if config.reparameterized:
-            self.merged = DepthwiseConv2d(channels, kernel_size, bias=True)
+            self.merged = DepthwiseConv2d(channels, kernel_size, bias=True, implementation=implementation)
             return
-        self.large = RepLKNetConvNorm(DepthwiseConv2d(channels, kernel_size))
+        self.large = RepLKNetConvNorm(DepthwiseConv2d(channels, kernel_size, implementation=implementation))
         if config.small_kernel_size is not None:
-            self.small = RepLKNetConvNorm(DepthwiseConv2d(channels, config.small_kernel_size))
+            self.small = RepLKNetConvNorm(
+                DepthwiseConv2d(channels, config.small_kernel_size, implementation=implementation)
+            )
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if self.merged is not None:
@@ -148,7 +158,9 @@ class RepLKNetLargeKernel(nn.Module):
             weight = weight + F.pad(small_weight, [margin] * 4)
             bias = bias + small_bias
         old = self.large.convolution
-        self.merged = DepthwiseConv2d(old.out_channels, old.kernel_size[0], bias=True).to(old.weight)
+        self.merged = DepthwiseConv2d(
+            old.out_channels, old.kernel_size[0], bias=True, implementation=old.implementation
+        ).to(old.weight)
         self.merged.weight.copy_(weight)
         self.merged.bias.copy_(bias)
         self.merged.train(self.training)
@@ -170,8 +182,8 @@ class RepLKNetLargeKernelBlock(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         residual = hidden_states
         hidden_states = self.normalization(hidden_states)
-        hidden_states = F.relu(self.pointwise1(hidden_states))
-        hidden_states = F.relu(self.large_kernel(hidden_states))
+        hidden_states = F.relu_(self.pointwise1(hidden_states))
+        hidden_states = F.relu_(self.large_kernel(hidden_states))
         hidden_states = self.pointwise2(hidden_states)
         return residual + self.drop_path(hidden_states)
 
@@ -226,7 +238,7 @@ class RepLKNetStage(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         for layer in self.downsampling:
-            hidden_states = F.relu(layer(hidden_states))
+            hidden_states = F.relu_(layer(hidden_states))
         for layer in self.layers:
             hidden_states = layer(hidden_states)
         return hidden_states
