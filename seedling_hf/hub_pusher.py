@@ -76,6 +76,7 @@ class HubPusher:
         self._news = self._finishing = self._in_vain = False
         self._address = self._failure = self._not_staged = ""
         self._num_bytes = 0
+        self._checkpoint: Path | None = None
         limit_waiting(min(REQUEST_TIMEOUT_S, timeout_s))
         disable_progress_bars()  # they would run through the bar of the training
 
@@ -121,12 +122,13 @@ class HubPusher:
             step: Optimizer steps made.
             epoch: Passes over the training pictures made.
             metrics: Figures for the message.
-            checkpoint: Folder of the state to resume from; it goes along with the strategy `checkpoint`.
+            checkpoint: Folder of the state to resume from; with the strategy `checkpoint` it goes along, and the last
+                one with `end`.
         """
         if event not in EVENTS[self.strategy]:
             return
-        if self.strategy != "checkpoint":
-            checkpoint = None
+        if self.strategy == "checkpoint":
+            self._checkpoint = checkpoint or self._checkpoint
         is_end = event == "end"
         figures = ", ".join(f"{name} {value:.4f}" for name, value in (metrics or {}).items())
         message = f"Step {step}, epoch {epoch:.2f}{': ' + figures if figures else ''} ({event})"
@@ -134,9 +136,9 @@ class HubPusher:
         try:
             if (self.output_dir / "config.json").exists():
                 self._write_card(results=is_end)
-            elif checkpoint is None:
+            elif self._checkpoint is None:
                 return  # there is no model before the first evaluation
-            files = model_files(self.output_dir, results=is_end, checkpoint=checkpoint)
+            files = model_files(self.output_dir, results=is_end, checkpoint=self._checkpoint)
             snapshot = self._put(files, target, f"step-{step:08d}-{event}")
         except (OSError, ValueError) as error:
             self._not_staged = f"step {step} could not be put aside: {getattr(error, 'strerror', None) or error}"

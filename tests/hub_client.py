@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ ALICE = "hf_alice_secret"
 COMMAND = "import sys; from seedling_hf.commands import main; sys.exit(main())"
 # Forks a process for each job that it reads, with all modules loaded: a start of Python takes as long as ten pushes.
 STARTER = """
-import json, os, signal, sys, traceback
-import accelerate, transformers
-import seedling_hf.evaluation, seedling_hf.hub_pusher, seedling_hf.replknet, seedling_hf.training
+import importlib, json, os, signal, sys
+for module in sys.argv[1:]:
+    importlib.import_module(module)
 
 def work(job):
     output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -50,6 +51,34 @@ for line in sys.stdin:
         os._exit(0)
     work(job)
     sys.exit()
+"""
+LIGHT = ("seedling_hf.hub_pusher", "safetensors.numpy")
+HEAVY = ("seedling_hf.training", "seedling_hf.evaluation", "evaluate", "matplotlib.figure", "sklearn.metrics")
+# What a model answers that is loaded from a folder and from the Hub, where the package cannot be imported.
+LOAD = """
+import json, sys
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "seedling_hf":
+            raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
+
+sys.meta_path.insert(0, Blocker())
+folder, repository, revision, picture = sys.argv[1:]
+reports = []
+for where, options in ((folder, {}), (repository, {"revision": revision})):
+    options["trust_remote_code"] = True
+    model = AutoModelForImageClassification.from_pretrained(where, **options)
+    processor = AutoImageProcessor.from_pretrained(where, **options)
+    with torch.no_grad():
+        logits = model(**processor(Image.open(picture), return_tensors="pt")).logits
+    answers = pipeline("image-classification", model=where, **options)(picture)
+    logits = [x.hex() for x in logits[0].tolist()]
+    reports.append({"logits": logits, "answers": answers, "module": type(model).__module__})
+print("REPORT" + json.dumps(reports))
 """
 numbers = itertools.count()
 
@@ -80,8 +109,12 @@ class Process:
         path = Path(f"{self.output}.status")
         return int(path.read_text()) if path.exists() else None
 
+    @property
+    def id(self) -> int:
+        return int(Path(f"{self.output}.pid").read_text())
+
     def kill(self) -> None:
-        os.kill(int(Path(f"{self.output}.pid").read_text()), signal.SIGKILL)
+        os.kill(self.id, signal.SIGKILL)
 
     def finish(self, timeout: float = 120) -> subprocess.CompletedProcess:
         try:
@@ -100,7 +133,7 @@ class Client:
         fresh: Start Python anew for each process, with an empty cache of the Hub's files.
     """
 
-    hub: LocalHub
+    hub: LocalHub | None
     home: Path
     token: str | None = ALICE
     fresh: bool = False
@@ -108,7 +141,7 @@ class Client:
     @property
     def environment(self) -> dict[str, str]:
         return {
-            "HF_ENDPOINT": self.hub.endpoint,
+            "HF_ENDPOINT": f"http://127.0.0.1:{free_port()}",
             "HF_HOME": str(self.home),
             "HF_XET_CACHE": str(self.home / "xet"),
             "NO_PROXY": "127.0.0.1,localhost",
@@ -119,12 +152,12 @@ class Client:
             **({"HF_TOKEN": self.token} if self.token else {}),
         }
 
-    def start(self, program: str, *arguments: str | Path) -> Process:
-        """Starts `python -c program arguments` without waiting."""
+    def start(self, program: str, *arguments: str | Path, modules: Sequence[str] = LIGHT) -> Process:
+        """Starts `python -c program arguments` without waiting, with `modules` loaded."""
         process = Process(self.home.with_name(f"output-{next(numbers)}"))
         job = {"program": program, "arguments": list(map(str, arguments)), "output": str(process.output),
                "environment": self.environment}  # fmt: skip
-        starter = starter_process(replace(self, token=None))
+        starter = starter_process(modules)
         starter.stdin.write(json.dumps(job) + "\n")
         starter.stdin.flush()
         return process
@@ -142,17 +175,21 @@ class Client:
         """Runs `seedling-hf words`."""
         return self.python(COMMAND, *words, **environment)
 
+    def train(self, **flags: Any) -> Process:
+        """Starts `seedling-hf train` without waiting."""
+        words = [
+            word for name, value in flags.items() for word in ([f"--{name}"] if value is True else [f"--{name}", value])
+        ]
+        return self.start(COMMAND, "train", *words, modules=HEAVY)
 
-def starter_process(client: Client) -> subprocess.Popen:
-    """The starter of this process of tests."""
-    if not hasattr(starter_process, "running"):
-        environment = clean(client.environment)
-        starter = subprocess.Popen(
-            [sys.executable, "-P", "-c", STARTER], env=environment, stdin=subprocess.PIPE, text=True
-        )
-        atexit.register(starter.kill)
-        starter_process.running = starter
-    return starter_process.running
+
+@cache
+def starter_process(modules: Sequence[str]) -> subprocess.Popen:
+    environment = clean(Client(None, Path("nowhere"), token=None).environment)
+    command = [sys.executable, "-P", "-c", STARTER, *modules]
+    starter = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True)
+    atexit.register(starter.kill)
+    return starter
 
 
 def clean(environment: dict[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_client import TOKENS, Client, Repository, wait_until
+from hub_client import LOAD, TOKENS, Client, Repository, wait_until
 from local_hub import Fault, LocalHub
 from safetensors.torch import load_file, save_file
 
@@ -62,7 +62,7 @@ def main(argv):
     while "wait_for" in options and not Path(options["wait_for"]).exists():
         time.sleep(0.02)
     (folder / "curves.png").write_text("curves")
-    pusher.stage("end", step=step, epoch=step / 2, metrics=metrics, checkpoint=checkpoint)
+    pusher.stage("end", step=step, epoch=step / 2, metrics=metrics)
     pusher.finish()
     print(f"SLOWEST {slowest:.3f}")
     print("DONE")
@@ -233,10 +233,10 @@ def weights(model, tmp_path_factory) -> bytes:
 
 def run_against(fault: Fault, client: Client, folder: Path):
     client.hub.faults.append(fault)
-    return run(client, folder, saves=2, pusher={"timeout_s": 2, "tag": "v1"})
+    return run(client, folder, saves=2, pusher={"timeout_s": 1, "tag": "v1"})
 
 
-@pytest.mark.parametrize("where", FAULTS)
+@pytest.mark.parametrize("where", ["upload", "commit"])
 def test_a_fault_for_ever_does_not_hurt_a_run(client, folder, repository, weights, where):
     result = run_against(Fault(**FAULTS[where], status=503), client, folder)
     assert waiting(folder)[-1] == "000003-step-00000002-end"
@@ -454,32 +454,6 @@ def test_a_card_that_the_hub_refuses_does_not_hold_up_the_weights(client, folder
 
 
 # What comes back
-
-LOAD = """
-import json, sys
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "seedling_hf":
-            raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
-
-sys.meta_path.insert(0, Blocker())
-folder, repository, revision, picture = sys.argv[1:]
-reports = []
-for where, options in ((folder, {}), (repository, {"revision": revision})):
-    options["trust_remote_code"] = True
-    model = AutoModelForImageClassification.from_pretrained(where, **options)
-    processor = AutoImageProcessor.from_pretrained(where, **options)
-    with torch.no_grad():
-        logits = model(**processor(Image.open(picture), return_tensors="pt")).logits
-    answers = pipeline("image-classification", model=where, **options)(picture)
-    logits = [x.hex() for x in logits[0].tolist()]
-    reports.append({"logits": logits, "answers": answers, "module": type(model).__module__})
-print("REPORT" + json.dumps(reports))
-"""
 
 
 def test_what_is_on_the_hub_answers_to_the_bit_as_the_folder(client, folder, sample_dir):

@@ -1,16 +1,13 @@
 """The card says what the run's own files say: here those of a real, short run."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from hub_client import COMMAND, Client, Repository
+from hub_client import Client, Repository
 from huggingface_hub import ModelCard
 from jinja2 import Environment, meta
 from local_hub import check_card as check_as_the_hub
@@ -32,11 +29,8 @@ def finished_run(tmp_path_factory, sample_dir) -> Path:
         "eval_steps": 2, "save_steps": 4, "max_train_samples": 48, "max_eval_samples": 24, "warmup_steps": 1,
         "per_device_train_batch_size": 12,
     }  # fmt: skip
-    command = [sys.executable, "-P", "-c", COMMAND, "train"]
-    command += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder.parent / "home")}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = Client(None, folder.parent / "home").train(**flags).finish()
+    assert result.returncode == 0, result.stdout
     (folder / "README.md").unlink(missing_ok=True)
     return folder
 

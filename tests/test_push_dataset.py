@@ -174,10 +174,9 @@ TRAIN_FLAGS = {
 
 def test_a_run_on_the_data_set_has_the_first_loss_of_a_run_on_the_folder(client, pictures, tmp_path):
     assert push(client, pictures).returncode == 0
-    flags = [word for name, value in TRAIN_FLAGS.items() for word in (f"--{name}", str(value))]
     runs = {}
-    for name, source in (("there", ("--dataset_name", "alice/seedlings")), ("here", ("--train_dir", pictures))):
-        result = client.command("train", *source, *flags, "--output_dir", tmp_path / name)
+    for name, source in (("there", {"dataset_name": "alice/seedlings"}), ("here", {"train_dir": pictures})):
+        result = client.train(**TRAIN_FLAGS, **source, output_dir=tmp_path / name).finish()
         assert result.returncode == 0, result.stdout
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         runs[name] = [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
