@@ -187,8 +187,13 @@ class Training:
             process_index=accelerator.process_index,
             seed=arguments.seed,
         )
+        # A generator of their own: each start of an iteration draws from it, and a run that is resumed within an epoch
+        # starts one more.
         loader = partial(
-            DataLoader, num_workers=arguments.dataloader_num_workers, pin_memory=accelerator.device.type == "cuda"
+            DataLoader,
+            num_workers=arguments.dataloader_num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),
         )
         # The sampler deals the pictures to the processes, so this loader is not for accelerate to divide again.
         self.train_loader = loader(

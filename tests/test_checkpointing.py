@@ -366,7 +366,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["seedling_hf.checkpointing", "seedling_hf.arguments", "pytest"])
 
 
-def _die_before_operation(number: int) -> None:
+def die_before_operation(number: int) -> None:
     """Kills this process before its file operation of that number, with the file it writes half written."""
     count, lock = itertools.count(), threading.Lock()
 
@@ -391,7 +391,7 @@ def _die_before_operation(number: int) -> None:
 
 
 def _save_and_die(output_dir: Path, steps: list[int], number: int) -> None:
-    _die_before_operation(number)
+    die_before_operation(number)
     for step in steps:
         save(Checkpoints(output_dir, save_total_limit=1), step)
 
