@@ -18,7 +18,7 @@ def test_an_epoch_depends_on_seed_and_epoch_alone():
 
 
 def test_no_picture_comes_twice_in_an_epoch():
-    drawn = sum(epoch_of(EpochSampler(100, batch_size=8), 0), [])
+    drawn = [i for batch in epoch_of(EpochSampler(100, batch_size=8), 0) for i in batch]
     assert len(drawn) == len(set(drawn)) == 96
 
 
