@@ -28,8 +28,11 @@ from seedling_hf.arguments import TrainArguments
 from seedling_hf.checkpointing import CheckpointError, Checkpoints, check_unchanged, set_random_state
 from seedling_hf.collator import Collator
 from seedling_hf.errors import InputError
+from seedling_hf.hub import download_run
+from seedling_hf.hub_pusher import HubPusher
 from seedling_hf.metrics import classification_metrics
 from seedling_hf.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler
+from seedling_hf.outbox import Outbox, parse_hub_name
 from seedling_hf.prediction import predict
 from seedling_hf.sampler import EpochSampler
 from seedling_hf.signals import StopSignal
@@ -66,6 +69,7 @@ def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> N
         if arguments.overwrite_output_dir and not arguments.resume_from_checkpoint:
             (output_dir / "metrics.jsonl").unlink(missing_ok=True)
             shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+            Outbox(output_dir).clear(keep=None)
 
 
 def build_trainable_model(
@@ -87,8 +91,16 @@ def build_trainable_model(
         model = RepLKNetForImageClassification(config)
         image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
     else:
-        name = arguments.model_name_or_path
-        source = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
+        name, revision = parse_hub_name(arguments.model_name_or_path) or (arguments.model_name_or_path, None)
+        if revision and arguments.model_revision:
+            raise InputError(
+                f"expected one revision, found {revision} in --model_name_or_path and {arguments.model_revision} in "
+                "--model_revision; leave one out"
+            )
+        source = {
+            "revision": revision or arguments.model_revision or "main",
+            "trust_remote_code": arguments.trust_remote_code,
+        }
         try:
             config = AutoConfig.from_pretrained(name, **source)
             image_processor = AutoImageProcessor.from_pretrained(name, **source)
@@ -134,6 +146,7 @@ class Training:
         image_processor: What the saved model is used with; evaluation uses it too.
         splits: `train` and `validation`, as `dataset.load_splits` gives them.
         accelerator: Decides about devices, processes and precision.
+        pusher: What carries the run to the Hub, on the main process only.
     """
 
     def __init__(
@@ -143,7 +156,9 @@ class Training:
         image_processor: BaseImageProcessor,
         splits: DatasetDict,
         accelerator: Accelerator,
+        pusher: HubPusher | None = None,
     ) -> None:
+        self.pusher = pusher
         self.arguments, self.accelerator, self.image_processor = arguments, accelerator, image_processor
         self.output_dir = Path(arguments.output_dir)
         self.class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
@@ -327,6 +342,7 @@ class Training:
             counters |= {"best_step": counters["step"], "best_accuracy": metrics["accuracy"],
                          "best_loss": metrics["loss"], "evaluations_since_best": 0}  # fmt: skip
             self.save_model()
+            self.stage_push("best")
         else:
             counters["evaluations_since_best"] += 1
         values = {f"eval_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
@@ -373,18 +389,29 @@ class Training:
             "ema_updates": self.ema.updates if self.ema else None,
         }
         try:
-            self.checkpoints.save(self.counters["step"], tensors, state, protect=self.counters["best_step"])
-            self.unsaved = None
+            path = self.checkpoints.save(self.counters["step"], tensors, state, protect=self.counters["best_step"])
         except CheckpointError as error:
             self.unsaved = str(error)
             logger.warning("%s; the run goes on and tries again at the next save", error)
+        else:
+            self.unsaved = None
+            self.stage_push("save", checkpoint=path)
+
+    def stage_push(self, event: str, checkpoint: Path | None = None) -> None:
+        """Puts what there is now aside for the Hub, if a push was asked for at this event."""
+        if self.pusher:
+            counters = self.counters
+            metrics = {} if counters["best_step"] is None else {"accuracy": counters["best_accuracy"]}
+            self.pusher.stage(event, step=counters["step"], epoch=self.epoch, metrics=metrics, checkpoint=checkpoint)
 
     def resume(self, source: str) -> None:
-        """Goes back to the checkpoint at `source`, as `Checkpoints.load` takes it.
+        """Goes back to the checkpoint at `source`, as `Checkpoints.load` takes it, or in a repository on the Hub.
 
         Raises:
             InputError: if there is none, or it belongs to a run with other arguments.
         """
+        if parse_hub_name(source):
+            source = self._download(source)
         checkpoint = self.checkpoints.load(source)
         if checkpoint is None:
             logger.info("no checkpoint in %s yet: the run starts at its first step", self.output_dir)
@@ -470,6 +497,19 @@ class Training:
         return pictures[len(pictures) // 2]["image"]["path"]
 
     # Small print of the loop
+
+    def _download(self, name: str) -> str:
+        """The checkpoint of a run on the Hub, brought here by the main process for all."""
+        path = error = None
+        if self.accelerator.is_main_process:
+            try:
+                path = str(download_run(name, self.output_dir))
+            except InputError as fault:
+                error = str(fault)
+        path, error = gather_object([(path, error)])[0]
+        if error is not None:
+            raise InputError(error)
+        return path
 
     def _global_batches(self, epoch: int, first_step: int):
         """For each optimizer step of `epoch` from `first_step` on, the batches of this process, on its device."""

@@ -17,8 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from accelerate.utils import set_seed
     from transformers.utils.logging import disable_progress_bar
 
+    from seedling_hf.checkpointing import UNSAVED_EXIT_CODE
     from seedling_hf.dataset import describe_splits, load_splits, write_split_csv
     from seedling_hf.evaluation import evaluate_model, format_report, write_report
+    from seedling_hf.hub_pusher import HubPusher
+    from seedling_hf.model_card import write_card
     from seedling_hf.plots import plot_curves
     from seedling_hf.prediction import build_accelerator, build_model
     from seedling_hf.signals import RESUMABLE_EXIT_CODE
@@ -33,6 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     set_seed(arguments.seed)
 
     prepare_output_dir(arguments, accelerator)
+    pusher = None
+    if arguments.push_to_hub and accelerator.is_main_process:
+        pusher = HubPusher(
+            output_dir,
+            arguments.hub_model_id or output_dir.resolve().name,
+            private=arguments.hub_private_repo,
+            revision=arguments.hub_revision,
+            strategy=arguments.hub_strategy,
+            tag=arguments.hub_tag,
+            timeout_s=arguments.hub_timeout,
+        )
+        pusher.preflight()
     splits = load_splits(
         train_dir=arguments.train_dir,
         validation_dir=arguments.validation_dir,
@@ -51,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     class_names = splits["train"].features["label"].names
     model, image_processor = build_trainable_model(arguments, class_names)
-    training = Training(arguments, model, image_processor, splits, accelerator)
+    training = Training(arguments, model, image_processor, splits, accelerator, pusher)
 
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -68,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         training.resume(arguments.resume_from_checkpoint)
     if not training.run():
         accelerator.end_training()
+        if pusher:
+            pusher.finish()
+        if training.unsaved:
+            return UNSAVED_EXIT_CODE
         if accelerator.is_main_process:
             print(f"Stopped at step {training.counters['step']} of {training.num_steps}. Go on with\n")
             print(f"  {resume_line(output_dir)}\n")
@@ -89,12 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
         plot_curves(records, output_dir / "curves.png")
         training.write_results(output_dir / "train_results.json")
+        try:
+            write_card(output_dir)
+        except ValueError as error:  # a model without a card is still a model
+            print(f"warning: no card could be written into {output_dir}: {error}", file=sys.stderr)
         picture = training.example_picture
         print(format_report(report))
         print(f"\nThe model and its report are in {output_dir}: read {output_dir / 'report.md'}.")
         print("Name the species of a picture with\n")
         print(f"  {predict_line(output_dir, picture)}\n")
+        training.stage_push("end")
     accelerator.end_training()
+    if pusher:
+        pusher.finish()
 
 
 def predict_line(output_dir: Path, picture: str) -> str:
