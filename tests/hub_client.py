@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -185,7 +186,10 @@ class Client:
 
 @cache
 def starter_process(modules: Sequence[str]) -> subprocess.Popen:
-    environment = clean(Client(None, Path("nowhere"), token=None).environment)
+    # Caches that no job names, or that were read when the modules were loaded, are of this process alone.
+    home = tempfile.TemporaryDirectory()
+    atexit.register(home.cleanup)
+    environment = clean(Client(None, Path(home.name), token=None).environment)
     command = [sys.executable, "-P", "-c", STARTER, *modules]
     starter = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True)
     atexit.register(starter.kill)
