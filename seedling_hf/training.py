@@ -252,6 +252,7 @@ class Training:
             gather=gather_object,
         )
         self.unsaved: str | None = None
+        self.resumed_at_step = 0  # what is timed are the steps since
         self.timing = {"train": 0.0, "wait": 0.0, "evaluation": 0.0, "images": 0}
 
     # The loop
@@ -438,6 +439,7 @@ class Training:
                 len(checkpoint.random_states), self.accelerator.num_processes,
             )  # fmt: skip
         self.counters = state["counters"]
+        self.resumed_at_step = checkpoint.step
         if self.accelerator.is_main_process:
             self._cut_metrics(checkpoint.step)
         logger.info("resumed at step %d from %s", checkpoint.step, checkpoint.path)
@@ -477,9 +479,10 @@ class Training:
         results = {
             "train_runtime": seconds,
             "train_samples_per_second": self.images_per_second,
-            "train_steps_per_second": self.counters["step"] / max(1e-9, seconds),
+            "train_steps_per_second": (self.counters["step"] - self.resumed_at_step) / max(1e-9, seconds),
             "share_of_time_waiting_for_pictures": timing["wait"] / max(1e-9, seconds),
             "eval_runtime": timing["evaluation"],
+            "resumed_at_step": self.resumed_at_step,
             "num_processes": self.accelerator.num_processes,
             "device": torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else platform.processor(),
             "torch_threads": torch.get_num_threads(),
@@ -490,11 +493,12 @@ class Training:
 
     @property
     def example_picture(self) -> str:
-        """Path of a validation picture, for a first prediction."""
+        """Path of a validation picture, for a first prediction; a name to fill in where a data set has no files."""
         from datasets import Image
 
         pictures = self.eval_loader.dataset.with_format(None).cast_column("image", Image(decode=False))
-        return pictures[len(pictures) // 2]["image"]["path"]
+        path = pictures[len(pictures) // 2]["image"]["path"]
+        return path if path and Path(path).is_file() else "PICTURE.jpg"
 
     # Small print of the loop
 

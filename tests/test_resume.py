@@ -38,7 +38,9 @@ FLAGS = f"""
     --ema_decay 0.9 --mixup_prob 0.7 --learning_rate 3e-3 --warmup_steps 3 --resume_from_checkpoint latest
 """.split()
 # What tells the day and the speed of a run; all else must be equal.
-TIMED = re.compile(rb'"(date|seconds|images_per_second)": .*|- \d{4}-\d\d-\d\dT.* pictures a second.*')
+TIMED = re.compile(
+    rb'"(date|seconds|images_per_second)": .*|- \d{4}-\d\d-\d\dT.* pictures a second.*|On .* of training \(.*'
+)
 
 
 @pytest.fixture(scope="module")
