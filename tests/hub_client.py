@@ -20,6 +20,12 @@ from local_hub import LocalHub, User
 
 TOKENS = {"hf_alice_secret": User("alice"), "hf_bob_secret": User("bob"), "hf_reader_secret": User("alice", "read")}
 ALICE = "hf_alice_secret"
+FAULTS = {
+    "create": {"path": "/repos/create", "method": "POST"},
+    "preupload": {"path": "/preupload/", "method": "POST"},
+    "upload": {"path": "/xorbs/", "method": "POST"},
+    "commit": {"path": "/commit/", "method": "POST"},
+}
 COMMAND = "import sys; from seedling_hf.commands import main; sys.exit(main())"
 # Forks a process for each job that it reads, with all modules loaded: a start of Python takes as long as ten pushes.
 STARTER = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_client import LOAD, TOKENS, Client, Repository, wait_until
+from hub_client import FAULTS, LOAD, TOKENS, Client, Repository, wait_until
 from local_hub import Fault, LocalHub
 from safetensors.torch import load_file, save_file
 
@@ -194,13 +194,6 @@ def test_a_dry_run_lists_the_files_and_asks_nothing(client, folder):
 
 
 # Faults
-
-FAULTS = {
-    "create": {"path": "/repos/create", "method": "POST"},
-    "preupload": {"path": "/preupload/", "method": "POST"},
-    "upload": {"path": "/xorbs/", "method": "POST"},
-    "commit": {"path": "/commit/", "method": "POST"},
-}
 
 
 def assert_ends_well(client, folder, repository, result, weights) -> None:

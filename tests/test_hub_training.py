@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_client import LOAD, TOKENS, Client, Repository, clean
+from hub_client import FAULTS, LOAD, TOKENS, Client, Repository, clean
 from local_hub import Fault
 
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
@@ -148,6 +148,28 @@ def test_a_hub_that_fails_does_not_hurt_the_training(client, pictures, plain, re
     for path in folder.rglob("*"):
         assert not path.is_file() or not any(token.encode() in path.read_bytes() for token in TOKENS), path
     assert not any(token in result.stdout for token in TOKENS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 0], ids=["once", "for ever"])
+@pytest.mark.parametrize(
+    "answer", [{"status": 503}, {"status": 429}, {"drop": "request"}, {"drop": "response"}], ids=str
+)
+@pytest.mark.parametrize("where", FAULTS)
+def test_no_fault_hurts_the_training(client, pictures, plain, repository, tmp_path, where, answer, times):
+    folder = tmp_path / "run"
+    client.hub.faults.append(Fault(**FAULTS[where], **answer, times=times))
+    flags = FLAGS | HUB | {"hub_strategy": "best", "hub_timeout": 5, "train_dir": pictures, "output_dir": folder}
+    result = client.train(**flags).finish()
+    assert result.returncode == 0, result.stdout
+    assert_same_run(folder, plain)
+    client.hub.faults.clear()
+    late = client.command("push_to_hub", "--output_dir", folder)
+    assert late.returncode == 0, late.stdout
+    assert set(repository.tree()) == MODEL | REPORT
+    assert repository.read("model.safetensors") == (plain / "model.safetensors").read_bytes()
+    if not times:
+        assert "seedling-hf push_to_hub --output_dir" in result.stdout
 
 
 def test_a_hub_that_is_not_there_is_one_warning(pictures, plain, tmp_path):
