@@ -57,3 +57,9 @@ def test_every_command_has_a_script_of_its_name():
     commands = {p.stem for p in (PACKAGE / "commands").glob("*.py")} - {"__init__"}
     scripts = {p.stem for p in (PACKAGE.parent / "scripts").glob("*.py")}
     assert commands == scripts
+
+
+def test_the_list_of_commands_names_those_that_there_are():
+    from seedling_hf.commands import COMMANDS
+
+    assert set(COMMANDS) == {p.stem for p in (PACKAGE / "commands").glob("*.py")} - {"__init__"}
