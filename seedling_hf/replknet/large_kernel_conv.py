@@ -33,7 +33,7 @@ A tap further from the kernel's centre than the map is long meets padding only, 
 Which one. On a CPU a rule, so that the same seed gives the same bits. Direct takes time by the products that do not
 meet padding, Π (H K - p (p + 1)) over the two sides, and fft by the points of its maps, whatever the kernel. Measured
 on two cores of an AMD EPYC with AVX-512, torch 2.14.1, a point costs as much as 350 products, from maps of 14 to 96 and
-in float32 as in bfloat16: so fft from (K, H) = (31, 48) upwards, and direct below. Kernels up to 3 × 3 are left to
+in float32 as in bfloat16: so with K = 31 fft from maps of 43 upwards, and direct below. Kernels up to 3 × 3 are left to
 PyTorch. oneDNN has no float64, nor float16 on most CPUs: there fft. On CUDA the candidates are timed, once for each
 device, dtype, shape and direction; `timings()` tells the results. The environment variable SEEDLING_HF_CONV, or
 `conv_implementation` of the model's configuration, forces one.
