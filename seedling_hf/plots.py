@@ -65,6 +65,24 @@ def plot_curves(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> N
     _save(figure, path)
 
 
+def plot_growth(growth: dict[str, list[dict[str, float]]], path: str | os.PathLike) -> None:
+    """Draws the milliseconds for each picture against batch, resolution and kernel size.
+
+    Args:
+        growth: By axis, lines with `value` and `milliseconds_per_picture`.
+        path: PNG to write.
+    """
+    figure = _figure(4.2 * len(growth), 3.7)
+    for axes, (name, lines) in zip(figure.subplots(1, len(growth), squeeze=False)[0], growth.items(), strict=True):
+        axes.plot(_column(lines, "value"), _column(lines, "milliseconds_per_picture"), color=EVAL_COLOR, marker="o")
+        axes.set_title("ms of training for each picture")
+        axes.set_xlabel({"resolution": "side of the pictures, px", "kernel": "side of the kernels"}.get(name, name))
+        axes.set_ylim(bottom=0)
+        axes.grid(color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+    _save(figure, path)
+
+
 def plot_confusion_matrix(
     matrix: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str], path: str | os.PathLike
 ) -> None:

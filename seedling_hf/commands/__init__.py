@@ -17,6 +17,7 @@ COMMANDS = {
     "preview_augmentation": "draw what the training transforms do to the pictures",
     "push_to_hub": "send a model folder, or pushes that are waiting, to the Hub",
     "push_dataset": "publish a folder of seedlings with its split as a Hub data set",
+    "benchmark": "time the large-kernel convolution and whole models",
 }
 
 

@@ -1,0 +1,85 @@
+"""`benchmark`: times the large-kernel convolution and whole models, beside plain PyTorch and other runtimes."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.commands.evaluate import check_writable_folder
+from seedling_hf.errors import InputError
+
+PARTS = ("layers", "training", "inference", "memory", "growth")
+
+
+@dataclass(kw_only=True)
+class BenchmarkArguments(ArgumentGroup):
+    """Flags of `benchmark`."""
+
+    output_dir: str = option(MISSING, "folder for benchmark.json, benchmark.md and growth.png")
+    variant: str = option("31B", "model", choices=["nano", "tiny", "31B", "31L", "XL"])
+    parts: str = option("layers,training,inference,memory", f"what to measure, of {', '.join(PARTS)}, by commas")
+    image_size: int = option(224, "side of the pictures in pixels")
+    batch_size: int = option(4, "pictures of a step")
+    repeats: int = option(5, "rounds that are counted, after one that is not")
+    dtype: str = option("float32", "precision of layers and training", choices=["float32", "bfloat16"])
+    device: str | None = option(None, "cpu or cuda (default: a GPU if there is one)", choices=["cpu", "cuda"])
+    num_threads: int | None = option(None, "threads on a CPU (default: as torch says)")
+    seed: int = option(0, "seed of weights and pictures")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "image_size", least=32)
+        for name in ("batch_size", "repeats", "num_threads"):
+            check_range(self, name, least=1)
+        unknown = set(self.parts.split(",")) - set(PARTS)
+        if unknown:
+            raise InputError(f"expected --parts of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
+        check_writable_folder(Path(self.output_dir), "--output_dir")
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Layers, training, inference, memory, growth → table, JSON, plot."""
+    arguments = parse_arguments(
+        BenchmarkArguments, argv, prog="benchmark", description="Times the convolution and whole models."
+    )
+    import torch
+
+    from seedling_hf import benchmark
+    from seedling_hf.plots import plot_growth
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("seedling_hf").setLevel(logging.INFO)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("expected a GPU for --device cuda, found none; use --device cpu")
+    if arguments.num_threads:
+        torch.set_num_threads(arguments.num_threads)
+    dtype = getattr(torch, arguments.dtype)
+    parts, variant, seed = arguments.parts.split(","), arguments.variant, arguments.seed
+    size, batch, repeats = arguments.image_size, arguments.batch_size, arguments.repeats
+
+    results = {"machine": benchmark.describe_machine(device), "dtype": arguments.dtype, "rows": []}
+    if "layers" in parts:
+        results["rows"] += benchmark.depthwise_rows(
+            benchmark.layer_shapes(variant, size), batch, repeats, device, dtype
+        )  # fmt: skip
+    if "training" in parts:
+        results["rows"].append(benchmark.training_row(variant, size, batch, repeats, device, dtype, seed))
+    if "inference" in parts:
+        results["rows"].append(benchmark.inference_row(variant, size, batch, repeats, device, seed))
+    if "memory" in parts:
+        results["memory"] = benchmark.memory_row(variant, size, batch, device, seed)
+    if "growth" in parts:
+        results["growth"] = benchmark.growth_rows(variant, size, batch, repeats, device, seed)
+
+    text = benchmark.format_results(results)
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (folder / "benchmark.md").write_text(text + "\n", encoding="utf-8")
+    if "growth" in parts:
+        plot_growth(results["growth"], folder / "growth.png")
+    print(text)
+    print(f"\nThe figures are in {folder}.")
