@@ -465,11 +465,19 @@ class Training:
         """The run in a few lines, before it starts."""
         arguments, model = self.arguments, self.accelerator.unwrap_model(self.model)
         size = self.image_processor.crop_size["height"]
+        threads = hint = ""
+        if self.accelerator.device.type == "cpu":
+            threads = f" of {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+            share = (os.cpu_count() or 1) // self.accelerator.num_processes
+            if torch.get_num_threads() == 1 < share:  # what accelerate sets unless it is told otherwise
+                hint = f"\nsooner with more threads: accelerate launch --num_cpu_threads_per_process {share}"
         return (
             f"{arguments.variant or arguments.model_name_or_path}: "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {size}×{size} pixels, "
-            f"{self.accelerator.num_processes} × {self.accelerator.device.type}, {self.accelerator.mixed_precision}\n"
+            f"{self.accelerator.num_processes} × {self.accelerator.device.type}{threads}, "
+            f"{self.accelerator.mixed_precision}\n"
             f"{self.num_steps} steps of {self.sampler.global_batch_size} pictures, {self.steps_per_epoch} an epoch"
+            f"{hint}"
         )
 
     def write_results(self, path: Path) -> None:
