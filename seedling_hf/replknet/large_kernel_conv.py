@@ -84,6 +84,9 @@ def depthwise_conv2d(
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     weight = _cropped(weight, x.shape[2:])
+    if forced == "implicit_gemm" and not _implicit_gemm_works(tuple(weight.shape), x.dtype, x.device):
+        _warn_of_missing_extension()
+        forced = None
     name = forced or _choose(x, weight, "forward")
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if forced == "plain":
@@ -274,6 +277,20 @@ def _implicit_gemm_module(channels: int, kernel_size: int) -> nn.Module:
 
 
 @cache
+def _implicit_gemm_works(kernels: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the extension is there, takes kernels of this shape, and survives a trial."""
+    if _implicit_gemm_class() is None or kernels[2] != kernels[3]:
+        return False
+    weight = torch.zeros(kernels, dtype=dtype, device=device)
+    try:
+        with torch.no_grad():
+            _implicit_gemm(weight.transpose(0, 1), weight)
+    except Exception:  # another dtype or device than it was built for, or a library that does not load
+        return False
+    return True
+
+
+@cache
 def _implicit_gemm_class() -> type[nn.Module] | None:
     try:
         from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
@@ -360,8 +377,7 @@ def _possible(x: Tensor, weight: Tensor) -> list[str]:
     names = ["plain", "direct", "fft"]
     if x.shape[1] * (x.shape[2] * x.shape[3]) ** 2 <= MAX_DENSE_ELEMENTS:
         names.append("dense")
-    is_square = weight.shape[2] == weight.shape[3]
-    if is_square and x.dtype in (torch.float32, torch.float16) and _implicit_gemm_class() is not None:
+    if x.dtype in (torch.float32, torch.float16) and _implicit_gemm_works(tuple(weight.shape), x.dtype, x.device):
         names.append("implicit_gemm")
     return names
 
@@ -390,18 +406,15 @@ def _forced(implementation: str | None) -> str | None:
         raise ValueError(
             f"expected one of {', '.join(CANDIDATES)} as implementation or in {ENVIRONMENT_VARIABLE}, found {name!r}"
         )
-    if name == "implicit_gemm" and _implicit_gemm_class() is None:
-        _warn_of_missing_extension()
-        return None
     return name
 
 
 @cache
 def _warn_of_missing_extension() -> None:
     warnings.warn(
-        "expected the extension depthwise_conv2d_implicit_gemm, found none that can be imported; another candidate is "
-        "chosen instead",
-        stacklevel=5,
+        "expected the extension depthwise_conv2d_implicit_gemm, found none that can be imported and computes this; "
+        "another candidate is chosen instead",
+        stacklevel=4,
     )
 
 
