@@ -103,11 +103,25 @@ def plain_form(model: RepLKNetForImageClassification, memory_format: torch.memor
     return model.to(memory_format=memory_format)
 
 
-def build_model(variant: str, device: str, seed: int) -> RepLKNetForImageClassification:
+def build_model(variant: str, device: str, seed: int, **changes: Any) -> RepLKNetForImageClassification:
     """A model with random weights, and no stochastic depth, so that all forms compute the same."""
     torch.manual_seed(seed)
-    config = RepLKNetConfig.from_variant(variant, drop_path_rate=0.0)
+    config = RepLKNetConfig.from_variant(variant, drop_path_rate=0.0, **changes)
     return RepLKNetForImageClassification(config).to(device)
+
+
+def random_pictures(batch_size: int, image_size: int, device: str) -> Tensor:
+    return torch.randn(batch_size, 3, image_size, image_size, device=device)
+
+
+def training_step(model: nn.Module, pictures: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Forward and backward pass on arbitrary labels; returns the loss."""
+    labels = torch.arange(len(pictures), device=pictures.device) % model.config.num_labels
+    with torch.autocast(pictures.device.type, dtype, enabled=dtype != torch.float32):
+        loss = model(pictures, labels=labels).loss
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return loss.detach()
 
 
 def depthwise_rows(
@@ -160,25 +174,16 @@ def training_row(
 ) -> dict[str, Any]:
     """Forward and backward of a whole model, and the products of its 1×1 convolutions alone, in the same turns."""
     model = build_model(variant, device, seed).train()
-    pictures = torch.randn(batch_size, 3, image_size, image_size, device=device)
-    labels = torch.arange(batch_size, device=device) % model.config.num_labels
+    pictures = random_pictures(batch_size, image_size, device)
     forms = {
         OURS: model,
         PLAIN: plain_form(model, torch.contiguous_format),
         PLAIN_CHANNELS_LAST: plain_form(model, torch.channels_last),
     }
-
-    def step(model: nn.Module) -> Tensor:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            loss = model(pictures, labels=labels).loss
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        return loss.detach()
-
+    runs = {name: partial(training_step, form, pictures, dtype) for name, form in forms.items()}
     if dtype == torch.float32:
-        _check_equal({name: step(form) for name, form in forms.items()}, f"the loss of {variant}")
-    products = _pointwise_products(model, pictures, dtype)
-    runs = {name: lambda form=form: step(form) for name, form in forms.items()} | {PRODUCTS: products}
+        _check_equal({name: run() for name, run in runs.items()}, f"the loss of {variant}")
+    runs[PRODUCTS] = _pointwise_products(model, pictures, dtype)
     what = f"{variant}, training step, {image_size} px, batch {batch_size}"
     return row(what, time_in_turns(runs, repeats, device), batch_size)
 
@@ -216,7 +221,7 @@ def _pointwise_products(model: nn.Module, pictures: Tensor, dtype: torch.dtype) 
 def inference_row(variant: str, image_size: int, batch_size: int, repeats: int, device: str, seed: int) -> dict:
     """Inference of the merged and folded model beside the authors' form and, on a CPU, other runtimes, in float32."""
     model = build_model(variant, device, seed).eval()
-    pictures = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    pictures = random_pictures(batch_size, image_size, device)
     forms = {
         OURS: copy.deepcopy(model).fuse_batch_norms(),
         PLAIN: plain_form(model, torch.contiguous_format),
@@ -288,42 +293,28 @@ def growth_rows(
         For `batch`, `resolution` and `kernel` a line for each value: `value`, and the median for each picture.
     """
     settings = {
-        "batch": [(value, variant, image_size, value, None) for value in GROWTH["batch"]],
-        "resolution": [(value, variant, value, batch_size, None) for value in GROWTH["resolution"]],
-        "kernel": [(value, variant, image_size, batch_size, value) for value in GROWTH["kernel"]],
+        "batch": [(value, image_size, value, {}) for value in GROWTH["batch"]],
+        "resolution": [(value, value, batch_size, {}) for value in GROWTH["resolution"]],
+        "kernel": [(value, image_size, batch_size, _kernels(variant, value)) for value in GROWTH["kernel"]],
     }
     growth = {}
     for axis, entries in settings.items():
-        steps = {entry[0]: _step(*entry[1:], device=device, seed=seed) for entry in entries}
-        seconds = time_in_turns(steps, repeats, device)
-        pictures = {entry[0]: entry[3] for entry in entries}
+        steps, pictures = {}, {}
+        for value, size, number, changes in entries:
+            model = build_model(variant, device, seed, **changes).train()
+            steps[value], pictures[value] = partial(training_step, model, random_pictures(number, size, device)), number
         growth[axis] = [
             {"value": value, "milliseconds_per_picture": 1000 * median(times) / pictures[value]}
-            for value, times in seconds.items()
+            for value, times in time_in_turns(steps, repeats, device).items()
         ]
     return growth
 
 
-def _step(
-    variant: str, image_size: int, batch_size: int, kernel_size: int | None, device: str, seed: int
-) -> Callable[[], None]:
-    torch.manual_seed(seed)
-    config = RepLKNetConfig.from_variant(variant, drop_path_rate=0.0)
-    if kernel_size is not None:
-        small = config.small_kernel_size if kernel_size > (config.small_kernel_size or 0) else None
-        sizes = [kernel_size] * len(config.kernel_sizes)
-        config = RepLKNetConfig.from_variant(
-            variant, drop_path_rate=0.0, kernel_sizes=sizes, small_kernel_size=small
-        )  # fmt: skip
-    model = RepLKNetForImageClassification(config).to(device).train()
-    pictures = torch.randn(batch_size, 3, image_size, image_size, device=device)
-    labels = torch.arange(batch_size, device=device) % config.num_labels
-
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
-        model(pictures, labels=labels).loss.backward()
-
-    return run
+def _kernels(variant: str, kernel_size: int) -> dict[str, Any]:
+    """What makes all large kernels of a variant of one size; a small one beside them must be smaller."""
+    config = RepLKNetConfig.from_variant(variant)
+    small = config.small_kernel_size if kernel_size > (config.small_kernel_size or 0) else None
+    return {"kernel_sizes": [kernel_size] * len(config.kernel_sizes), "small_kernel_size": small}
 
 
 def peak_memory(variant: str, image_size: int, batch_size: int, form: str, device: str, seed: int) -> float:
@@ -334,10 +325,9 @@ def peak_memory(variant: str, image_size: int, batch_size: int, form: str, devic
     model = build_model(variant, device, seed).train()
     if form != OURS:
         model = plain_form(model, torch.contiguous_format)
-    pictures = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    pictures = random_pictures(batch_size, image_size, device)
     for _ in range(2):
-        model.zero_grad(set_to_none=True)
-        model(pictures, labels=torch.zeros(batch_size, dtype=torch.long, device=device)).loss.backward()
+        training_step(model, pictures)
     if device == "cpu":
         status = Path("/proc/self/status")
         if status.exists():  # on Linux ru_maxrss of a new process starts at the peak of the one that started it
