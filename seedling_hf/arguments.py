@@ -20,6 +20,7 @@ import yaml
 from transformers.hf_argparser import HfArgumentParser
 
 from seedling_hf.errors import InputError
+from seedling_hf.files import write_text
 
 T = TypeVar("T")
 
@@ -323,10 +324,7 @@ def _recipe_flags(argv: list[str]) -> list[str]:
 
 def write_arguments(arguments: Any, path: str | os.PathLike) -> None:
     """Writes `arguments` as YAML that is a valid `--config`."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, yaml.safe_dump(asdict(arguments), sort_keys=False, allow_unicode=True))
 
 
 def changed_arguments(arguments: Any) -> dict[str, Any]:

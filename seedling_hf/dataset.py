@@ -24,6 +24,7 @@ from PIL import ExifTags, ImageFile, ImageOps
 from PIL import Image as PILImage
 
 from seedling_hf.errors import InputError
+from seedling_hf.files import replacing
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 IMAGE_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
@@ -199,15 +200,12 @@ def find_bad_pictures(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
 
 def write_split_csv(splits: DatasetDict, path: str | os.PathLike) -> None:
     """Writes which picture is in which split: columns `file`, `label` (the class name) and `split`."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as stream:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["file", "label", "split"])
         for name, split in splits.items():
             labels = split.features["label"]
             writer.writerows([f, labels.int2str(i), name] for f, i in zip(split["file"], split["label"], strict=True))
-    os.replace(temporary, path)
 
 
 def read_split_csv(path: str | os.PathLike) -> dict[Row, str]:

@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf import __version__
+from seedling_hf.files import replacing, write_text
 from seedling_hf.metrics import classification_metrics
 from seedling_hf.plots import plot_confusion_matrix
 from seedling_hf.prediction import build_dataloader, predict
@@ -126,21 +127,15 @@ def write_report(report: dict[str, Any], output_dir: str | os.PathLike) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     plot_confusion_matrix(report["confusion_matrix"], report["class_names"], output_dir / "confusion_matrix.png")
 
-    predictions = output_dir / ".predictions.csv.tmp"
-    with open(predictions, "w", encoding="utf-8", newline="") as file:
+    predictions = output_dir / "predictions.csv"
+    with replacing(predictions) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, report["predictions"][0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(report["predictions"])
-    os.replace(predictions, output_dir / "predictions.csv")
 
     figures = {key: value for key, value in report.items() if key != "predictions"}
-    for name, text in (
-        ("report.md", markdown_report(report)),
-        ("report.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n"),
-    ):
-        temporary = output_dir / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, output_dir / name)
+    write_text(output_dir / "report.md", markdown_report(report))
+    write_text(output_dir / "report.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
 
 
 def format_report(report: dict[str, Any]) -> str:

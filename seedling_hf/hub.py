@@ -32,6 +32,7 @@ from huggingface_hub.utils._http import default_client_factory
 
 from seedling_hf.cards import address_card, check_card, merge_cards
 from seedling_hf.errors import InputError
+from seedling_hf.files import replacing
 from seedling_hf.outbox import (
     CARD,
     LAST_CHECKPOINT,
@@ -291,9 +292,8 @@ def download_run(name: str, output_dir: str | os.PathLike) -> Path:
             names = {"config.json", CARD, "arguments.yaml", "split.csv"}
             files = [file for file in model_files(folder, results=False) if file not in names]
             for file in [*files, *(["config.json"] if (folder / "config.json").exists() else [])]:
-                temporary = output_dir / f".{file}.tmp"
-                shutil.copyfile(folder / file, temporary)
-                os.replace(temporary, output_dir / file)
+                with replacing(output_dir / file) as temporary:
+                    shutil.copyfile(folder / file, temporary)
     except InputError:
         raise
     except Exception as error:

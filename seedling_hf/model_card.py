@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from seedling_hf.cards import check_card, count_split, describe_split, escape_cell, merge_cards
 from seedling_hf.dataset import hash_split
+from seedling_hf.files import write_text
 from seedling_hf.outbox import CARD, model_files, parse_hub_name
 
 NUM_WEAKEST = 3
@@ -44,9 +45,7 @@ def write_card(output_dir: str | os.PathLike, *, results: bool = True) -> Path:
     if path.exists():
         text = merge_cards(path.read_text(encoding="utf-8"), text)
     check_card(text)
-    temporary = path.with_name(f".{CARD}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
     return path
 
 

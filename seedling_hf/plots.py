@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from seedling_hf.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,10 +178,8 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: str | os.PathLike) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12)
 
 
 def _latest_by_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

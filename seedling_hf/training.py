@@ -28,6 +28,7 @@ from seedling_hf.arguments import TrainArguments
 from seedling_hf.checkpointing import CheckpointError, Checkpoints, check_unchanged, set_random_state
 from seedling_hf.collator import Collator
 from seedling_hf.errors import InputError
+from seedling_hf.files import write_text
 from seedling_hf.hub import download_run
 from seedling_hf.hub_pusher import HubPusher
 from seedling_hf.metrics import classification_metrics
@@ -497,7 +498,7 @@ class Training:
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "timm")},
             "date": time.strftime("%Y-%m-%d"),
         } | self.counters  # fmt: skip
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(results, indent=2) + "\n")
 
     @property
     def example_picture(self) -> str:
@@ -556,9 +557,7 @@ class Training:
         path = self.output_dir / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        temporary = path.with_name(".metrics.jsonl.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, "".join(kept))
 
     def _refuse_batch(self, batches: list[dict[str, torch.Tensor]], losses: torch.Tensor) -> None:
         files = gather_object([self.files[i] for batch in batches for i in batch["index"].tolist()])

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
-    0: {"errors", "replknet"},
+    0: {"errors", "files", "replknet"},
     1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
         "optimization", "checkpointing", "signals", "plots", "outbox", "cards"},
     2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.commands.evaluate import check_writable_folder
 from seedling_hf.errors import InputError
+from seedling_hf.files import write_text
 
 PARTS = ("layers", "training", "inference", "memory", "growth")
 
@@ -77,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     text = benchmark.format_results(results)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (folder / "benchmark.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "benchmark.json", json.dumps(results, indent=2) + "\n")
+    write_text(folder / "benchmark.md", text + "\n")
     if "growth" in parts:
         plot_growth(results["growth"], folder / "growth.png")
     print(text)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import MISSING, ArgumentGroup, option, parse_arguments
 from seedling_hf.commands.evaluate import check_writable_folder
+from seedling_hf.files import write_text
 
 MOST_SIZES = 8
 
@@ -64,12 +64,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             **asdict(figures),
             "sizes": {f"{w}x{h}": n for (w, h), n in figures.sizes.items()},
         }
-        write_json(values, Path(arguments.output_file))
-
-
-def write_json(values: dict, path: Path) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+        Path(arguments.output_file).parent.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.output_file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

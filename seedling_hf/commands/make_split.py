@@ -11,6 +11,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import MISSING, ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
+from seedling_hf.files import replacing, temporary_path
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
@@ -102,11 +103,7 @@ def copy_files(originals: dict[Path, Path]) -> None:
         try:
             if not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(original, temporary_path(copy))
-                os.replace(temporary_path(copy), copy)
+                with replacing(copy) as temporary:
+                    shutil.copyfile(original, temporary)
         except OSError as error:
             raise InputError(f"expected to copy {original} to {copy}, found: {error.strerror}") from error
-
-
-def temporary_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")

@@ -1,6 +1,5 @@
 """`predict`: a model folder and pictures go in, the species of each comes out as CSV."""
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder
 from seedling_hf.errors import InputError
+from seedling_hf.files import write_text
 
 LONGEST_TABLE = 20
 MOST_FILES_NAMED = 5
@@ -131,6 +131,4 @@ def _refuse_equal_names(files: list[str]) -> None:
 
 def _write_whole(text: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
