@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 from seedling_hf.replknet.large_kernel_conv import DepthwiseConv2d, depthwise_conv2d
-from seedling_hf.replknet.modeling_replknet import PointwiseConv2d
+from seedling_hf.replknet.pointwise_conv import PointwiseConv2d
 
 OURS, PLAIN, PLAIN_CHANNELS_LAST, PRODUCTS = "ours", "plain NCHW", "plain channels_last", "matrix products alone"
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
@@ -74,6 +74,7 @@ def row(what: str, seconds: dict[str, list[float]], num_pictures: int) -> dict[s
         num_pictures: Pictures of a run.
     """
     medians = {name: median(values) for name, values in seconds.items()}
+    logger.info("%s: %s", what, ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in medians.items()))
     first = next(iter(medians.values()))
     return {
         "what": what,
@@ -119,8 +120,8 @@ def training_step(model: nn.Module, pictures: Tensor, dtype: torch.dtype = torch
     labels = torch.arange(len(pictures), device=pictures.device) % model.config.num_labels
     with torch.autocast(pictures.device.type, dtype, enabled=dtype != torch.float32):
         loss = model(pictures, labels=labels).loss
-    model.zero_grad(set_to_none=True)
     loss.backward()
+    model.zero_grad(set_to_none=True)  # what waits for its turn holds no gradients
     return loss.detach()
 
 
@@ -297,11 +298,11 @@ def growth_rows(
         "resolution": [(value, value, batch_size, {}) for value in GROWTH["resolution"]],
         "kernel": [(value, image_size, batch_size, _kernels(variant, value)) for value in GROWTH["kernel"]],
     }
-    growth = {}
+    growth, unchanged = {}, build_model(variant, device, seed).train()
     for axis, entries in settings.items():
         steps, pictures = {}, {}
         for value, size, number, changes in entries:
-            model = build_model(variant, device, seed, **changes).train()
+            model = build_model(variant, device, seed, **changes).train() if changes else unchanged
             steps[value], pictures[value] = partial(training_step, model, random_pictures(number, size, device)), number
         growth[axis] = [
             {"value": value, "milliseconds_per_picture": 1000 * median(times) / pictures[value]}
@@ -317,11 +318,14 @@ def _kernels(variant: str, kernel_size: int) -> dict[str, Any]:
     return {"kernel_sizes": [kernel_size] * len(config.kernel_sizes), "small_kernel_size": small}
 
 
-def peak_memory(variant: str, image_size: int, batch_size: int, form: str, device: str, seed: int) -> float:
+def peak_memory(
+    variant: str, image_size: int, batch_size: int, form: str, device: str, seed: int, num_threads: int
+) -> float:
     """The most memory that two training steps of one form take, in MB: of the process, or of the GPU.
 
     Each form needs a process of its own, since what a process had once is not told apart from what it has.
     """
+    torch.set_num_threads(num_threads)
     model = build_model(variant, device, seed).train()
     if form != OURS:
         model = plain_form(model, torch.contiguous_format)
@@ -346,7 +350,8 @@ def memory_row(variant: str, image_size: int, batch_size: int, device: str, seed
     megabytes = {}
     for form in (OURS, PLAIN):
         with spawn.Pool(1) as pool:
-            megabytes[form] = pool.apply(peak_memory, (variant, image_size, batch_size, form, device, seed))
+            settings = (variant, image_size, batch_size, form, device, seed, torch.get_num_threads())
+            megabytes[form] = pool.apply(peak_memory, settings)
     return {"what": f"{variant}, training step, {image_size} px, batch {batch_size}", "megabytes": megabytes}
 
 

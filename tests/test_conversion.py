@@ -232,6 +232,7 @@ def test_the_folder_holds_the_code_and_the_processor(tmp_path):
         "large_kernel_conv.py",
         "model.safetensors",
         "modeling_replknet.py",
+        "pointwise_conv.py",
         "preprocessor_config.json",
     }
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -31,10 +31,11 @@ A tap further from the kernel's centre than the map is long meets padding only, 
 (2H - 1) × (2W - 1).
 
 Which one. On a CPU a rule, so that the same seed gives the same bits. Direct takes time by the products that do not
-meet padding, Π (H K - p (p + 1)) over the two sides, and fft by the points of its maps, whatever the kernel. Measured
-on two cores of an AMD EPYC with AVX-512, torch 2.14.1, a point costs as much as 350 products, from maps of 14 to 96 and
-in float32 as in bfloat16: so with K = 31 fft from maps of 43 upwards, and direct below. Kernels up to 3 × 3 are left to
-PyTorch. oneDNN has no float64, nor float16 on most CPUs: there fft. On CUDA the candidates are timed, once for each
+meet padding, Π (H K - p (p + 1)) over the two sides, and fft by the points of its maps, whatever the kernel. On two
+machines of two AVX-512 cores each, torch 2.14.1, a point cost as much as 350 and as 600 products, from maps of 14 to 96
+and in float32 as in bfloat16. The rule takes 600, since fft also needs memory for its spectra: so with K = 31 fft from
+maps of 94 upwards, with K = 51 from 48, and direct below. Kernels up to 3 × 3 are left to PyTorch. oneDNN has no
+float64, nor float16 on most CPUs: there fft. On CUDA the candidates are timed, once for each
 device, dtype, shape and direction; `timings()` tells the results. The environment variable SEEDLING_HF_CONV, or
 `conv_implementation` of the model's configuration, forces one.
 """
@@ -50,7 +51,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ENVIRONMENT_VARIABLE = "SEEDLING_HF_CONV"
-PRODUCTS_PER_POINT = 350  # the multiply-adds of `direct` that take as long as one point of `fft`, on a CPU
+PRODUCTS_PER_POINT = 600  # the multiply-adds of `direct` that take as long as one point of `fft`, on a CPU
 MAX_TAPS = 4096  # oneDNN leaves its fast path somewhere above 12000 taps of a kernel
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 MAX_DENSE_ELEMENTS = 2**26  # of the matrices of `dense`, 256 MiB in float32
@@ -89,10 +90,10 @@ def depthwise_conv2d(
         forced = None
     name = forced or _choose(x, weight, "forward")
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if forced == "plain":
-        return _plain(x, weight, bias)
+    if forced == "plain" or (name == "plain" and not needs_grad):
+        return _plain(x, weight, bias)  # the bias costs nothing there
     if name == "direct" and not needs_grad:
-        return _plain(_channels_last(x), weight, bias)  # the bias costs nothing there
+        return _plain(_channels_last(x), weight, bias)
     y = _DepthwiseConv2d.apply(x, weight, name, forced) if needs_grad else CANDIDATES[name].convolve(x, weight)
     return y if bias is None else y + bias[:, None, None]
 
@@ -140,11 +141,11 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _plain_gradients(x: Tensor, weight: Tensor, grad: Tensor, needed: tuple[bool, bool]) -> Gradients:
-    options = {"padding": _half(weight), "groups": len(weight)}
-    return (
-        torch.nn.grad.conv2d_input(x.shape, weight, grad, **options) if needed[0] else None,
-        torch.nn.grad.conv2d_weight(x, weight.shape, grad, **options) if needed[1] else None,
+    # Not torch.nn.grad.conv2d_input, which knows the shape of x but not its memory format, and takes ten times as long.
+    grads = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], _half(weight), [1, 1], False, [0, 0], len(weight), [*needed, False]
     )
+    return grads[:2]
 
 
 # direct
