@@ -5,11 +5,12 @@ import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import Dataset, Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -25,17 +26,23 @@ from seedling_hf.transforms import build_eval_transform, to_rgb
 SECONDS_BETWEEN_LINES = 30
 
 
-def build_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Accelerator:
+def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **kwargs: Any) -> Accelerator:
     """The `Accelerator` of every command: two processes without a GPU find each other too.
 
     Args:
         mixed_precision: `no`, `fp16` or `bf16`; None leaves the choice to `accelerate launch`.
+        timeout: Seconds after which processes give up on one that hangs.
         **kwargs: Further arguments of `Accelerator`.
 
     Raises:
         InputError: for fp16 on a CPU, which accelerate would take and not do.
     """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision, **kwargs)
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+        **kwargs,
+    )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("expected a GPU for --mixed_precision fp16, found a CPU only; use bf16 or no")
     return accelerator

@@ -281,7 +281,7 @@ class Training:
                         bar.set_postfix(loss=f"{loss:.3f}")
                     if self._is_due(arguments.eval_steps or self.steps_per_epoch):
                         self.evaluate()
-                    if stopped or self._is_due(arguments.save_steps or self.steps_per_epoch):
+                    if stopped or self._is_save_due():
                         self.save_checkpoint()
                     if stopped and not self._is_done():
                         return False
@@ -532,12 +532,25 @@ class Training:
         batches = iter(self.train_loader)
         for _ in range(first_step, self.steps_per_epoch):
             started = time.perf_counter()
-            group = [next(batches) for _ in range(self.arguments.gradient_accumulation_steps)]
+            try:
+                group = [next(batches) for _ in range(self.arguments.gradient_accumulation_steps)]
+            except OSError as error:  # all were decoded before the first step
+                raise InputError(
+                    f"expected pictures that stay as they are during training, found at step "
+                    f"{self.counters['step'] + 1}: {str(error).splitlines()[-1]}; put it back, and go on with "
+                    "--resume_from_checkpoint latest"
+                ) from error
             self.timing["wait"] += time.perf_counter() - started
             yield send_to_device(group, self.accelerator.device, non_blocking=True)
 
     def _is_due(self, every: int) -> bool:
         return self.counters["step"] % every == 0 or self.counters["step"] == self.num_steps
+
+    def _is_save_due(self) -> bool:
+        if self.arguments.save_steps:
+            return self._is_due(self.arguments.save_steps)
+        is_last = self.counters["step"] == self.num_steps
+        return self._is_due(self.steps_per_epoch) and (is_last or self.checkpoints.are_affordable())
 
     def _is_done(self) -> bool:
         patience = self.arguments.early_stopping_patience

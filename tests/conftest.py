@@ -1,6 +1,7 @@
 """What every test relies on: no network, and the sample of real pictures."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def sample_dir() -> Path:
     """The class folders of the sample of real seedlings (40 pictures a class)."""
     return ROOT / "scripts" / "sample" / "seedlings"
+
+
+@pytest.fixture(scope="session")
+def pictures(sample_dir, tmp_path_factory) -> Path:
+    """Three classes of sixteen pictures: 32 of them train, 4 steps of 8 an epoch."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    for name in ("Black-grass", "Charlock", "Maize"):
+        (folder / name).mkdir(parents=True)
+        for file in sorted((sample_dir / name).iterdir())[:16]:
+            shutil.copy(file, folder / name)
+    return folder

@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from accelerate.utils import set_seed
     from transformers.utils.logging import disable_progress_bar
 
+    from seedling_hf.batch_size import fit_batch_size
     from seedling_hf.checkpointing import UNSAVED_EXIT_CODE
     from seedling_hf.dataset import describe_splits, load_splits, write_split_csv
     from seedling_hf.evaluation import evaluate_model, format_report, write_report
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     output_dir = Path(arguments.output_dir)
     accelerator = build_accelerator(
-        mixed_precision=arguments.mixed_precision, log_with=arguments.report_to or None, project_dir=output_dir
+        mixed_precision=arguments.mixed_precision,
+        timeout=arguments.ddp_timeout,
+        log_with=arguments.report_to or None,
+        project_dir=output_dir,
     )
     disable_progress_bar()
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
@@ -66,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     class_names = splits["train"].features["label"].names
     model, image_processor = build_trainable_model(arguments, class_names)
+    if arguments.auto_find_batch_size:
+        arguments = fit_batch_size(arguments, model, image_processor.crop_size["height"], accelerator)
     training = Training(arguments, model, image_processor, splits, accelerator, pusher)
 
     if accelerator.is_main_process:

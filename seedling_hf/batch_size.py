@@ -1,0 +1,86 @@
+"""The largest batch that fits into memory, with the same pictures in a step."""
+
+import copy
+import logging
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size, gather_object
+from transformers import PreTrainedModel
+
+from seedling_hf.arguments import TrainArguments
+from seedling_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def fit_batch_size(
+    arguments: TrainArguments, model: PreTrainedModel, image_size: int, accelerator: Accelerator
+) -> TrainArguments:
+    """Divides the batch of a process until a step fits, and accumulates so that the global batch stays what it was.
+
+    A trial is one step on black pictures, with a copy of the model and as much memory beside it as AdamW and the
+    averaged weights will take: the run's own weights, statistics and random numbers are left alone. All processes take
+    the smallest batch that any of them found.
+
+    Args:
+        arguments: The flags of the run.
+        model: What will be trained, not yet on its device.
+        image_size: Side of the pictures in pixels.
+        accelerator: Decides about device and precision.
+
+    Returns:
+        The arguments with the batch that fits.
+
+    Raises:
+        InputError: if not even one picture fits.
+    """
+    whole = arguments.per_device_train_batch_size
+    sizes = iter([size for size in range(whole, 0, -1) if whole % size == 0][1:])
+
+    @find_executable_batch_size(starting_batch_size=whole, reduce_batch_size_fn=lambda: next(sizes, 0))
+    def largest(batch_size: int) -> int:
+        _try_step(arguments, model, batch_size, image_size, accelerator)
+        return batch_size
+
+    try:
+        found = largest()
+    except RuntimeError as error:
+        if "No executable batch size" not in str(error):
+            raise
+        found = 0
+    found = min(gather_object([found]))
+    if found == 0:
+        raise InputError(
+            f"expected memory for a step on one picture of {image_size}×{image_size} pixels, found too little; take a "
+            "smaller --variant or --image_size, or --gradient_checkpointing"
+        )
+    if found < whole:
+        accumulation = arguments.gradient_accumulation_steps * whole // found
+        logger.info(
+            "%d pictures do not fit into memory: %d at a time, %d times a step; BatchNorm sees %d at a time",
+            whole, found, accumulation, found,
+        )  # fmt: skip
+        arguments = replace(
+            arguments, per_device_train_batch_size=found, gradient_accumulation_steps=accumulation
+        )  # fmt: skip
+    return arguments
+
+
+def _try_step(
+    arguments: TrainArguments, model: PreTrainedModel, batch_size: int, image_size: int, accelerator: Accelerator
+) -> None:
+    device = accelerator.device
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        model = copy.deepcopy(model).to(device).train()
+        if arguments.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        copies = 3 if arguments.ema_decay else 2  # AdamW's two moments, and the averaged weights
+        held = [torch.zeros_like(p) for p in model.parameters() for _ in range(copies)]
+        pixel_values = torch.zeros(batch_size, model.config.num_channels, image_size, image_size, device=device)
+        labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        with accelerator.autocast():
+            loss = model(pixel_values=pixel_values, labels=labels).loss
+        loss.backward()
+        del held  # only now

@@ -1,0 +1,118 @@
+"""What a run does, as `train` runs it: the same on two processes as on one, and a clear end when something dies."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from training_runs import FLAGS, Run
+
+from seedling_hf.arguments import TrainArguments
+from seedling_hf.checkpointing import Checkpoints
+from seedling_hf.training import Training
+
+UNCHANGING = {"drop_path_rate": 0.0, "max_steps": 20, "resume_from_checkpoint": "latest"}
+
+
+def losses(run: Run) -> list[float]:
+    lines = [json.loads(line) for line in (run.folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_path, pictures):
+    # BatchNorm sees 4 pictures at a time in both, since one process adds up two batches.
+    one = Run(tmp_path / "one", pictures, num_processes=1, accumulation=2, **UNCHANGING)
+    two = Run(tmp_path / "two", pictures, num_processes=2, accumulation=1, **UNCHANGING)
+    for run in (one, two):
+        run.finish()
+    found, expected = torch.tensor(losses(two)), torch.tensor(losses(one))
+    assert len(expected) == 20
+    # Sums in another order, 1e-7 at first; 20 steps at this learning rate let that grow.
+    torch.testing.assert_close(found[:3], expected[:3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert len(set(losses(one))) == 20
+
+
+def test_a_picture_that_vanishes_is_named_and_the_run_can_go_on(tmp_path, pictures):
+    run = Run(tmp_path / "run", pictures, num_workers=1)
+    own = tmp_path / "pictures"
+    own.mkdir()
+    subprocess.run(["cp", "-r", f"{pictures}/.", str(own)], check=True)
+    (run.folder / "pictures").unlink()
+    (run.folder / "pictures").symlink_to(own)
+    gone = sorted((own / "Maize").iterdir())[0]
+    content = gone.read_bytes()
+
+    run.finish(before=partial(_remove_after_the_first_save, str(gone)), expected=2)
+    (message,) = re.findall(r"error: expected pictures that stay as they are.*", run.output)
+    assert gone.name in message
+    assert "--resume_from_checkpoint latest" in message
+    gone.write_bytes(content)
+    run.finish()
+    assert "resumed at step" in run.output
+
+
+def _remove_after_the_first_save(path: str) -> None:
+    save = Checkpoints.save
+
+    def save_and_remove(*args, **kwargs):
+        try:
+            return save(*args, **kwargs)
+        finally:
+            Path(path).unlink(missing_ok=True)
+
+    Checkpoints.save = save_and_remove
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_brings_the_others_down_and_its_rank_is_named(tmp_path, pictures):
+    (tmp_path / "pictures").symlink_to(pictures)
+    script = Path(__file__).parents[1] / "scripts" / "train.py"
+    flags = [*FLAGS, "--per_device_train_batch_size", "4", "--max_steps", "100000", "--eval_steps", "100000"]
+    launcher = subprocess.Popen(
+        ["torchrun", "--standalone", "--nproc_per_node", "2", str(script), *flags],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists():
+        assert launcher.poll() is None
+        time.sleep(0.2)
+    victim = _process_of_rank(1, launcher.pid)
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = launcher.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert launcher.returncode == 1
+    cause = output[output.index("Root Cause") :]
+    assert re.search(r"rank +: 1 ", cause)
+    assert f"-9 (pid: {victim})" in cause
+
+
+def _process_of_rank(rank: int, parent: int) -> int:
+    """The child of a launcher that has this rank in its environment."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (found,) = [c for c in children if f"\0RANK={rank}\0" in Path(f"/proc/{c}/environ").read_text()]
+    return int(found)
+
+
+def test_saving_at_the_end_of_an_epoch_waits_until_it_is_cheap(monkeypatch):
+    training = Training.__new__(Training)
+    training.arguments = TrainArguments(output_dir="run", train_dir="pictures", variant="tiny")
+    training.steps_per_epoch, training.num_steps = 10, 40
+    training.checkpoints = SimpleNamespace(are_affordable=lambda: False)
+    due = []
+    for step in range(1, 41):
+        training.counters = {"step": step}
+        due.append(training._is_save_due())
+    assert [step for step, is_due in enumerate(due, 1) if is_due] == [40]  # the last state is always kept
+    training.checkpoints = SimpleNamespace(are_affordable=lambda: True)
+    training.counters = {"step": 10}
+    assert training._is_save_due()
