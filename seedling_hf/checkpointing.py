@@ -47,7 +47,7 @@ UNSAVED_EXIT_CODE = 74
 # Arguments that leave the weights that come out as they are.
 FREE_ARGUMENTS = frozenset(
     {
-        "allow_changed_arguments", "dataloader_num_workers", "hub_model_id", "hub_private_repo", "hub_revision",
+        "allow_changed_arguments", "dataloader_num_workers", "fold", "hub_model_id", "hub_private_repo", "hub_revision",
         "hub_strategy", "hub_tag", "hub_timeout", "logging_steps", "no_duplicate_check", "output_dir",
         "overwrite_output_dir",
         "per_device_eval_batch_size", "push_to_hub", "report_to", "resume_from_checkpoint", "run_name", "save_steps",

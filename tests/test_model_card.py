@@ -131,9 +131,9 @@ def test_the_model_is_told_from_its_config_and_its_weights(finished_run, card):
 @pytest.mark.parametrize(
     ("count", "sentence"),
     [
-        (0, "None of the 24 validation pictures are nearly the same as training pictures."),
-        (1, "1 of the 24 validation pictures is nearly the same as training pictures."),
-        (3, "3 of the 24 validation pictures are nearly the same as training pictures."),
+        (0, "Of the 24 validation pictures none is in training too, exactly or nearly."),
+        (1, "Of the 24 validation pictures 1 is in training too, exactly or nearly."),
+        (3, "Of the 24 validation pictures 3 are in training too, exactly or nearly."),
         (None, "Whether nearly the same picture is in two parts of the split was not looked for."),
     ],
 )
