@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
     0: {"errors", "files", "duplicates", "replknet"},
     1: {"arguments", "dataset", "statistics", "transforms", "collator", "sampler", "metrics",
-        "optimization", "checkpointing", "signals", "plots", "outbox", "cards"},
+        "optimization", "checkpointing", "signals", "plots", "outbox", "cards",
+        "tiles"},
     2: {"inspection", "prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},
     3: {"evaluation", "hub_pusher"},
     4: {"training"},
