@@ -66,15 +66,18 @@ class DataArguments(ArgumentGroup):
     label_column_name: str = option("label", "its column of classes")
     split_strategy: str = option(
         "stratified",
-        "how validation pictures are drawn: stratified, or random as in the tutorial (sorted files, state 42)",
-        choices=["stratified", "random"],
+        "how validation pictures are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
+        "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
+        choices=["stratified", "grouped", "random", "mle_bench"],
     )
     train_val_split: float = option(0.3, "share of the pictures that validates, above 0 and below 1")
+    fold: str | None = option(None, "i/n: fold i of n validates instead of a share; stratified or grouped")
     split_seed: int = option(42, "seed of the split, apart from the run's, so that several runs share it")
     split_file: str | None = option(None, "split.csv of an earlier run, to use its very split")
     max_train_samples: int | None = option(None, "use at most so many training pictures")
     max_eval_samples: int | None = option(None, "use at most so many validation pictures")
     skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+    no_duplicate_check: bool = option(False, "do not look for validation pictures that are nearly in training too")
     dataloader_num_workers: int = option(0, "processes that load pictures, for each training process")
 
     def __post_init__(self) -> None:

@@ -92,10 +92,16 @@ def count_split(path: str | os.PathLike) -> dict[str, Counter[str]]:
 def describe_split(arguments: dict[str, Any]) -> str:
     """How a split came about, from the flags `DataArguments` of the run that drew it."""
     share, seed = arguments.get("train_val_split"), arguments.get("split_seed")
-    if arguments.get("split_strategy") == "random":
+    strategy, fold = arguments.get("split_strategy"), arguments.get("fold")
+    apart = ", near-duplicates on one side" if strategy == "grouped" else ""
+    if fold:
+        drawn = f"drawn at random from each species, fold {fold} for validation, seed {seed}{apart}"
+    elif strategy == "mle_bench":
+        drawn = "that of MLE-bench, 14% of the sorted files for validation, random state 0"
+    elif strategy == "random":
         drawn = f"drawn at random from the sorted files, {share:.0%} for validation, random state {seed}"
     elif share is not None:
-        drawn = f"drawn at random from each species, {share:.0%} of its pictures for validation, seed {seed}"
+        drawn = f"drawn at random from each species, {share:.0%} of its pictures for validation, seed {seed}{apart}"
     else:
         drawn = "as split.csv says"
     name, folder = arguments.get("dataset_name"), arguments.get("train_dir")

@@ -47,10 +47,11 @@ UNSAVED_EXIT_CODE = 74
 # Arguments that leave the weights that come out as they are.
 FREE_ARGUMENTS = frozenset(
     {
-        "allow_changed_arguments", "auto_find_batch_size", "dataloader_num_workers", "ddp_timeout", "hub_model_id",
-        "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout", "logging_steps", "output_dir",
-        "overwrite_output_dir", "per_device_eval_batch_size", "push_to_hub", "report_to", "resume_from_checkpoint",
-        "run_name", "save_steps", "save_total_limit", "split_file", "trust_remote_code",
+        "allow_changed_arguments", "auto_find_batch_size", "dataloader_num_workers", "ddp_timeout", "fold",
+        "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout", "logging_steps",
+        "no_duplicate_check", "output_dir", "overwrite_output_dir", "per_device_eval_batch_size", "push_to_hub",
+        "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit", "split_file",
+        "trust_remote_code",
     }
 )  # fmt: skip
 # Factors of `global_batch_size`: where that stays, they may be traded against each other, though not to the last bit.

@@ -23,6 +23,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import ExifTags, ImageFile, ImageOps
 from PIL import Image as PILImage
 
+from seedling_hf.duplicates import cluster_duplicates
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 
@@ -49,6 +50,7 @@ def load_splits(
     split_strategy: str = "stratified",
     train_val_split: float = 0.3,
     split_seed: int = 42,
+    fold: str | None = None,
     split_file: str | os.PathLike | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
@@ -64,10 +66,12 @@ def load_splits(
         dataset_revision: Its branch, tag or commit.
         image_column_name: Its column of pictures.
         label_column_name: Its column of classes.
-        split_strategy: `stratified`: the share of each class; `random`: as the tutorial draws it, scikit-learn's
-            `train_test_split` of the sorted files.
+        split_strategy: `stratified`: the share of each class; `grouped`: the same as far as clusters of near-duplicates
+            allow, which stay on one side (every picture is decoded for that); `random`: as the tutorial draws it,
+            scikit-learn's `train_test_split` of the sorted files; `mle_bench`: the 14 % of MLE-bench's test set.
         train_val_split: Share of the pictures that validates.
         split_seed: Seed of the split; not the run's, so that runs of several seeds are judged on the same pictures.
+        fold: `i/n`: instead of a share, fold i (from 1) of n validates; `stratified` or `grouped`.
         split_file: A split.csv that says for each file where it belongs.
         max_train_samples: Use at most so many training pictures, evenly from the classes.
         max_eval_samples: Use at most so many validation pictures, evenly from the classes.
@@ -81,6 +85,8 @@ def load_splits(
         InputError: for a missing folder, fewer than two classes, an empty class, a class that is in validation only, or
             pictures that cannot be decoded, by name.
     """
+    if fold is not None:
+        parse_fold(fold, split_strategy)
     if dataset_name is not None:
         pools = _load_hub(
             dataset_name, dataset_config_name, dataset_revision, image_column_name, label_column_name, skip_bad_pictures
@@ -93,13 +99,17 @@ def load_splits(
         if split_file is not None:
             split_of = _split_as_written(rows, split_file, ignore_test="test" in pools)
         else:
-            split_of = dict.fromkeys(_draw_validation(rows, split_strategy, train_val_split, split_seed), "validation")
-            split_of = dict.fromkeys(rows, "train") | split_of
+            clusters = None
+            if split_strategy == "grouped":
+                clusters = dict(zip(rows, cluster_duplicates(picture_sources(pool)), strict=True))
+            chosen = draw_validation(rows, split_strategy, train_val_split, split_seed, fold=fold, clusters=clusters)
+            split_of = dict.fromkeys(rows, "train") | dict.fromkeys(chosen, "validation")
         for split in {"train", "validation"} | set(split_of.values()):
             pools[split] = pool
             members[split] = [i for i, row in enumerate(rows) if split_of.get(row) == split]
-    elif split_file is not None:
-        raise InputError("expected --split_file for pictures in one place, found a validation split beside them")
+    elif split_file is not None or fold is not None:
+        flag = "--split_file" if split_file is not None else "--fold"
+        raise InputError(f"expected {flag} for pictures in one place, found a validation split beside them")
     for split, limit in (("train", max_train_samples), ("validation", max_eval_samples)):
         if limit is not None:
             labels = pools[split].select(members[split])["label"]
@@ -188,6 +198,25 @@ def list_images(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
 def picture_paths(dataset: Dataset) -> list[str]:
     """Where the pictures of a dataset lie, in its order."""
     return [image["path"] for image in dataset.cast_column("image", Image(decode=False))["image"]]
+
+
+def picture_sources(dataset: Dataset) -> Iterator[str | bytes]:
+    """The pictures of a dataset as they are stored, in its order: paths, or bytes where they are in the data set."""
+    for batch in dataset.select_columns("image").cast_column("image", Image(decode=False)).iter(256):
+        for image in batch["image"]:
+            yield image["path"] if image["bytes"] is None else image["bytes"]
+
+
+def find_pictures(train_dir: str | os.PathLike) -> dict[str, list[tuple[Path, Row]]]:
+    """The files of a tree, decodable or not: for each split (`train` alone, or folders of their own) path and row.
+
+    Raises:
+        InputError: for a missing folder, or a class folder without pictures.
+    """
+    return {
+        split: [(root / file, (file, label)) for file, label in _find_rows(root)]
+        for split, root in _find_roots(Path(train_dir)).items()
+    }
 
 
 def find_bad_pictures(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
@@ -357,22 +386,119 @@ def _rows(pool: Dataset) -> list[Row]:
     return [(file, names[i]) for file, i in zip(pool["file"], pool["label"], strict=True)]
 
 
-def _draw_validation(rows: Sequence[Row], strategy: str, share: float, seed: int) -> set[Row]:
-    """The rows that validate; a pure function of the sorted rows and the seed."""
+def draw_validation(
+    rows: Iterable[Row],
+    strategy: str,
+    share: float,
+    seed: int,
+    *,
+    fold: str | None = None,
+    clusters: Mapping[Row, int] | None = None,
+) -> set[Row]:
+    """The rows that validate; a pure function of the sorted rows, their clusters and the seed.
+
+    Args:
+        rows: File and class name of every picture.
+        strategy: As `load_splits` takes it.
+        share: Of the pictures that validates; no matter for a fold or for `mle_bench`.
+        seed: No matter for `mle_bench`.
+        fold: `i/n`, fold i of n instead of a share.
+        clusters: For `grouped`, the number of each picture's cluster.
+
+    Raises:
+        InputError: for a fold that is none, or that the strategy cannot give.
+    """
     rows = sorted(rows)
-    if strategy == "random":
+    if fold is not None:
+        return _draw_fold(rows, strategy, *parse_fold(fold, strategy), seed, clusters)
+    if strategy in ("random", "mle_bench"):
         from sklearn.model_selection import train_test_split
 
+        if strategy == "mle_bench":
+            # openai/mle-bench, mlebench/competitions/plant-seedlings-classification/prepare.py: classes sorted, the
+            # files of each sorted, 0.14 of the rows for its test set, random state 0.
+            by_class = sorted(rows, key=lambda row: (row[1], row[0]))
+            return set(train_test_split(by_class, test_size=0.14, random_state=0)[1])
         return set(train_test_split(rows, test_size=share, random_state=seed)[1])
-    chosen = set()
+    chosen = _draw_clusters(rows, share, seed, clusters) if strategy == "grouped" else set()
+    decided = set() if strategy == "stratified" else _in_larger_clusters(rows, clusters)
     for label in sorted({label for _, label in rows}):
         members = [row for row in rows if row[1] == label]
-        count = min(len(members) - 1, max(1, round(share * len(members))))
+        count = _count_validation(len(members), share)
         if count == 0:
             logger.warning("the class %s has one picture: it is trained on and never validated", label)
+        count -= sum(row in chosen for row in members)
+        free = [row for row in members if row not in decided]
         # Of its own for each class: another class more or less moves no picture of this one.
-        chosen |= set(random.Random(f"{seed} {label}").sample(members, count))
+        chosen |= set(random.Random(f"{seed} {label}").sample(free, min(count, len(free))))
     return chosen
+
+
+def parse_fold(fold: str, strategy: str) -> tuple[int, int]:
+    """The numbers i and n of a fold `i/n`.
+
+    Raises:
+        InputError: unless 1 ≤ i ≤ n and n ≥ 2, or for a strategy that draws no folds.
+    """
+    if strategy not in ("stratified", "grouped"):
+        raise InputError(f"expected --fold with --split_strategy stratified or grouped, found {strategy}; drop one")
+    i, slash, n = fold.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) >= 2):
+        raise InputError(f"expected --fold i/n with i from 1 to n and n at least 2, such as 1/5, found {fold}")
+    return int(i), int(n)
+
+
+def _draw_fold(
+    rows: Sequence[Row], strategy: str, i: int, n: int, seed: int, clusters: Mapping[Row, int] | None
+) -> set[Row]:
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    labels = [label for _, label in rows]
+    smallest = min(Counter(labels).items(), key=lambda item: item[1])
+    if smallest[1] < n:
+        raise InputError(
+            f"expected at least {n} pictures of each class for {n} folds, found {smallest[1]} of {smallest[0]}; "
+            "use fewer folds or add pictures"
+        )
+    kind, groups = StratifiedKFold, None
+    if strategy == "grouped":
+        kind, groups = StratifiedGroupKFold, _renumber([clusters[row] for row in rows])
+    folds = kind(n_splits=n, shuffle=True, random_state=seed).split(rows, labels, groups)
+    return {rows[at] for at in next(islice(folds, i - 1, None))[1]}
+
+
+def _renumber(clusters: Sequence[int]) -> list[int]:
+    """Clusters numbered in the order in which they come, so that a split depends on which they are only."""
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
+
+
+def _in_larger_clusters(rows: Sequence[Row], clusters: Mapping[Row, int]) -> set[Row]:
+    sizes = Counter(clusters[row] for row in rows)
+    return {row for row in rows if sizes[clusters[row]] > 1}
+
+
+def _draw_clusters(rows: Sequence[Row], share: float, seed: int, clusters: Mapping[Row, int]) -> set[Row]:
+    """Of the clusters of several pictures about `share`, none of which takes a class above its number."""
+    members: dict[int, list[Row]] = {}
+    for row in rows:
+        members.setdefault(clusters[row], []).append(row)
+    room = {label: _count_validation(count, share) for label, count in Counter(label for _, label in rows).items()}
+    several = [cluster for cluster in members.values() if len(cluster) > 1]
+    generator = random.Random(seed)
+    generator.shuffle(several)
+    chosen = set()
+    for cluster in several:
+        needed = Counter(label for _, label in cluster)
+        # A coin for each: if all that fit were taken, duplicates would crowd the validation pictures.
+        if generator.random() < share and all(needed[label] <= room[label] for label in needed):
+            chosen |= set(cluster)
+            room = {label: count - needed[label] for label, count in room.items()}
+    return chosen
+
+
+def _count_validation(count: int, share: float) -> int:
+    return min(count - 1, max(1, round(share * count)))
 
 
 def _split_as_written(rows: list[Row], split_file: str | os.PathLike, *, ignore_test: bool) -> dict[Row, str]:

@@ -97,6 +97,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         "weakest": weakest,
         "training": training,
         "versions": ((report or {}).get("provenance") or training or {}).get("versions", {}),
+        "shared_pictures": _read_json(folder / "near_duplicates.json"),
         "last_record": json.loads(records[-1]) if records else None,
         "is_plant_seedlings": set(class_names) <= PLANT_SEEDLINGS,
         **_split_values(folder / "split.csv", arguments),

@@ -27,8 +27,8 @@ RESULTS = (
     "report.json", "report.md", "confusion_matrix.png", "predictions.csv", "train_results.json", "curves.png",
 )  # fmt: skip
 PUSHED = (
-    "config.json", "preprocessor_config.json", *WEIGHTS, CARD, *RESULTS, "split.csv", "metrics.jsonl",
-    "arguments.yaml",
+    "config.json", "preprocessor_config.json", *WEIGHTS, CARD, *RESULTS, "split.csv", "near_duplicates.json",
+    "metrics.jsonl", "arguments.yaml",
 )  # fmt: skip
 # Relative imports as transformers finds them, by the text.
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)

@@ -114,6 +114,10 @@ def test_a_name_stays_in_its_cell_and_in_its_section():
     [
         ({}, "The split was drawn at random from each species, 30% of its pictures for validation, seed 42."),
         ({"split_strategy": "random"}, "drawn at random from the sorted files, 30% for validation, random state 42."),
+        ({"split_strategy": "grouped"}, "30% of its pictures for validation, seed 42, near-duplicates on one side."),
+        ({"split_strategy": "mle_bench"}, "The split was that of MLE-bench, 14% of the sorted files for validation"),
+        ({"fold": "2/5"}, "drawn at random from each species, fold 2/5 for validation, seed 42."),
+        ({"fold": "2/5", "split_strategy": "grouped"}, "fold 2/5 for validation, seed 42, near-duplicates on one"),
         ({"split_file": "split.csv"}, "that of an earlier run"),
         ({"validation_dir": "val"}, "in a folder of their own"),
         (

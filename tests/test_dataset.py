@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 
 from seedling_hf.dataset import (
     describe_splits,
+    draw_validation,
     find_bad_pictures,
     hash_split,
     list_images,
@@ -28,8 +29,11 @@ from seedling_hf.dataset import (
     read_split_csv,
     write_split_csv,
 )
+from seedling_hf.duplicates import cluster_duplicates
 from seedling_hf.errors import InputError
 from seedling_hf.transforms import ExampleTransform, build_train_transform
+
+SEEDLINGS = Path("/work/shared/seedlings")
 
 
 @pytest.fixture
@@ -133,6 +137,153 @@ def test_the_random_split_sorts_whole_paths_where_one_class_name_begins_another(
     expected = train_test_split(files, test_size=0.3, random_state=42)[1]
     found = load_splits(train_dir=root, split_strategy="random")["validation"]
     assert sorted(picture_paths(found)) == sorted(expected)
+
+
+@pytest.fixture(scope="module")
+def doubled(sample_dir, tmp_path_factory) -> Path:
+    """Ten pictures of each of three classes; of three in each there is a mirrored copy beside them."""
+    root = tmp_path_factory.mktemp("doubled")
+    for name in ("Maize", "Charlock", "Cleavers"):
+        (root / name).mkdir()
+        for i, file in enumerate(sorted((sample_dir / name).iterdir())[:10]):
+            shutil.copyfile(file, root / name / file.name)
+            if i < 3:
+                with Image.open(file) as image:
+                    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / name / f"{file.stem} mirrored.png")
+    return root
+
+
+def sides(root: Path, validation: set[str]) -> Counter:
+    """How many pairs lie with both pictures in validation, with one, with none."""
+    pairs = [(f"{m.parent.name}/{m.stem.split()[0]}.jpg", f"{m.parent.name}/{m.name}") for m in root.glob("*/*.png")]
+    assert len(pairs) == 9
+    return Counter(sum(file in validation for file in pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_grouped_split_keeps_near_duplicates_on_one_side_and_the_share_of_each_class(doubled, seed):
+    splits = load_splits(train_dir=doubled, split_strategy="grouped", split_seed=seed)
+    assert sides(doubled, set(splits["validation"]["file"])).keys() <= {0, 2}
+    # 30 % of 13 pictures; single pictures fill up what pairs leave.
+    assert set(Counter(splits["validation"]["label"]).values()) == {4}
+
+
+def test_the_stratified_split_of_the_same_pictures_parts_some_pairs(doubled):
+    splits = load_splits(train_dir=doubled)
+    assert sides(doubled, set(splits["validation"]["file"]))[1] > 0
+
+
+def test_a_grouped_split_takes_pairs_no_more_often_than_their_share():
+    rows = [(f"{label}/{i}", label) for label in "ab" for i in range(100)]
+    clusters = {row: int(row[0][2:]) // 2 if int(row[0][2:]) < 60 else int(row[0][2:]) for row in rows}
+    clusters = {row: (row[1] == "b") * 1000 + number for row, number in clusters.items()}
+    counts = []
+    for seed in range(20):
+        chosen = draw_validation(rows, "grouped", 0.3, seed, clusters=clusters)
+        assert Counter(label for _, label in chosen) == {"a": 30, "b": 30}
+        counts.append(sum(int(file[2:]) < 60 for file, _ in chosen))
+    # 0.3 of 120 pictures in pairs are 36; the mean of 20 draws has a standard error of about 1.6.
+    assert abs(np.mean(counts) - 36) < 6
+
+
+def test_a_grouped_split_depends_on_clusters_and_seed_and_not_on_their_numbers_or_the_order():
+    rows = [(f"{label}/{i}", label) for label in "ab" for i in range(30)]
+    clusters = {row: i // 2 for i, row in enumerate(rows)}
+    expected = draw_validation(rows, "grouped", 0.3, 1, clusters=clusters)
+    renamed = {row: 1000 - 7 * number for row, number in clusters.items()}
+    assert draw_validation(rows[::-1], "grouped", 0.3, 1, clusters=renamed) == expected
+    assert draw_validation(rows, "grouped", 0.3, 2, clusters=clusters) != expected
+    assert draw_validation(rows[::-1], "grouped", 0.3, 1, clusters=renamed, fold="2/5") == draw_validation(
+        rows, "grouped", 0.3, 1, clusters=clusters, fold="2/5"
+    )
+
+
+def test_without_duplicates_the_grouped_split_is_the_stratified_one(tree):
+    grouped, stratified = (load_splits(train_dir=tree, split_strategy=s) for s in ("grouped", "stratified"))
+    assert {s: rows(split) for s, split in grouped.items()} == {s: rows(split) for s, split in stratified.items()}
+
+
+def test_a_cluster_over_two_classes_stays_on_one_side():
+    rows = [(f"{label}/{i}", label) for label in "ab" for i in range(10)]
+    clusters = {row: i for i, row in enumerate(rows)} | {("b/3", "b"): 2, ("a/2", "a"): 2}
+    for seed in range(10):
+        chosen = draw_validation(rows, "grouped", 0.3, seed, clusters=clusters)
+        assert (("a/2", "a") in chosen) == (("b/3", "b") in chosen)
+
+
+@pytest.mark.parametrize("strategy", ["stratified", "grouped"])
+def test_folds_part_the_pictures(doubled, strategy):
+    folds = [load_splits(train_dir=doubled, split_strategy=strategy, fold=f"{i}/4") for i in (1, 2, 3, 4)]
+    validated = [file for fold in folds for file in fold["validation"]["file"]]
+    assert len(validated) == len(set(validated)) == 39
+    for fold in folds:
+        assert sorted([*fold["train"]["file"], *fold["validation"]["file"]]) == sorted(validated)
+        # 13 pictures of a class in four folds are 3 or 4 each; a pair may shift one more.
+        assert all(2 <= count <= 5 for count in Counter(fold["validation"]["label"]).values())
+        assert strategy == "stratified" or sides(doubled, set(fold["validation"]["file"])).keys() <= {0, 2}
+
+
+def test_folds_depend_on_the_seed(tree):
+    first, again, other = (
+        set(load_splits(train_dir=tree, fold="1/4", split_seed=s)["validation"]["file"]) for s in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"fold": "0/5"}, "expected --fold i/n .* found 0/5"),
+        ({"fold": "6/5"}, "found 6/5"),
+        ({"fold": "1/1"}, "found 1/1"),
+        ({"fold": "2"}, "found 2$"),
+        ({"fold": "1/5"}, "at least 5 pictures of each class for 5 folds, found 4 of Maize"),
+        ({"fold": "1/2", "split_strategy": "random"}, "stratified or grouped, found random"),
+        ({"fold": "1/2", "split_strategy": "mle_bench"}, "stratified or grouped, found mle_bench"),
+    ],
+)
+def test_a_fold_that_is_none_is_refused(tree, flags, message):
+    with pytest.raises(InputError, match=message):
+        load_splits(train_dir=tree, **flags)
+
+
+def test_a_fold_of_pictures_with_a_validation_folder_is_refused(tree):
+    with pytest.raises(InputError, match="expected --fold for pictures in one place"):
+        load_splits(train_dir=tree, validation_dir=tree, fold="1/2")
+
+
+def test_the_mle_bench_split_sorts_classes_then_files_and_asks_for_nothing_else(tmp_path, plant):
+    root = plant(tmp_path / "tree", **{"Maize": 9, "Maize early": 8, "Charlock": 9})
+    # As MLE-bench's prepare.py walks through the folders.
+    files = [f"{label}/{file}" for label in sorted(os.listdir(root)) for file in sorted(os.listdir(root / label))]
+    expected = train_test_split(files, test_size=0.14, random_state=0)[1]
+    for flags in ({}, {"split_seed": 5, "train_val_split": 0.5}):
+        found = load_splits(train_dir=root, split_strategy="mle_bench", **flags)["validation"]["file"]
+        assert sorted(found) == sorted(expected)
+
+
+def test_the_mle_bench_split_of_4750_pictures_validates_666_as_its_sample_submission_has_rows():
+    rows = [(f"{label}/{i:04}.png", label) for label in "abcdefghijkl" for i in range(396)][:4750]
+    chosen = draw_validation(rows, "mle_bench", 0.3, 42)
+    assert len(chosen) == 666
+    assert draw_validation(rows[::-1], "mle_bench", 0.3, 1) == chosen
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SEEDLINGS.is_dir(), reason=f"needs the 4,027 seedlings in {SEEDLINGS}")
+@pytest.mark.parametrize("flags", [{}, {"fold": "1/5"}], ids=str)
+def test_a_grouped_split_of_the_seedlings_keeps_every_cluster_together(flags):
+    splits = load_splits(train_dir=SEEDLINGS, split_strategy="grouped", **flags)
+    files = sorted(SEEDLINGS.glob("*/*"))
+    validation = set(picture_paths(splits["validation"]))
+    side_of = {}
+    for file, cluster in zip(files, cluster_duplicates(files), strict=True):
+        assert side_of.setdefault(cluster, str(file) in validation) == (str(file) in validation)
+    totals = Counter(file.parent.name for file in files)
+    share = 0.2 if flags else 0.3
+    for label, count in Counter(Path(file).parent.name for file in splits["validation"]["file"]).items():
+        # A fold shifts a cluster of three at most, a drawn share rounds to one picture.
+        assert abs(count - share * totals[label]) <= (3 if flags else 0.5)
 
 
 def test_a_class_of_one_picture_is_trained_on_with_a_warning(tmp_path, plant, caplog):

@@ -8,12 +8,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
-    0: {"errors", "files", "replknet"},
-    1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
-        "optimization", "checkpointing", "signals", "plots", "outbox", "cards"},
-    2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},
-    3: {"evaluation", "hub_pusher", "batch_size"},
-    4: {"training"},
+    0: {"answers", "duplicates", "errors", "files", "replknet"},
+    1: {"arguments", "baseline", "calibration", "cards", "checkpointing", "collator", "dataset", "feature_maps",
+        "journal", "ledger", "metrics", "optimization", "outbox", "plots", "sampler", "signals", "statistics",
+        "tiles", "transforms"},
+    2: {"benchmark", "conversion", "dataset_card", "erf", "html_report", "hub", "inspection", "model_card",
+        "prediction", "probing", "saliency", "space"},
+    3: {"batch_size", "demo", "embedding", "evaluation", "export", "hub_pusher"},
+    4: {"comparison", "training"},
     5: {"commands"},
 }  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

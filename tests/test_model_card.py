@@ -128,6 +128,25 @@ def test_the_model_is_told_from_its_config_and_its_weights(finished_run, card):
     assert "tells 12 kinds of plant seedlings\napart: Black-grass, Charlock," in model
 
 
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (0, "Of the 24 validation pictures none is in training too, exactly or nearly."),
+        (1, "Of the 24 validation pictures 1 is in training too, exactly or nearly."),
+        (3, "Of the 24 validation pictures 3 are in training too, exactly or nearly."),
+        (None, "Whether nearly the same picture is in two parts of the split was not looked for."),
+    ],
+)
+def test_the_limits_say_whether_validation_pictures_were_trained_on(folder, count, sentence):
+    assert read(folder, "near_duplicates.json")["validation_pictures"] == 24  # as the run wrote it
+    if count is None:
+        (folder / "near_duplicates.json").unlink()
+    else:
+        pairs = [{"validation": "a.png", "training": "b.png"}] * count
+        (folder / "near_duplicates.json").write_text(json.dumps({"validation_pictures": 24, "pairs": pairs}))
+    assert f"- {sentence}\n" in section(render_card(folder), "limits")
+
+
 def test_the_limits_name_the_weakest_species(finished_run, card):
     rows = read(finished_run, "report.json")["per_class"]
     assert min(rows.values(), key=lambda row: row["f1"])["f1"] == 0

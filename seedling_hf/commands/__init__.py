@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": "name the species of pictures, as CSV",
     "convert_checkpoint": "turn the authors' .pth weights into a folder for from_pretrained",
     "describe_dataset": "count and measure pictures: classes, sizes, channel mean and std",
+    "inspect_dataset": "find corrupt, doubled and odd pictures, as an HTML page and JSON",
     "make_split": "copy a class tree into train/ and val/ folders",
     "preview_augmentation": "draw what the training transforms do to the pictures",
     "push_to_hub": "send a model folder, or pushes that are waiting, to the Hub",

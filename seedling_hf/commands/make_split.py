@@ -24,10 +24,12 @@ class SplitArguments(ArgumentGroup):
     output_dir: str = option(MISSING, "folder that gets train/, val/ and split.csv")
     split_strategy: str = option(
         "stratified",
-        "how validation pictures are drawn: stratified, or random as in the tutorial (sorted files, state 42)",
-        choices=["stratified", "random"],
+        "how validation pictures are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
+        "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
+        choices=["stratified", "grouped", "random", "mle_bench"],
     )
     train_val_split: float = option(0.3, "share of the pictures that validates, above 0 and below 1")
+    fold: str | None = option(None, "i/n: fold i of n validates instead of a share; stratified or grouped")
     split_seed: int = option(42, "seed of the split")
     skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
 
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         split_strategy=arguments.split_strategy,
         train_val_split=arguments.train_val_split,
         split_seed=arguments.split_seed,
+        fold=arguments.fold,
         skip_bad_pictures=arguments.skip_bad_pictures,
     )
     with tempfile.TemporaryDirectory() as folder:

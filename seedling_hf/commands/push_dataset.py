@@ -20,10 +20,12 @@ class PushDatasetArguments(ArgumentGroup):
     validation_dir: str | None = option(None, "class folders to validate on")
     split_strategy: str = option(
         "stratified",
-        "how validation pictures are drawn: stratified, or random as in the tutorial (sorted files, state 42)",
-        choices=["stratified", "random"],
+        "how validation pictures are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
+        "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
+        choices=["stratified", "grouped", "random", "mle_bench"],
     )
     train_val_split: float = option(0.3, "share of the pictures that validates, above 0 and below 1")
+    fold: str | None = option(None, "i/n: fold i of n validates instead of a share; stratified or grouped")
     split_seed: int = option(42, "seed of the split")
     split_file: str | None = option(None, "split.csv of a run, to publish its very split")
     skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         split_strategy=arguments.split_strategy,
         train_val_split=arguments.train_val_split,
         split_seed=arguments.split_seed,
+        fold=arguments.fold,
         split_file=arguments.split_file,
         skip_bad_pictures=arguments.skip_bad_pictures,
     )

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.dataset import describe_splits, load_splits, write_split_csv
     from seedling_hf.evaluation import evaluate_model, format_report, write_report
     from seedling_hf.hub_pusher import HubPusher
+    from seedling_hf.inspection import SHARED_PICTURES, report_shared_pictures
     from seedling_hf.model_card import write_card
     from seedling_hf.plots import plot_curves
     from seedling_hf.prediction import build_accelerator, build_model
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         split_strategy=arguments.split_strategy,
         train_val_split=arguments.train_val_split,
         split_seed=arguments.split_seed,
+        fold=arguments.fold,
         split_file=arguments.split_file,
         max_train_samples=arguments.max_train_samples,
         max_eval_samples=arguments.max_eval_samples,
@@ -78,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_arguments(arguments, output_dir / "arguments.yaml")
         write_split_csv(splits, output_dir / "split.csv")
+        if not arguments.resume_from_checkpoint:
+            report_shared_pictures(splits, output_dir / SHARED_PICTURES, look=not arguments.no_duplicate_check)
         print(describe_splits(splits))
         print(training.description)
     accelerator.wait_for_everyone()

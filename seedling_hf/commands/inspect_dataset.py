@@ -1,0 +1,42 @@
+"""`inspect_dataset`: corrupt, doubled, nearly doubled and odd pictures of a tree, as a page to look at and as JSON."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seedling_hf.arguments import MISSING, ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.commands.evaluate import check_writable_folder
+
+FOUND_EXIT_CODE = 1
+
+
+@dataclass(kw_only=True)
+class InspectArguments(ArgumentGroup):
+    """Flags of `inspect_dataset`."""
+
+    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
+    output_dir: str = option(MISSING, "folder for inspection.html and inspection.json")
+    num_threads: int | None = option(None, "threads that decode (default: one a core)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "num_threads", least=1)
+        check_writable_folder(Path(self.output_dir), "--output_dir")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pictures → fingerprints → what is wrong with them → page, JSON and exit code."""
+    arguments = parse_arguments(
+        InspectArguments, argv, prog="inspect_dataset",
+        description="Finds corrupt, doubled and odd pictures. Exit code: 0 if all can be decoded and none is there "
+        "twice, nearly or exactly, 1 if not (outliers do not count), 2 for a mistake in the flags.",
+    )  # fmt: skip
+    from seedling_hf.inspection import format_inspection, inspect_folder, write_inspection
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    inspection = inspect_folder(arguments.train_dir, arguments.num_threads)
+    write_inspection(inspection, arguments.output_dir)
+    print(format_inspection(inspection))
+    print(f"\nLook at the pictures in {Path(arguments.output_dir) / 'inspection.html'}.")
+    return 0 if inspection.is_clean else FOUND_EXIT_CODE
