@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
     0: {"errors", "files", "replknet"},
     1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
-        "optimization", "checkpointing", "signals", "plots", "outbox", "cards"},
-    2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},
+        "optimization", "checkpointing", "signals", "plots", "outbox", "cards", "feature_maps"},
+    2: {"prediction", "conversion", "erf", "saliency", "probing", "hub", "model_card", "dataset_card", "benchmark"},
     3: {"evaluation", "hub_pusher"},
     4: {"training"},
     5: {"commands"},
