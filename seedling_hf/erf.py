@@ -40,7 +40,7 @@ def contribution_scores(model: nn.Module, pixel_values: Tensor) -> Tensor:
     Raises:
         InputError: if the model gives no feature map.
     """
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         pixel_values = pixel_values.detach().clone().requires_grad_()
         features = feature_map(model, pixel_values)
         height, width = features.shape[-2:]

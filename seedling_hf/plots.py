@@ -164,15 +164,19 @@ def plot_erf(scores: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], path
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         axes_of_lines.plot(
-            [f"{row['threshold']:.0%}" for row in own], [100 * row["area_ratio"] for row in own],
+            [100 * row["threshold"] for row in own], [100 * row["area_ratio"] for row in own],
             marker="o", markersize=4, color=_SERIES[number % len(_SERIES)], label=name,
         )  # fmt: skip
     maps.colorbar(picture, ax=list(grid), orientation="horizontal", shrink=0.4, aspect=40, pad=0.02).set_label(
         "contribution, log10(score + 1), largest = 1", fontsize=7, color=INK
     )
+    axes_of_lines.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, linestyle=":", label="all pixels alike")
     axes_of_lines.set_title("Area that holds a share of the contribution", fontsize=9, color=INK)
-    axes_of_lines.set_xlabel("share of the contribution")
+    axes_of_lines.set_xlabel("share of the contribution", fontsize=8)
+    axes_of_lines.set_xticks([100 * row["threshold"] for row in own])
+    axes_of_lines.xaxis.set_major_formatter("{x:g} %")
     axes_of_lines.yaxis.set_major_formatter("{x:g} %")
+    axes_of_lines.tick_params(labelsize=8)
     axes_of_lines.set_ylim(0, 103)
     axes_of_lines.legend(frameon=False, fontsize=7, loc="upper left")
     _tidy(axes_of_lines)
@@ -230,9 +234,9 @@ def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, gues
         axes.barh(place, 100 * row["accuracy"], height=0.72, color=color, alpha=0.75)
         axes.plot([100 * low, 100 * high], [place, place], color=INK, linewidth=1.0)
         axes.text(100 * high + 0.8, place, f"{100 * row['accuracy']:.1f}", va="center", fontsize=7, color=INK)
-    axes.axvline(100 * plain["accuracy"], color=INK, linewidth=0.8, linestyle=":")
-    axes.axvline(100 * guess, color="#999999", linewidth=0.8, linestyle="--")
-    axes.text(100 * guess + 0.6, places[-1] + 0.62, "even guess", fontsize=6.5, color="#777777", va="bottom")
+    axes.axvline(100 * plain["accuracy"], color=INK, linewidth=0.8, linestyle=":", label="plain")
+    axes.axvline(100 * guess, color="#777777", linewidth=0.8, linestyle="--", label="an even guess")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside lower right", ncols=2)
     axes.set_yticks(places, [row["title"] for row in rows], fontsize=8)
     axes.set_ylim(places[-1] + 0.7, 0.3)
     axes.set_xlim(0, 106)

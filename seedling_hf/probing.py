@@ -6,8 +6,7 @@ Each probe takes one thing away, and what the accuracy loses by it is what the m
   picture, as the image processor gives it, is cut into g×g equal patches, which change places at random so that none
   stays where it was; g = 1 is the plain picture. Within a patch everything is kept, colours and texture as well, while
   the shape of the plant is gone the more, the larger g is. A model that relies on texture (a bag of local features,
-  arXiv 1904.00760) keeps its accuracy, one that relies on shape falls to that of a guess; a model with large kernels, which
-  join far-off places, should lose sooner than one that was trained with small ones. The opposite probe is the
+  arXiv 1904.00760) keeps its accuracy, one that relies on shape falls to that of a guess. The opposite probe is the
   silhouette: the plant in its one mean colour on the background's one mean colour, so that shape is all that is left.
 - Plant against background. The plant is where the excess green 2g - r - b of the chromatic coordinates (Woebbecke et
   al., 1995, Transactions of the ASAE 38(1), p. 259) is above Otsu's threshold (1979, IEEE Transactions on Systems, Man,
@@ -37,6 +36,7 @@ from seedling_hf.metrics import wilson_interval
 from seedling_hf.transforms import build_eval_transform, to_rgb
 
 GREY = 128
+DARKEST = 96  # sum of red, green and blue below which a colour means little
 MARGIN = 0.03  # of the side: leaves have pale edges that no threshold catches
 BOOTSTRAP_SAMPLES = 2000
 
@@ -63,9 +63,13 @@ class Probe:
 
 
 def excess_green(pixels: np.ndarray) -> np.ndarray:
-    """2g - r - b of the chromatic coordinates: (H, W, 3) of 8 bits -> (H, W), from -1 to 2; 0 for black."""
+    """2g - r - b of the chromatic coordinates: (H, W, 3) of 8 bits -> (H, W), from -1 to 2.
+
+    Near black, where the colour is noise, it is damped towards 0.
+    """
     pixels = pixels.astype(np.float64)
-    return 3 * pixels[..., 1] / np.maximum(pixels.sum(-1), 1) - (pixels.sum(-1) > 0)
+    total = pixels.sum(-1)
+    return (3 * pixels[..., 1] - total) / np.maximum(total, DARKEST)
 
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
@@ -183,11 +187,11 @@ def shuffle_patches(pixel_values: Tensor, patches: int, generator: np.random.Gen
         InputError: for more patches than pixels.
     """
     channels, height, width = pixel_values.shape
-    high, wide = height // patches, width // patches
-    if patches < 2 or not high or not wide:
+    if not 2 <= patches <= min(height, width):
         raise InputError(
-            f"expected 2 patches a side or more, in pictures that have them, found {patches} in {height}×{width}"
+            f"expected 2 patches a side or more, each of a pixel or more, found {patches} in {height}×{width} pixels"
         )
+    high, wide = height // patches, width // patches
     places = np.arange(patches**2)
     order = generator.permutation(places)
     while (order == places).any():

@@ -39,7 +39,7 @@ def saliency_maps(
     was_training = model.training
     model.eval()
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             pixel_values = pixel_values.detach().clone().requires_grad_()
             if targets is None:
                 with torch.no_grad():

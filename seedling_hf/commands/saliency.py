@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def file_names(files: Sequence[Path]) -> dict[Path, str]:
     """A name for the PNG of each picture, with its folder's name in front, numbered where two would be equal."""
-    names, seen = {}, {"saliency.png": 1}
+    names, seen = {}, {"saliency": 1}
     for file in files:
         name = f"{file.parent.name}_{file.stem}" if file.parent.name else file.stem
         seen[name] = seen.get(name, 0) + 1

@@ -62,14 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if bad:
         raise InputError(f"expected pictures that can be decoded, found {bad[0][0]} ({bad[0][1]}); remove it")
     models = {
-        **{name: build_untrained(name, arguments.seed) for name in arguments.untrained},
-        **{
-            name: build_model(name, trust_remote_code=arguments.trust_remote_code)
-            for name in arguments.model_name_or_path
-        },
+        name: build_model(name, trust_remote_code=arguments.trust_remote_code) for name in arguments.model_name_or_path
     }
+    models |= {name: build_untrained(name, arguments.seed) for name in arguments.untrained}
     device = build_accelerator("no").device
-    titles = short_names([*arguments.model_name_or_path])
+    titles = short_names(arguments.model_name_or_path)
     titles |= {name: f"{name}, untrained" for name in arguments.untrained}
 
     scores, rows = {}, []
