@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from seedling_hf.errors import InputError
 
+SMALLEST_MAP = 4  # pixels a side, below which a map says little of where
+
 
 def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """The last map of a network before pooling, not yet normalised where the network does that last.
@@ -37,25 +39,20 @@ def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def map_layer(model: nn.Module, pixel_values: Tensor, stage: int = -1) -> nn.Module:
+def map_layer(model: nn.Module, pixel_values: Tensor, stage: int | None = None) -> nn.Module:
     """The last layer that gives a map of a resolution, for methods that hang themselves onto a layer.
 
     Args:
         model: As for `feature_map`.
         pixel_values: (N, C, H, W) pictures, of which the first is run through the model.
-        stage: Which resolution: -1 the last and coarsest, -2 the one before, usually twice as fine.
+        stage: Which resolution: -1 the last and coarsest, -2 the one before, usually twice as fine; None for the last
+            of `SMALLEST_MAP` pixels a side or more.
 
     Raises:
-        InputError: as `feature_map` does; for a last map of one pixel, which shows no place; for a stage that is not
-            there.
+        InputError: as `feature_map` does; for a map of one pixel, which shows no place; for a stage that is not there.
     """
     pixel_values = pixel_values[:1]
     last = tuple(feature_map(model, pixel_values).shape[-2:])
-    if last == (1, 1):
-        raise InputError(
-            f"expected pictures whose last feature map has more than one pixel, found {tuple(pixel_values.shape[-2:])}"
-            "; give larger pictures"
-        )
     layers: dict[tuple[int, ...], nn.Module] = {}
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -70,8 +67,15 @@ def map_layer(model: nn.Module, pixel_values: Tensor, stage: int = -1) -> nn.Mod
             hook.remove()
     # A pooled map is smaller than the last one.
     sizes = sorted((size for size in layers if size[0] >= last[0] and size[1] >= last[1]), reverse=True)
+    if stage is None:
+        stage = next((-n for n, size in enumerate(sizes[::-1], 1) if min(size) >= SMALLEST_MAP), -len(sizes))
     if not -len(sizes) <= stage <= -1:
         raise InputError(f"expected a stage from -1 to -{len(sizes)}, found {stage}")
+    if sizes[stage] == (1, 1):
+        raise InputError(
+            f"expected pictures whose feature map has more than one pixel, found {tuple(pixel_values.shape[-2:])}; "
+            "give larger pictures, or the stage before"
+        )
     return layers[sizes[stage]]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TRAIN_COLOR, EVAL_COLOR, INK = "#c8782c", "#1b6e4a", "#333333"
 LARGEST_MATRIX_WITH_COUNTS = 40
-SALIENCY_COLORS = "inferno"
+SALIENCY_COLORS = "cool"  # of which seedlings and soil have nothing
 _SERIES = ("#1b6e4a", "#c8782c", "#3b6fb6", "#8c4a9e", "#b23a48", "#6b8e23", "#5f6b73", "#b8940b")
 
 
@@ -177,7 +177,7 @@ def plot_erf(scores: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], path
     axes_of_lines.xaxis.set_major_formatter("{x:g} %")
     axes_of_lines.yaxis.set_major_formatter("{x:g} %")
     axes_of_lines.tick_params(labelsize=8)
-    axes_of_lines.set_ylim(0, 103)
+    axes_of_lines.set(xlim=(8, 103), ylim=(0, 103))
     axes_of_lines.legend(frameon=False, fontsize=7, loc="upper left")
     _tidy(axes_of_lines)
     _save(figure, path)

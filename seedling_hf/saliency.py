@@ -13,7 +13,7 @@ from seedling_hf.plots import SALIENCY_COLORS
 
 
 def saliency_maps(
-    model: PreTrainedModel, pixel_values: Tensor, targets: Tensor | None = None, *, stage: int = -1
+    model: PreTrainedModel, pixel_values: Tensor, targets: Tensor | None = None, *, stage: int | None = None
 ) -> np.ndarray:
     """Grad-CAM: the feature maps, weighted by the mean gradient of a class's logit, summed; what speaks for the class.
 
@@ -21,7 +21,8 @@ def saliency_maps(
         model: A classifier with a feature map (see `feature_map`), which is left in the mode that it was in.
         pixel_values: (N, C, H, W) pictures as the model's image processor gives them, on the model's device.
         targets: (N,) classes to explain; the answers of the model if None.
-        stage: Whose maps: -1 the last, as the paper does; -2 the one before, usually twice as fine and less sure.
+        stage: Whose maps: -1 the last, as the paper does; -2 the one before, usually twice as fine and less sure; None
+            for the last of 4×4 pixels or more, since a small picture's last map may be of 2×2.
 
     Returns:
         (N, H, W) in float32, each scaled to a largest value of 1; 0 where nothing speaks for the class.
@@ -56,7 +57,7 @@ def saliency_maps(
     return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0).cpu().numpy()
 
 
-def overlay(picture: Image.Image, saliency: np.ndarray, strength: float = 0.65) -> Image.Image:
+def overlay(picture: Image.Image, saliency: np.ndarray, strength: float = 0.6) -> Image.Image:
     """A picture with a saliency map over it: the colder a place, the more of the picture is seen.
 
     Args:

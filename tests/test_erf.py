@@ -217,6 +217,20 @@ def test_kernels_of_31_see_further_than_kernels_of_3(seed, pictures):
         assert large["area_ratio_linear"] > small["area_ratio_linear"], large["threshold"]
 
 
+@pytest.mark.slow
+def test_nano_with_kernels_of_31_sees_the_whole_of_512_pixels_and_with_kernels_of_3_the_middle(pictures):
+    ratios = {}
+    for name in ("nano", "nano:3"):
+        model, image_processor = build_untrained(name)
+        settle_batch_norms(model, load_pictures(pictures, image_processor, 512))
+        ratios[name] = [
+            row["area_ratio"] for row in area_ratios(measure_erf(model, load_pictures(pictures, image_processor, 512)))
+        ]
+    assert all(large > 2 * small for large, small in zip(ratios["nano"], ratios["nano:3"], strict=True))
+    assert ratios["nano"][-1] > 0.95
+    assert ratios["nano:3"][-1] < 0.6
+
+
 def test_the_kernels_of_an_untrained_network_are_those_asked_for():
     assert build_untrained("nano")[0].config.kernel_sizes == [31, 29, 27, 13]
     config = build_untrained("nano:3")[0].config

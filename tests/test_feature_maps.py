@@ -74,7 +74,7 @@ def test_a_map_with_the_channels_last_is_refused():
 def test_the_layer_gives_the_map_that_the_head_pools(build, pixel_values):
     model = build()
     outputs = []
-    map_layer(model, pixel_values).register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    map_layer(model, pixel_values, -1).register_forward_hook(lambda module, inputs, output: outputs.append(output))
     model(pixel_values)
     assert len(outputs) == 1
     expected = feature_map(model, pixel_values)
@@ -100,7 +100,16 @@ def test_a_stage_that_is_not_there_is_refused(pixel_values):
 
 def test_a_last_map_of_one_pixel_is_refused():
     with pytest.raises(InputError, match="give larger pictures"):
-        map_layer(replknet(), torch.rand(1, 3, 32, 32))
+        map_layer(replknet(), torch.rand(1, 3, 32, 32), -1)
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 4), (64, 4), (96, 6), (128, 4), (224, 7)])
+def test_without_a_stage_it_is_the_last_map_that_is_not_too_small(side, size):
+    model, sizes = replknet(), []
+    layer = map_layer(model, torch.rand(1, 3, side, side))
+    layer.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[-2:])))
+    model(torch.rand(1, 3, side, side))
+    assert sizes == [(size, size)]
 
 
 def test_no_hook_is_left_behind(pixel_values):

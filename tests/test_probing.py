@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +280,18 @@ def test_the_command_writes_figures_table_and_pictures(model_dir, test_dir, tmp_
     for name in ("probes.png", "examples.png"):
         assert Image.open(tmp_path / "out" / name).width > 800
         assert f"]({name})" in text
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(model_dir, test_dir, result, tmp_path):
+    words = ["--model_name_or_path", str(model_dir), "--test_dir", str(test_dir), "--output_dir", str(tmp_path / "out")]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "scripts/probe.py"]
+    subprocess.run(
+        [sys.executable, *launch, *words, "--per_device_eval_batch_size", "3"],
+        cwd=Path(__file__).resolve().parents[1], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "out" / "probes.json").read_text())
+    assert found["probes"] == result["probes"]
 
 
 def test_the_command_refuses_a_folder_of_other_species(model_dir, sample_dir, tmp_path, capsys):

@@ -18,7 +18,9 @@ class SaliencyOptions(ArgumentGroup):
     images: list[str] = field(metadata={"help": "pictures, or folders that are searched for pictures"})
     output_dir: str = option(MISSING, "folder for a PNG of each picture and saliency.png with all of them")
     target: str | None = option(None, "species to explain instead of the model's answers")
-    stage: int = option(-1, "whose maps: -1 the last, as Grad-CAM does; -2 the one before, finer and less sure")
+    stage: int | None = option(
+        None, "whose maps: -1 the last, -2 the one before, finer and less sure (default: the last of 4×4 or more)"
+    )
     max_samples: int | None = option(None, "use at most so many pictures, evenly from all")
 
     def __post_init__(self) -> None:

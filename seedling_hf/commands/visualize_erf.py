@@ -12,6 +12,8 @@ from seedling_hf.commands.evaluate import check_writable_folder
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 
+PICTURES_THAT_SETTLE = 8
+
 
 @dataclass(kw_only=True)
 class ErfArguments(ArgumentGroup):
@@ -62,23 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if bad:
         raise InputError(f"expected pictures that can be decoded, found {bad[0][0]} ({bad[0][1]}); remove it")
     models = {
-        name: build_model(name, trust_remote_code=arguments.trust_remote_code) for name in arguments.model_name_or_path
+        title: build_model(name, trust_remote_code=arguments.trust_remote_code)
+        for name, title in short_names(arguments.model_name_or_path).items()
     }
-    models |= {name: build_untrained(name, arguments.seed) for name in arguments.untrained}
+    untrained = {f"{name}, untrained": build_untrained(name, arguments.seed) for name in arguments.untrained}
     device = build_accelerator("no").device
-    titles = short_names(arguments.model_name_or_path)
-    titles |= {name: f"{name}, untrained" for name in arguments.untrained}
 
     scores, rows = {}, []
-    for name, (model, image_processor) in models.items():
+    for title, (model, image_processor) in (models | untrained).items():
         model.to(device)
-        pictures = (
-            pixel_values.to(device) for pixel_values in load_pictures(files, image_processor, arguments.image_size)
-        )
-        if name in arguments.untrained:
-            few = load_pictures(files[:8], image_processor, arguments.image_size)
-            settle_batch_norms(model, (pixel_values.to(device) for pixel_values in few))
-        title = titles[name]
+        pictures = (picture.to(device) for picture in load_pictures(files, image_processor, arguments.image_size))
+        if title in untrained:
+            few = load_pictures(files[:PICTURES_THAT_SETTLE], image_processor, arguments.image_size)
+            settle_batch_norms(model, (picture.to(device) for picture in few))
         bar = tqdm(pictures, title, total=len(files), unit="picture", leave=False, disable=not sys.stderr.isatty())
         scores[title] = measure_erf(model, bar)
         rows += [
