@@ -199,8 +199,9 @@ def settle_batch_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     was_training = model.training
-    model.train()
+    model.eval()  # stochastic depth would make the statistics those of chance
     for norm in norms:
+        norm.train()
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
     try:

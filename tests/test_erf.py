@@ -253,6 +253,15 @@ def test_an_untrained_network_that_cannot_be_is_refused(name):
         build_untrained(name)
 
 
+def test_settled_batch_norms_have_no_chance_in_them():
+    pixel_values = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    models = [build_untrained("nano:3")[0] for _ in range(2)]
+    for model in models:
+        assert model.config.drop_path_rate > 0
+        settle_batch_norms(model, [pixel_values])
+    assert np.array_equal(*(measure_erf(model, [pixel_values]) for model in models))
+
+
 def test_settled_batch_norms_keep_the_values_of_a_random_network_alive(pictures):
     model, image_processor = build_untrained("tiny")
     pixel_values = torch.cat(list(load_pictures(pictures, image_processor, 64)))
