@@ -195,6 +195,13 @@ def list_images(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
             raise InputError(f"expected a picture or a folder at {path}, found nothing there")
 
 
+def choose_evenly(items: Sequence[T], count: int | None) -> list[T]:
+    """At most `count` items at equal distances, so that sorted pictures of all classes are among them; None for all."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
 def picture_paths(dataset: Dataset) -> list[str]:
     """Where the pictures of a dataset lie, in its order."""
     return [image["path"] for image in dataset.cast_column("image", Image(decode=False))["image"]]

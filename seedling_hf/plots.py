@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 TRAIN_COLOR, EVAL_COLOR, INK = "#c8782c", "#1b6e4a", "#333333"
 LARGEST_MATRIX_WITH_COUNTS = 40
+SALIENCY_COLORS = "cool"  # of which seedlings and soil have nothing
+_SERIES = ("#1b6e4a", "#c8782c", "#3b6fb6", "#8c4a9e", "#b23a48", "#6b8e23", "#5f6b73", "#b8940b")
 
 
 def plot_curves(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
@@ -121,6 +123,130 @@ def plot_confusion_matrix(
     _save(figure, path)
 
 
+def plot_erf(scores: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+    """Draws effective receptive fields side by side, with the squares of the area ratios, and the ratios as lines.
+
+    Args:
+        scores: By model, (H, W) contribution scores, not negative.
+        rows: `model`, `threshold`, `side` and `area_ratio`.
+        path: PNG to write.
+    """
+    from matplotlib.patches import Rectangle
+
+    names = [*scores]
+    columns = min(4, len(names))
+    height = -(-len(names) // columns)
+    figure = _figure(3.3 * columns + 3.6, 3.5 * height + 0.4)
+    maps, lines = figure.subfigures(1, 2, width_ratios=[3.3 * columns, 3.6])
+    grid = maps.subplots(height, columns, squeeze=False).ravel()
+    for axes in grid[len(names) :]:
+        axes.set_visible(False)
+    axes_of_lines = lines.subplots()
+    for number, (name, axes) in enumerate(zip(names, grid, strict=False)):
+        scaled = np.log10(scores[name] + 1)
+        picture = axes.imshow(scaled / scaled.max(), cmap="YlGn", vmin=0, vmax=1, interpolation="nearest")
+        pixels = scores[name].shape[0]
+        own = sorted((row for row in rows if row["model"] == name), key=lambda row: row["threshold"])
+        for row in own:
+            start = pixels // 2 - row["side"] // 2 - 0.5
+            axes.add_patch(
+                Rectangle((start, start), row["side"], row["side"], fill=False, edgecolor=TRAIN_COLOR, linewidth=1.1)
+            )
+            if row["side"] > 0.12 * pixels:
+                axes.text(
+                    start + 0.012 * pixels, start + 0.015 * pixels, f"{row['threshold']:.0%}",
+                    ha="left", va="top", fontsize=6.5, color=INK,
+                )  # fmt: skip
+        axes.set(xlim=(-0.02 * pixels, 1.02 * pixels), ylim=(1.02 * pixels, -0.02 * pixels))
+        axes.set_title(name, fontsize=10, color=INK)
+        axes.set_xlabel(f"{pixels}×{pixels} pixels", fontsize=7, color=INK)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes_of_lines.plot(
+            [100 * row["threshold"] for row in own], [100 * row["area_ratio"] for row in own],
+            marker="o", markersize=4, color=_SERIES[number % len(_SERIES)], label=name,
+        )  # fmt: skip
+    maps.colorbar(picture, ax=list(grid), orientation="horizontal", shrink=0.4, aspect=40, pad=0.02).set_label(
+        "contribution, log10(score + 1), largest = 1", fontsize=7, color=INK
+    )
+    axes_of_lines.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, linestyle=":", label="all pixels alike")
+    axes_of_lines.set_title("Area that holds a share of the contribution", fontsize=9, color=INK)
+    axes_of_lines.set_xlabel("share of the contribution", fontsize=8)
+    axes_of_lines.set_xticks([100 * row["threshold"] for row in own])
+    axes_of_lines.xaxis.set_major_formatter("{x:g} %")
+    axes_of_lines.yaxis.set_major_formatter("{x:g} %")
+    axes_of_lines.tick_params(labelsize=8)
+    axes_of_lines.set(xlim=(8, 103), ylim=(0, 103))
+    axes_of_lines.legend(frameon=False, fontsize=7, loc="upper left")
+    _tidy(axes_of_lines)
+    _save(figure, path)
+
+
+def plot_saliency(
+    picture: Any, saliency: np.ndarray, overlay: Any, path: str | os.PathLike, *, title: str, subtitle: str = ""
+) -> None:
+    """Draws a picture, where the model looked, and both together.
+
+    Args:
+        picture: PIL image or (H, W, 3) of 8 bits.
+        saliency: (h, w) from 0 to 1.
+        overlay: As `picture`.
+        path: PNG to write.
+        title: The answer of the model.
+        subtitle: A second line.
+    """
+    figure = _figure(8.6, 3.3)
+    figure.suptitle(f"{title}\n{subtitle}".rstrip(), x=0.01, ha="left", fontsize=10, color=INK)
+    left, middle, right = figure.subplots(1, 3)
+    left.imshow(picture)
+    heat = middle.imshow(saliency, cmap=SALIENCY_COLORS, vmin=0, vmax=1, interpolation="bilinear")
+    right.imshow(overlay)
+    for axes, heading in ((left, "picture"), (middle, "Grad-CAM"), (right, "overlay")):
+        axes.set_title(heading, fontsize=8, color=INK)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    bar = figure.colorbar(heat, ax=[left, middle, right], shrink=0.75, aspect=25, pad=0.01, ticks=[0, 1])
+    bar.ax.set_yticklabels(["nothing", "most"], fontsize=7)
+    bar.outline.set_visible(False)
+    _save(figure, path)
+
+
+def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, guess: float) -> None:
+    """Draws the accuracy under each probe with its interval, beside the plain accuracy and an even guess.
+
+    Args:
+        rows: `title`, `group`, `accuracy` and `interval`; the first is the plain one.
+        path: PNG to write.
+        guess: Accuracy of an even guess.
+    """
+    figure = _figure(8.2, 0.27 * len(rows) + 1.3)
+    axes = figure.subplots()
+    groups = [*dict.fromkeys(row["group"] for row in rows)]
+    plain, place, places = rows[0], 0.0, []
+    for before, row in zip([None, *rows], rows, strict=False):
+        place += 1.0 if before is None or before["group"] == row["group"] else 1.5
+        places.append(place)
+    for place, row in zip(places, rows, strict=True):
+        low, high = row["interval"]
+        color = INK if row is plain else _SERIES[(groups.index(row["group"]) - 1) % len(_SERIES)]
+        axes.barh(place, 100 * row["accuracy"], height=0.72, color=color, alpha=0.75)
+        axes.plot([100 * low, 100 * high], [place, place], color=INK, linewidth=1.0)
+        axes.text(100 * high + 0.8, place, f"{100 * row['accuracy']:.1f}", va="center", fontsize=7, color=INK)
+    axes.axvline(100 * plain["accuracy"], color=INK, linewidth=0.8, linestyle=":", label="plain")
+    axes.axvline(100 * guess, color="#777777", linewidth=0.8, linestyle="--", label="an even guess")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside lower right", ncols=2)
+    axes.set_yticks(places, [row["title"] for row in rows], fontsize=8)
+    axes.set_ylim(places[-1] + 0.7, 0.3)
+    axes.set_xlim(0, 106)
+    axes.xaxis.set_major_formatter("{x:g} %")
+    axes.set_title(f"Accuracy on {plain['num_examples']:,} pictures, altered", loc="left", fontsize=10, color=INK)
+    _tidy(axes, axis="x")
+    axes.tick_params(axis="y", length=0)
+    _save(figure, path)
+
+
 def plot_contact_sheet(
     pictures: Sequence[Sequence[Any]],
     path: str | os.PathLike,
@@ -180,6 +306,12 @@ def _figure(width: float, height: float) -> "Figure":
 def _save(figure: "Figure", path: str | os.PathLike) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12)
+
+
+def _tidy(axes: "Axes", axis: str = "both") -> None:
+    axes.grid(color="#e6e6e6", linewidth=0.6, axis=axis)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _latest_by_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

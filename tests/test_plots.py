@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seedling_hf.plots import _smooth, plot_confusion_matrix, plot_curves
+from seedling_hf.plots import _smooth, plot_confusion_matrix, plot_curves, plot_erf, plot_probes, plot_saliency
 
 
 def training_line(step: int, loss: float) -> dict:
@@ -117,3 +117,48 @@ def test_plots_leave_the_global_state_of_matplotlib_alone(tmp_path):
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+def ring_of_scores(side: int) -> tuple[np.ndarray, list[dict]]:
+    scores = np.zeros((64, 64))
+    scores[32 - side // 2 : 33 + side // 2, 32 - side // 2 : 33 + side // 2] = 100.0
+    rows = [{"threshold": t, "side": side, "area_ratio": side**2 / 64**2} for t in (0.5, 0.99)]
+    return scores, rows
+
+
+def test_a_wide_receptive_field_has_more_green_than_a_narrow_one(tmp_path):
+    for side in (9, 41):
+        scores, rows = ring_of_scores(side)
+        plot_erf({"model": scores}, [{"model": "model", **row} for row in rows], tmp_path / f"{side}.png")
+    assert share_of_green(tmp_path / "41.png") > 3 * share_of_green(tmp_path / "9.png")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_receptive_fields_of_any_number_of_models_are_drawn(count, tmp_path):
+    scores, rows = ring_of_scores(21)
+    names = [f"model {i}" for i in range(count)]
+    plot_erf(dict.fromkeys(names, scores), [{"model": n, **row} for n in names for row in rows], tmp_path / "erf.png")
+    assert pixels(tmp_path / "erf.png").std() > 10
+
+
+def test_a_saliency_figure_has_picture_map_and_overlay(tmp_path):
+    picture = Image.new("RGB", (30, 30), (200, 120, 60))
+    plot_saliency(picture, np.zeros((4, 4)), picture, tmp_path / "s.png", title="Maize, 97.0%", subtitle="a.png")
+    shown = pixels(tmp_path / "s.png")
+    share = (np.abs(shown - (200, 120, 60)).max(-1) < 3).mean()
+    assert 0.35 < share < 0.75  # two of three panels
+
+
+def test_a_bar_is_as_long_as_the_accuracy_under_the_probe(tmp_path):
+    def row(group, accuracy):
+        return {
+            "title": group,
+            "group": group,
+            "accuracy": accuracy,
+            "interval": [accuracy, accuracy],
+            "num_examples": 9,
+        }
+
+    for accuracy in (0.2, 0.8):
+        plot_probes([row("plain", 0.9), row("shape", accuracy)], tmp_path / f"{accuracy}.png", guess=0.1)
+    assert share_of_green(tmp_path / "0.8.png") > 3 * share_of_green(tmp_path / "0.2.png")

@@ -18,6 +18,9 @@ COMMANDS = {
     "preview_augmentation": "draw what the training transforms do to the pictures",
     "push_to_hub": "send a model folder, or pushes that are waiting, to the Hub",
     "push_dataset": "publish a folder of seedlings with its split as a Hub data set",
+    "visualize_erf": "draw and measure the effective receptive fields of models",
+    "saliency": "show by Grad-CAM where a model looks",
+    "probe": "measure what a model relies on: shape or texture, plant or background, and what it bears",
     "benchmark": "time the large-kernel convolution and whole models",
 }
 

@@ -1,0 +1,116 @@
+"""`visualize_erf`: models and pictures go in, maps of their effective receptive fields and the area ratios come out."""
+
+import csv
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.commands.evaluate import check_writable_folder
+from seedling_hf.errors import InputError
+from seedling_hf.files import replacing
+
+PICTURES_THAT_SETTLE = 8
+
+
+@dataclass(kw_only=True)
+class ErfArguments(ArgumentGroup):
+    """Flags of `visualize_erf`."""
+
+    images: list[str] = field(metadata={"help": "pictures, or folders that are searched for pictures"})
+    output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz")
+    model_name_or_path: list[str] = field(
+        default_factory=list, metadata={"help": "model folders or Hub repositories, side by side"}
+    )
+    untrained: list[str] = field(
+        default_factory=list,
+        metadata={"help": "RepLKNets with random weights besides: nano, or with other kernels nano:3 or nano:7,7,7,5"},
+    )
+    trust_remote_code: bool = option(False, "run the Python code of those repositories; a RepLKNet needs none")
+    image_size: int = option(1024, "side to which pictures are squeezed, in pixels; the paper's is 1024")
+    max_samples: int = option(50, "use at most so many pictures, evenly from all; the paper uses 50")
+    seed: int = option(0, "seed of random weights")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model_name_or_path and not self.untrained:
+            raise InputError("expected --model_name_or_path or --untrained, found neither; name at least one model")
+        check_range(self, "image_size", least=32)
+        check_range(self, "max_samples", least=1)
+        check_writable_folder(Path(self.output_dir), "--output_dir")
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Models and pictures → gradients of the centre → maps and ratios."""
+    arguments = parse_arguments(
+        ErfArguments, argv, prog="visualize_erf",
+        description="Draws and measures effective receptive fields (arXiv 2203.06717, section 5).",
+    )  # fmt: skip
+
+    import numpy as np
+    from tqdm.auto import tqdm
+
+    from seedling_hf.dataset import choose_evenly, find_bad_pictures, list_images
+    from seedling_hf.erf import area_ratios, build_untrained, load_pictures, measure_erf, settle_batch_norms
+    from seedling_hf.plots import plot_erf
+    from seedling_hf.prediction import build_accelerator, build_model
+
+    files = choose_evenly(list(list_images(arguments.images)), arguments.max_samples)
+    if not files:
+        raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")
+    bad = list(find_bad_pictures(files))
+    if bad:
+        raise InputError(f"expected pictures that can be decoded, found {bad[0][0]} ({bad[0][1]}); remove it")
+    models = {
+        title: build_model(name, trust_remote_code=arguments.trust_remote_code)
+        for name, title in short_names(arguments.model_name_or_path).items()
+    }
+    untrained = {f"{name}, untrained": build_untrained(name, arguments.seed) for name in arguments.untrained}
+    device = build_accelerator("no").device
+
+    scores, rows = {}, []
+    for title, (model, image_processor) in (models | untrained).items():
+        model.to(device)
+        pictures = (picture.to(device) for picture in load_pictures(files, image_processor, arguments.image_size))
+        if title in untrained:
+            few = load_pictures(files[:PICTURES_THAT_SETTLE], image_processor, arguments.image_size)
+            settle_batch_norms(model, (picture.to(device) for picture in few))
+        bar = tqdm(pictures, title, total=len(files), unit="picture", leave=False, disable=not sys.stderr.isatty())
+        scores[title] = measure_erf(model, bar)
+        rows += [
+            {"model": title, "image_size": arguments.image_size, "num_images": len(files), **row}
+            for row in area_ratios(scores[title])
+        ]
+        model.cpu()
+
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "erf.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with replacing(folder / "erf.npz") as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **scores)
+    plot_erf(scores, rows, folder / "erf.png")
+    print(format_ratios(rows))
+    print(f"\nThe maps are in {folder}: look at {folder / 'erf.png'}.")
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each path, or all of it where that does not tell them apart."""
+    counts = Counter(Path(name).name for name in names)
+    return {name: Path(name).name if counts[Path(name).name] == 1 else name for name in names}
+
+
+def format_ratios(rows: Sequence[dict]) -> str:
+    """The table of area ratios for a terminal: a line a model, a column a threshold."""
+    thresholds = sorted({row["threshold"] for row in rows})
+    names = [*dict.fromkeys(row["model"] for row in rows)]
+    width = max(map(len, [*names, "share of the area that holds"]))
+    lines = [f"{'share of the area that holds':{width}}" + "".join(f"{f'{t:.0%}':>10}" for t in thresholds)]
+    for name in names:
+        ratios = {row["threshold"]: row["area_ratio"] for row in rows if row["model"] == name}
+        lines.append(f"{name:{width}}" + "".join(f"{ratios[t]:>10.1%}" for t in thresholds))
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""The last feature map of an image model, and the layer that gives it: what a look inside a network starts from."""
+
+import torch
+from torch import Tensor, nn
+
+from seedling_hf.errors import InputError
+
+SMALLEST_MAP = 4  # pixels a side, below which a map says little of where
+
+
+def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """The last map of a network before pooling, not yet normalised where the network does that last.
+
+    Args:
+        model: An image model of transformers whose `last_hidden_state` is a map (RepLKNet, ResNet, ConvNeXt,
+            EfficientNet, MobileNet and the like), with or without a head, or such a network of timm in transformers'
+            wrapper.
+        pixel_values: (N, C, H, W) pictures.
+
+    Returns:
+        (N, channels, h, w).
+
+    Raises:
+        InputError: for a model without such a map: tokens (ViT, Swin, DINOv2) or channels last (timm's Swin).
+    """
+    body = getattr(model, "base_model", model)
+    if hasattr(body, "forward_features"):  # timm's networks
+        features = body.forward_features(pixel_values)
+    else:
+        features = getattr(body(pixel_values), "last_hidden_state", None)
+    shape = tuple(features.shape) if isinstance(features, Tensor) else None
+    if shape is None or not _is_map(shape, tuple(pixel_values.shape)):
+        found = "no last_hidden_state" if shape is None else f"one of shape {shape}"
+        raise InputError(
+            f"expected a model whose last hidden state is a map (N, channels, height, width), found "
+            f"{type(body).__name__} with {found}; take a convolutional network, such as RepLKNet, ResNet or ConvNeXt"
+        )
+    return features
+
+
+@torch.no_grad()
+def map_layer(model: nn.Module, pixel_values: Tensor, stage: int | None = None) -> nn.Module:
+    """The last layer that gives a map of a resolution, for methods that hang themselves onto a layer.
+
+    Args:
+        model: As for `feature_map`.
+        pixel_values: (N, C, H, W) pictures, of which the first is run through the model.
+        stage: Which resolution: -1 the last and coarsest, -2 the one before, usually twice as fine; None for the last
+            of `SMALLEST_MAP` pixels a side or more.
+
+    Raises:
+        InputError: as `feature_map` does; for a map of one pixel, which shows no place; for a stage that is not there.
+    """
+    pixel_values = pixel_values[:1]
+    last = tuple(feature_map(model, pixel_values).shape[-2:])
+    layers: dict[tuple[int, ...], nn.Module] = {}
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor) and _is_map(tuple(output.shape), tuple(pixel_values.shape)):
+            layers[tuple(output.shape[-2:])] = module
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        model(pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # A pooled map is smaller than the last one.
+    sizes = sorted((size for size in layers if size[0] >= last[0] and size[1] >= last[1]), reverse=True)
+    if stage is None:
+        stage = next((-n for n, size in enumerate(sizes[::-1], 1) if min(size) >= SMALLEST_MAP), -len(sizes))
+    if not -len(sizes) <= stage <= -1:
+        raise InputError(f"expected a stage from -1 to -{len(sizes)}, found {stage}")
+    if sizes[stage] == (1, 1):
+        raise InputError(
+            f"expected pictures whose feature map has more than one pixel, found {tuple(pixel_values.shape[-2:])}; "
+            "give larger pictures, or the stage before"
+        )
+    return layers[sizes[stage]]
+
+
+def _is_map(shape: tuple[int, ...], pictures: tuple[int, ...]) -> bool:
+    """Whether `shape` is (N, channels, h, w) of pictures (N, C, H, W): the aspect ratio tells it from channels last."""
+    if len(shape) != 4 or shape[0] != pictures[0]:
+        return False
+    (height, width), (map_height, map_width) = pictures[-2:], shape[-2:]
+    return abs(map_height * width - map_width * height) <= max(height, width)
