@@ -12,7 +12,7 @@ FLOORS = {
     1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
         "optimization", "checkpointing", "signals", "plots", "outbox", "cards"},
     2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},
-    3: {"evaluation", "hub_pusher"},
+    3: {"evaluation", "hub_pusher", "export", "embedding"},
     4: {"training"},
     5: {"commands"},
 }  # fmt: skip
