@@ -11,6 +11,8 @@ COMMANDS = {
     "train": "train a RepLKNet on a folder of seedlings or a Hub data set",
     "evaluate": "report accuracy, F1 and confusions of a model on labelled pictures",
     "predict": "name the species of pictures, as CSV",
+    "export": "write a model as ONNX, in float32 and int8, or as a program of torch.export",
+    "embed": "write the features of pictures as Parquet, and find the pictures nearest to one",
     "convert_checkpoint": "turn the authors' .pth weights into a folder for from_pretrained",
     "describe_dataset": "count and measure pictures: classes, sizes, channel mean and std",
     "inspect_dataset": "find corrupt, doubled and odd pictures, as an HTML page and JSON",

@@ -1,0 +1,101 @@
+"""`embed`: pictures go in, their features come out as Parquet; or one picture goes in, and its nearest come out."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder
+from seedling_hf.errors import InputError
+
+
+@dataclass(kw_only=True)
+class EmbeddingArguments(ArgumentGroup):
+    _argument_group_name = "Embedding"
+
+    embeddings_file: str = option(MISSING, "Parquet file to write, or to search in")
+    images: list[str] = field(
+        default_factory=list, metadata={"help": "pictures, or folders that are searched for pictures, to write"}
+    )
+    normalize: bool = option(False, "give every embedding the length 1")
+    query: str | None = option(None, "picture whose nearest in the Parquet file are wanted")
+    top_k: int = option(5, "how many of them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "top_k", least=1)
+        if not (self.images or self.query):
+            raise InputError("expected --images to write embeddings of, or --query to search for, found neither")
+        if self.query is not None and not Path(self.query).is_file():
+            raise InputError(f"expected a picture as --query, found none at {self.query}")
+        if self.images:
+            if Path(self.embeddings_file).is_dir():
+                raise InputError(
+                    f"expected a file as --embeddings_file, found the folder {self.embeddings_file}; add a name.parquet"
+                )
+            check_writable_folder(Path(self.embeddings_file).parent, "--embeddings_file")
+
+
+@dataclass(kw_only=True)
+class EmbedArguments(InferenceArguments, EmbeddingArguments):
+    """All flags of `embed`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Pictures → features → Parquet; a picture → its nearest."""
+    arguments = parse_arguments(
+        EmbedArguments, argv, prog="embed", description="Writes features of pictures, and finds pictures alike."
+    )
+
+    from seedling_hf.dataset import list_images
+    from seedling_hf.embedding import (
+        check_embeddings,
+        embed_picture,
+        find_nearest,
+        format_nearest,
+        hash_weights,
+        write_embeddings,
+    )
+    from seedling_hf.prediction import build_accelerator, build_model
+
+    if arguments.images and next(list_images(arguments.images), None) is None:
+        raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")
+    if not arguments.images:
+        check_embeddings(arguments.embeddings_file)
+    accelerator = build_accelerator(arguments.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise InputError(f"expected one process, found {accelerator.num_processes}; start embed without torchrun")
+    model, image_processor = build_model(
+        arguments.model_name_or_path,
+        revision=arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+        merge=False,
+    )
+    weights_hash = hash_weights(model)
+    if not arguments.no_merge and hasattr(model, "fuse_batch_norms"):
+        model.fuse_batch_norms()
+    model.to(accelerator.device)
+
+    if arguments.images:
+        written, left_out = write_embeddings(
+            model,
+            image_processor,
+            arguments.images,
+            arguments.embeddings_file,
+            accelerator,
+            weights_hash=weights_hash,
+            batch_size=arguments.per_device_eval_batch_size,
+            num_workers=arguments.dataloader_num_workers,
+            normalize=arguments.normalize,
+            skip_bad_pictures=arguments.skip_bad_pictures,
+        )
+        print(f"{written:,} pictures embedded in {arguments.embeddings_file}")
+        if left_out:
+            lines = [f"{file}: {reason}" for file, reason in left_out]
+            print(f"left out, because they cannot be decoded: {len(lines):,}", *lines, sep="\n  ", file=sys.stderr)
+    if arguments.query:
+        check_embeddings(arguments.embeddings_file, weights_hash)
+        query = embed_picture(model, image_processor, arguments.query, accelerator)
+        print(format_nearest(find_nearest(arguments.embeddings_file, query, arguments.top_k)))
+    accelerator.end_training()

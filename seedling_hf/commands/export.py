@@ -1,0 +1,100 @@
+"""`export`: a model folder goes in, one file that runs without this package comes out, checked on real pictures."""
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.commands.evaluate import check_writable_folder
+from seedling_hf.errors import InputError
+
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+
+
+@dataclass(kw_only=True)
+class ExportArguments(ArgumentGroup):
+    """Flags of `export`."""
+
+    model_name_or_path: str = option(MISSING, "model folder that training wrote, or repository on the Hub")
+    model_revision: str | None = option(None, "branch, tag or commit of that repository")
+    trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
+    output_file: str = option(MISSING, "file to write, .onnx or .pt2; --int8 writes NAME.int8.onnx beside it")
+    format: str = option("onnx", "ONNX, or a program for torch.export.load", choices=[*SUFFIXES])
+    include_preprocessing: bool = option(False, "take uint8 (N, height, width, 3) and normalise inside the file")
+    images: list[str] = field(
+        default_factory=list,
+        metadata={"help": "pictures or folders to check the file on (default: those of --eval_dir or --train_dir)"},
+    )
+    max_check_samples: int = option(200, "check on at most so many of them")
+    tolerance: float = option(1e-4, "largest difference from PyTorch's logits that is let through")
+    int8: bool = option(False, "write the model in int8 too, its ranges found on pictures of --train_dir")
+    train_dir: str | None = option(None, "folder of training pictures, for --int8")
+    max_calibration_samples: int = option(256, "find the ranges of int8 on at most so many of them")
+    eval_dir: str | None = option(None, "class folders on which to tell the accuracy of PyTorch and of each file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "max_check_samples", least=1)
+        check_range(self, "max_calibration_samples", least=1)
+        check_range(self, "tolerance", above=0)
+        suffix = SUFFIXES[self.format]
+        if Path(self.output_file).suffix != suffix or Path(self.output_file).is_dir():
+            raise InputError(f"expected --output_file to be a file NAME{suffix}, found {self.output_file}")
+        if self.int8 and (self.format != "onnx" or self.train_dir is None):
+            found = f"--format {self.format}" if self.format != "onnx" else "none"
+            raise InputError(f"expected --train_dir and --format onnx for --int8, found {found}")
+        if not (self.images or self.eval_dir or self.train_dir):
+            raise InputError("expected pictures to check the file on, found none; name some by --images or --eval_dir")
+        check_writable_folder(Path(self.output_file).parent, "--output_file")
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Model → file → the same answers on real pictures → the file's place."""
+    arguments = parse_arguments(
+        ExportArguments, argv, prog="export", description="Writes a model as ONNX or torch.export, and checks it."
+    )
+    from seedling_hf import export
+
+    if arguments.format == "onnx":
+        export.check_packages()
+
+    from seedling_hf.dataset import load_folder
+    from seedling_hf.prediction import build_model
+
+    model, image_processor = build_model(
+        arguments.model_name_or_path, revision=arguments.model_revision, trust_remote_code=arguments.trust_remote_code
+    )
+    class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    labelled = load_folder(arguments.eval_dir, class_names=class_names) if arguments.eval_dir else None
+    rows = export.export_classifier(
+        model,
+        image_processor,
+        Path(arguments.output_file),
+        check_files=_pictures(
+            arguments.images or [arguments.eval_dir or arguments.train_dir], arguments.max_check_samples
+        ),
+        calibration_files=_pictures([arguments.train_dir], arguments.max_calibration_samples)
+        if arguments.int8
+        else None,
+        labelled=labelled,
+        include_preprocessing=arguments.include_preprocessing,
+        tolerance=arguments.tolerance,
+    )
+    print(export.format_rows(rows))
+    for row in rows:
+        if row["file"]:
+            print(f"{row['name']} is in {row['file']}")
+
+
+def _pictures(paths: Sequence[str], most: int) -> list[str]:
+    """At most so many pictures, spread evenly, all of which can be decoded."""
+    from seedling_hf.dataset import find_bad_pictures, list_images
+    from seedling_hf.export import take_evenly
+
+    files = list(list_images(paths))
+    if not files:
+        raise InputError(f"expected pictures in {', '.join(paths)}, found none; name another folder")
+    files = take_evenly(files, most)
+    for file, reason in find_bad_pictures(files):
+        raise InputError(f"expected pictures that can be decoded, found {file} ({reason}); remove it")
+    return files
