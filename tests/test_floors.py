@@ -8,9 +8,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
-    0: {"errors", "files", "replknet"},
+    0: {"errors", "files", "answers", "replknet"},
     1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
-        "optimization", "checkpointing", "signals", "plots", "outbox", "cards"},
+        "optimization", "checkpointing", "signals", "plots", "outbox", "cards", "journal", "ledger"},
     2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},
     3: {"evaluation", "hub_pusher"},
     4: {"training"},
