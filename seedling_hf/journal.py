@@ -128,8 +128,9 @@ class Claim:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = open(folder / "lock", "wb")  # noqa: SIM115  held until the process ends
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not flock, which the loader's workers would hold a while after a kill of this process.
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             self.file.close()
             raise InputError(
                 f"expected {folder} to be free, found another run at it; wait or name another file"

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_evaluate_predict_commands import flags, read_csv, run_on_two_processes
+from hub_client import Client, Process, wait_until
+from test_evaluate_predict_commands import flags, read_csv
 from test_evaluation import SPECIES, write_model
 
 from seedling_hf.commands import predict, run
 
 ROOT = Path(__file__).resolve().parents[1]
 # VmHWM and not ru_maxrss, which begins with that of the process that started this one.
+MODULES = ("seedling_hf.prediction", "seedling_hf.journal", "seedling_hf.ledger", "accelerate.utils", "tqdm.auto")
 PREDICT = """
 import sys
 from pathlib import Path
@@ -66,8 +68,14 @@ def many(linked) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(model_dir, many, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    assert finish(words(model_dir, many, folder / "answers.csv")).returncode == 0
-    return folder
+    finished = finish(folder, words(model_dir, many, folder / "out" / "answers.csv"))
+    assert finished.returncode == 0, finished.stdout
+    return folder / "out"
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
 
 
 def words(model_dir: Path, images: Path, output: Path, **further) -> list[str]:
@@ -77,25 +85,22 @@ def words(model_dir: Path, images: Path, output: Path, **further) -> list[str]:
     )  # fmt: skip
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
+def start(folder: Path, arguments: list[str]) -> Process:
+    """Starts the command with the modules loaded; what it says is kept in `folder`."""
+    return Client(None, folder / "home", token=None).start(PREDICT, *arguments, modules=MODULES)
+
+
+def finish(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess:
+    return start(folder, arguments).finish(timeout=500)
+
+
+def run_on_two(arguments: list[str]) -> subprocess.Popen:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "scripts/predict.py"]
     return subprocess.Popen(
-        [sys.executable, "-c", PREDICT, *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, *launch, *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-
-
-def finish(arguments: list[str]) -> subprocess.CompletedProcess:
-    process = start(arguments)
-    out, error = process.communicate(timeout=500)
-    return subprocess.CompletedProcess((), process.returncode, out, error)
-
-
-def wait_until(is_so: Callable[[], bool], process: subprocess.Popen, timeout: float = 60) -> None:
-    end = time.monotonic() + timeout
-    while not is_so():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def lines_in(path: Path) -> int:
@@ -117,49 +122,54 @@ def test_all_pictures_but_the_bad_ones_have_their_rows_in_order(uninterrupted, m
     assert len(contents(uninterrupted)) == 2, "nothing of the run's own is left"
 
 
-def test_a_killed_run_goes_on_to_the_very_same_files(model_dir, many, uninterrupted, tmp_path):
-    arguments = words(model_dir, many, tmp_path / "answers.csv", dataloader_num_workers=2)
-    part = tmp_path / "answers.csv.partial" / "answers-00000.jsonl"
-    process = start(arguments)
-    wait_until(lambda: lines_in(part) >= 40, process)
+def test_a_killed_run_goes_on_to_the_very_same_files(model_dir, many, uninterrupted, out, tmp_path):
+    arguments = words(model_dir, many, out / "answers.csv", dataloader_num_workers=2)
+    part = out / "answers.csv.partial" / "answers-00000.jsonl"
+    process = start(tmp_path, arguments)
+    wait_until(lambda: lines_in(part) >= 40 or process.status is not None)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert process.finish().returncode == -signal.SIGKILL
     assert 40 <= lines_in(part) < 300
-    assert not (tmp_path / "answers.csv").exists()
+    assert not (out / "answers.csv").exists()
     with open(part, "ab") as stream:
         stream.write(b'["half a li')
-    resumed = finish(arguments)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "going on after" in resumed.stderr
-    assert contents(tmp_path) == contents(uninterrupted)
+    resumed = finish(tmp_path, arguments)
+    assert resumed.returncode == 0, resumed.stdout
+    assert "going on after" in resumed.stdout
+    assert contents(out) == contents(uninterrupted)
 
 
-def test_two_processes_and_one_killed_of_them_give_the_files_of_one(model_dir, many, uninterrupted, tmp_path):
-    arguments = words(model_dir, many, tmp_path / "answers.csv")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "scripts/predict.py"]
-    process = subprocess.Popen(
-        [sys.executable, *launch, *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    parts = [tmp_path / "answers.csv.partial" / f"answers-{i:05d}.jsonl" for i in range(2)]
-    wait_until(lambda: all(lines_in(part) >= 12 for part in parts), process)
+def test_two_processes_give_the_very_same_files_as_one(model_dir, many, uninterrupted, out):
+    process = run_on_two(words(model_dir, many, out / "answers.csv"))
+    parts = [out / "answers.csv.partial" / f"answers-{i:05d}.jsonl" for i in range(2)]
+    wait_until(lambda: all(map(lines_in, parts)) or process.poll() is not None)
+    assert process.poll() is None, "both have answers before the run ends"
+    assert process.wait() == 0, process.stdout.read()
+    assert contents(out) == contents(uninterrupted)
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed_go_on_to_the_very_same_files(model_dir, many, uninterrupted, out):
+    process = run_on_two(words(model_dir, many, out / "answers.csv"))
+    parts = [out / "answers.csv.partial" / f"answers-{i:05d}.jsonl" for i in range(2)]
+    wait_until(lambda: all(lines_in(part) >= 12 for part in parts) or process.poll() is not None)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
-    resumed = run_on_two_processes("predict", arguments)
-    assert resumed.returncode == 0, resumed.stderr
-    assert contents(tmp_path) == contents(uninterrupted)
+    assert process.wait() != 0
+    assert not (out / "answers.csv").exists()
+    process = run_on_two(words(model_dir, many, out / "answers.csv"))
+    assert process.wait() == 0, process.stdout.read()
+    assert contents(out) == contents(uninterrupted)
 
 
-def test_a_run_that_gets_sigterm_says_how_to_go_on(model_dir, many, tmp_path):
-    process = start(words(model_dir, many, tmp_path / "answers.csv"))
-    wait_until(lambda: lines_in(tmp_path / "answers.csv.partial" / "answers-00000.jsonl") >= 8, process)
-    process.terminate()
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert "the same command goes on" in error
-    assert "Traceback" not in error
+def test_a_run_that_gets_sigterm_says_how_to_go_on(model_dir, many, out, tmp_path):
+    process = start(tmp_path, words(model_dir, many, out / "answers.csv"))
+    wait_until(lambda: lines_in(out / "answers.csv.partial" / "answers-00000.jsonl") or process.status is not None)
+    os.kill(process.id, signal.SIGTERM)
+    finished = process.finish()
+    assert finished.returncode == 75
+    assert "the same command goes on" in finished.stdout
+    assert "Traceback" not in finished.stdout
 
 
 def test_a_run_that_goes_on_with_other_arguments_is_refused(model_dir, many, tmp_path, capsys):
@@ -196,22 +206,18 @@ def test_bad_pictures_only_are_refused_and_nothing_is_left(model_dir, tmp_path, 
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def peak_memory_kb(model_dir: Path, images: Path, output: Path) -> int:
-    answer = finish(words(model_dir, images, output))
-    assert answer.returncode == 0, answer.stderr
+def peak_memory_kb(model_dir: Path, images: Path, folder: Path) -> int:
+    output = folder / f"{images.name}.csv"
+    finished = finish(folder, words(model_dir, images, output))
+    assert finished.returncode == 0, finished.stdout
     with open(output, newline="") as stream:
         assert sum(1 for _ in csv.reader(stream)) == 1 + 2 * sum(1 for _ in images.iterdir())
-    return int(answer.stdout.split()[-1])
+    return int(finished.stdout.split()[-1])
 
 
-def test_memory_for_2000_pictures_is_that_for_400(model_dir, linked, tmp_path):
-    few, most = (peak_memory_kb(model_dir, linked(count), tmp_path / f"{count}.csv") for count in (400, 2000))
-    assert most < 1.1 * few
-
-
-@pytest.mark.slow
-def test_memory_for_20000_pictures_is_that_for_400(model_dir, linked, tmp_path):
-    few, most = (peak_memory_kb(model_dir, linked(count), tmp_path / f"{count}.csv") for count in (400, 20000))
+@pytest.mark.parametrize("count", [2000, pytest.param(20000, marks=pytest.mark.slow)])
+def test_memory_for_many_pictures_is_that_for_400(model_dir, linked, tmp_path, count):
+    few, most = (peak_memory_kb(model_dir, linked(number), tmp_path) for number in (400, count))
     assert most < 1.1 * few
 
 
@@ -230,46 +236,47 @@ def drop(sample_dir: Path, folder: Path, number: int) -> Path:
     return folder / f"{number}.jpg"
 
 
-def watched(process: subprocess.Popen, output: Path, count: int) -> None:
-    wait_until(lambda: lines_in(output) >= count + 1, process)
+def wait_for_rows(process: Process, output: Path, count: int) -> None:
+    wait_until(lambda: lines_in(output) > count or process.status is not None)
+    assert process.status is None, process.read()
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_a_watched_folder_is_answered_as_pictures_come_until_a_signal(model_dir, sample_dir, inbox, tmp_path, ending):
-    output = tmp_path / "answers.csv"
-    arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=output, watch=True)
-    process = start(arguments)
-    watched(process, output, 1)
+def test_a_watched_folder_is_answered_as_pictures_come_until_a_signal(
+    model_dir, sample_dir, inbox, out, tmp_path, ending
+):
+    arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
+    process = start(tmp_path, arguments)
+    wait_for_rows(process, out / "answers.csv", 1)
     (inbox / "torn.jpg").write_bytes(b"no picture")
     os.utime(inbox / "torn.jpg", (1e9, 1e9))
     drop(sample_dir, inbox, 1)
-    watched(process, output, 2)
-    process.send_signal(ending)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
-    assert "Traceback" not in error
-    assert "torn.jpg" in error
-    assert [Path(row["file"]).name for row in read_csv(output.read_text())] == ["0.jpg", "1.jpg"]
-    assert [Path(row["file"]).name for row in read_csv((tmp_path / "answers.bad.csv").read_text())] == ["torn.jpg"]
+    wait_for_rows(process, out / "answers.csv", 2)
+    os.kill(process.id, ending)
+    finished = process.finish()
+    assert finished.returncode == 0, finished.stdout
+    assert "Traceback" not in finished.stdout
+    assert "torn.jpg" in finished.stdout
+    assert [Path(row["file"]).name for row in read_csv((out / "answers.csv").read_text())] == ["0.jpg", "1.jpg"]
+    assert [Path(row["file"]).name for row in read_csv((out / "answers.bad.csv").read_text())] == ["torn.jpg"]
 
 
-def test_a_killed_watch_goes_on_without_a_lost_or_doubled_row(model_dir, sample_dir, inbox, tmp_path):
-    output = tmp_path / "answers.csv"
-    arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=output, watch=True)
-    process = start(arguments)
-    watched(process, output, 1)
+def test_a_killed_watch_goes_on_without_a_lost_or_doubled_row(model_dir, sample_dir, inbox, out, tmp_path):
+    arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
+    process = start(tmp_path, arguments)
+    wait_for_rows(process, out / "answers.csv", 1)
     time.sleep(0.3)
     process.kill()
-    process.communicate()
-    with open(output, "a") as stream:
+    process.finish()
+    with open(out / "answers.csv", "a") as stream:
         stream.write(f"{inbox / '1.jpg'},Maize,0.9\n{inbox}/2.j")
     for number in (1, 2):
         drop(sample_dir, inbox, number)
-    process = start(arguments)
-    watched(process, output, 3)
-    process.terminate()
-    process.communicate(timeout=60)
-    rows = read_csv(output.read_text())
+    process = start(tmp_path, arguments)
+    wait_for_rows(process, out / "answers.csv", 3)
+    os.kill(process.id, signal.SIGTERM)
+    assert process.finish().returncode == 0
+    rows = read_csv((out / "answers.csv").read_text())
     assert [Path(row["file"]).name for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
     assert all(len(row["probability"]) == 8 for row in rows)
 

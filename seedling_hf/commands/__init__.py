@@ -10,7 +10,7 @@ from seedling_hf.errors import InputError
 COMMANDS = {
     "train": "train a RepLKNet on a folder of seedlings or a Hub data set",
     "evaluate": "report accuracy, F1 and confusions of a model on labelled pictures",
-    "predict": "name the species of pictures, as CSV",
+    "predict": "name the species of pictures, listed or watched, as CSV or JSON lines",
     "convert_checkpoint": "turn the authors' .pth weights into a folder for from_pretrained",
     "describe_dataset": "count and measure pictures: classes, sizes, channel mean and std",
     "make_split": "copy a class tree into train/ and val/ folders",
