@@ -11,8 +11,8 @@ FLOORS = {
     0: {"errors", "files", "answers", "replknet"},
     1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
         "optimization", "checkpointing", "signals", "plots", "outbox", "cards", "journal", "ledger"},
-    2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},
-    3: {"evaluation", "hub_pusher"},
+    2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "space", "benchmark"},
+    3: {"evaluation", "hub_pusher", "demo"},
     4: {"training"},
     5: {"commands"},
 }  # fmt: skip

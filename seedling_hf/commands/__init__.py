@@ -11,11 +11,13 @@ COMMANDS = {
     "train": "train a RepLKNet on a folder of seedlings or a Hub data set",
     "evaluate": "report accuracy, F1 and confusions of a model on labelled pictures",
     "predict": "name the species of pictures, listed or watched, as CSV or JSON lines",
+    "demo": "open a page that names the pictures dropped on it",
     "convert_checkpoint": "turn the authors' .pth weights into a folder for from_pretrained",
     "describe_dataset": "count and measure pictures: classes, sizes, channel mean and std",
     "make_split": "copy a class tree into train/ and val/ folders",
     "preview_augmentation": "draw what the training transforms do to the pictures",
     "push_to_hub": "send a model folder, or pushes that are waiting, to the Hub",
+    "push_space": "publish that page as a Space on the Hub",
     "push_dataset": "publish a folder of seedlings with its split as a Hub data set",
     "benchmark": "time the large-kernel convolution and whole models",
 }
