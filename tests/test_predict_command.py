@@ -78,10 +78,10 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def words(model_dir: Path, images: Path, output: Path, **further) -> list[str]:
+def words(model_dir: Path, images: Path, output: Path, batch_size: int = 4, **further) -> list[str]:
     return flags(
-        model_name_or_path=model_dir, images=[images], output_file=output, per_device_eval_batch_size=4, top_k=2,
-        threshold=0.5, skip_bad_pictures=True, **further,
+        model_name_or_path=model_dir, images=[images], output_file=output, per_device_eval_batch_size=batch_size,
+        top_k=2, threshold=0.5, skip_bad_pictures=True, **further,
     )  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def test_bad_pictures_only_are_refused_and_nothing_is_left(model_dir, tmp_path, 
 
 def peak_memory_kb(model_dir: Path, images: Path, folder: Path) -> int:
     output = folder / f"{images.name}.csv"
-    finished = finish(folder, words(model_dir, images, output))
+    finished = finish(folder, words(model_dir, images, output, batch_size=32))
     assert finished.returncode == 0, finished.stdout
     with open(output, newline="") as stream:
         assert sum(1 for _ in csv.reader(stream)) == 1 + 2 * sum(1 for _ in images.iterdir())
