@@ -10,12 +10,14 @@ import hashlib
 import logging
 import os
 import random
+import sqlite3
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -29,6 +31,7 @@ from seedling_hf.files import replacing
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 IMAGE_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
+MOST_NAMES_IN_MEMORY = 10_000
 LARGEST_ASPECT_RATIO = 100  # beyond it, scaling the shorter side up to the model's size takes gigabytes
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 HUB_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -227,11 +230,23 @@ def find_pictures(train_dir: str | os.PathLike) -> dict[str, list[tuple[Path, Ro
 
 
 def find_bad_pictures(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Decodes every picture and yields those that cannot be used, with the reason."""
-    paths = list(paths)
-    for path, reason in zip(paths, _check(paths), strict=True):
-        if reason is not None:
-            yield path, reason
+    """Decodes every picture and yields those that cannot be used, with the reason; never all paths in memory."""
+    for portion in _portions(paths, 1024):
+        for path, reason in zip(portion, _check(portion), strict=True):
+            if reason is not None:
+                yield path, reason
+
+
+def read_picture(path: Path) -> PILImage.Image:
+    """A picture from the disk, decoded whole and turned upright as its camera says.
+
+    Raises:
+        InputError: with the reason why it cannot be used.
+    """
+    try:
+        return _decode(path, in_full=True)
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+        raise InputError(_reason(error)) from error
 
 
 def write_split_csv(splits: DatasetDict, path: str | os.PathLike) -> None:
@@ -330,24 +345,41 @@ def _find_rows(root: Path) -> list[Row]:
 
 def _list_folder(folder: Path) -> list[str]:
     """The names in a folder in byte order, which for UTF-8 is Python's order of strings."""
+    return list(_names_in_order(folder))
+
+
+def _names_in_order(folder: Path) -> Iterator[str]:
+    """As `_list_folder`, with the names of a large folder sorted on the disk."""
     try:
-        names = sorted(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            names = (_check_utf8(entry.name, folder) for entry in entries)
+            first = list(islice(names, MOST_NAMES_IN_MEMORY))
+            if len(first) < MOST_NAMES_IN_MEMORY:
+                yield from sorted(first)
+                return
+            with closing(sqlite3.connect("")) as database:  # a temporary file, of which a few megabytes are in memory
+                database.execute("CREATE TABLE names (name TEXT)")
+                database.executemany("INSERT INTO names VALUES (?)", ((name,) for name in chain(first, names)))
+                del first
+                yield from (name for (name,) in database.execute("SELECT name FROM names ORDER BY name"))
     except OSError as error:
         found = {FileNotFoundError: "nothing there", NotADirectoryError: "a file there"}
         raise InputError(
             f"expected a folder that can be read at {folder}, found {found.get(type(error), error.strerror)}"
         ) from error
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"expected names in UTF-8 in {folder}, found {os.fsencode(name)!r}; rename it") from error
-    return names
+
+
+def _check_utf8(name: str, folder: Path) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"expected names in UTF-8 in {folder}, found {os.fsencode(name)!r}; rename it") from error
+    return name
 
 
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     above |= {os.path.realpath(folder)}
-    for name in _list_folder(folder):
+    for name in _names_in_order(folder):
         path = folder / name
         if name.startswith("."):
             continue
@@ -582,23 +614,36 @@ def _reason_it_is_bad(source: Path | bytes) -> str | None:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("expected PIL to refuse truncated pictures, found LOAD_TRUNCATED_IMAGES set")
     try:
-        if isinstance(source, Path) and source.exists() and not source.is_file():
-            return "no regular file"  # opening a pipe would wait for ever
-        with PILImage.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            width, height = image.size
-            if max(width, height) > LARGEST_ASPECT_RATIO * min(width, height):
-                return f"{width}×{height} pixels are too long and thin"
-            image.draft("RGB", (1, 1))  # a JPEG is read to its end all the same, several times quicker
-            image.load()
-            if image.mode not in IMAGE_MODES and not (image.mode == "I" and image.getextrema()[1] < 1 << 16):
-                return f"its pixels are neither of 8 nor of 16 bits but of PIL's mode {image.mode}"
-            if image.getexif().get(ExifTags.Base.Orientation) is not None:
-                ImageOps.exif_transpose(image)
-    except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning):
-        return f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels"
+        _decode(source, in_full=False)
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
-        return getattr(error, "strerror", None) or str(error).split(" '")[0].split(" <")[0] or type(error).__name__
+        return _reason(error)
     return None
+
+
+def _decode(source: Path | bytes, *, in_full: bool) -> PILImage.Image:
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise InputError("no regular file")  # opening a pipe would wait for ever
+    with PILImage.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        width, height = image.size
+        if width * height > PILImage.MAX_IMAGE_PIXELS:
+            raise PILImage.DecompressionBombError
+        if max(width, height) > LARGEST_ASPECT_RATIO * min(width, height):
+            raise InputError(f"{width}×{height} pixels are too long and thin")
+        if not in_full:
+            image.draft("RGB", (1, 1))  # a JPEG is read to its end all the same, several times quicker
+        image.load()
+        if image.mode not in IMAGE_MODES and not (image.mode == "I" and image.getextrema()[1] < 1 << 16):
+            raise InputError(f"its pixels are neither of 8 nor of 16 bits but of PIL's mode {image.mode}")
+        turned = image.getexif().get(ExifTags.Base.Orientation) is not None
+        return ImageOps.exif_transpose(image) if turned else image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning)):
+        return f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels"
+    return getattr(error, "strerror", None) or str(error).split(" '")[0].split(" <")[0] or type(error).__name__
 
 
 def _build(root: Path, rows: list[Row], class_names: Sequence[str]) -> Dataset:

@@ -167,7 +167,8 @@ def push(snapshot: Snapshot, *, tries: int = 1) -> str:
 def _push_once(snapshot: Snapshot) -> str:
     api, target = HfApi(), snapshot.target
     repo = {"repo_id": full_repo_id(api, target.repo_id), "repo_type": target.repo_type}
-    api.create_repo(**repo, private=target.private, exist_ok=True)
+    sdk = {"space_sdk": "gradio"} if target.repo_type == "space" else {}
+    api.create_repo(**repo, private=target.private, exist_ok=True, **sdk)
     if target.revision:
         api.create_branch(**repo, branch=target.revision, exist_ok=True)
     with_card, tries_left = True, COMMIT_TRIES
@@ -200,7 +201,7 @@ def _push_once(snapshot: Snapshot) -> str:
                 f"the files are on the Hub, but {target.tag} is the tag of {commit_of_tag[:8]} already; "
                 "push with another --hub_tag"
             )
-    folder = "datasets/" if target.repo_type == "dataset" else ""
+    folder = "" if target.repo_type == "model" else f"{target.repo_type}s/"
     return f"{api.endpoint}/{folder}{repo['repo_id']}/commit/{commit}"
 
 

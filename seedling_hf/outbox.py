@@ -44,7 +44,7 @@ class Target:
         private: Whether a new repository is made private; the Hub decides if None.
         revision: Branch, `main` if None.
         tag: Set on the commit, if any.
-        repo_type: `model` or `dataset`.
+        repo_type: `model`, `dataset` or `space`.
     """
 
     repo_id: str

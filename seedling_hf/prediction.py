@@ -1,7 +1,5 @@
 """A model and pictures in, logits out: each picture once, in order, on any number of processes."""
 
-import csv
-import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,15 +9,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from datasets import Dataset, Image
+from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
+from seedling_hf.answers import Answer
+from seedling_hf.dataset import read_picture
 from seedling_hf.errors import InputError
 from seedling_hf.transforms import build_eval_transform, to_rgb
 
@@ -208,12 +209,6 @@ def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Acceler
     return logits[order], index
 
 
-def unlabelled_dataset(files: Sequence[str]) -> Dataset:
-    """The columns `image`, `file` and `index` of pictures that have no label."""
-    columns = {"image": list(files), "file": list(files), "index": list(range(len(files)))}
-    return Dataset.from_dict(columns).cast_column("image", Image())
-
-
 def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[list[tuple[str, float]]]:
     """For each row of logits (N, C) the `top_k` most probable classes and their probabilities, the surest first."""
     ranked = logits.double().softmax(-1).topk(top_k)
@@ -223,26 +218,78 @@ def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> 
     ]
 
 
-def format_csv(files: Sequence[str], answers: Sequence[Sequence[tuple[str, float]]], output_format: str) -> str:
-    """Answers of `rank_species` as CSV: `csv` has file, species, probability; `kaggle` bare file names and species."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "species"] if output_format == "kaggle" else ["file", "species", "probability"])
-    for file, species in zip(files, answers, strict=True):
-        if output_format == "kaggle":
-            writer.writerow([Path(file).name, species[0][0]])
-        else:
-            writer.writerows([file, name, f"{probability:.6f}"] for name, probability in species)
-    return text.getvalue()
+class PictureLoader:
+    """Reads and prepares the pictures of a batch; one that cannot be used is a reason, and never an error.
+
+    Args:
+        image_processor: What the pictures go through.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor) -> None:
+        self.transform = build_eval_transform(image_processor)
+
+    def __call__(self, file: str) -> Tensor | str:
+        """`pixel_values` (C, H, W) of one picture, or the reason why there are none."""
+        try:
+            return self.transform(to_rgb(read_picture(Path(file))))
+        except InputError as error:
+            return str(error)
+        except Exception as error:  # a picture in a million must not cost the answers to the others
+            return str(error) or type(error).__name__
+
+    def collate(self, files: Sequence[str], pictures: Sequence[Tensor | str]) -> dict[str, Any]:
+        """`pixel_values` (N, C, H, W) of the usable ones (None if N = 0), and of all `file` and `reason`."""
+        usable = [picture for picture in pictures if not isinstance(picture, str)]
+        return {
+            "pixel_values": torch.stack(usable) if usable else None,
+            "file": list(files),
+            "reason": [picture if isinstance(picture, str) else None for picture in pictures],
+        }
 
 
-def format_table(files: Sequence[str], answers: Sequence[Sequence[tuple[str, float]]]) -> str:
-    """Answers of `rank_species` for a terminal, with a bar for each probability."""
-    file_width = max(map(len, files))
-    name_width = max(len(name) for species in answers for name, _ in species)
-    return "\n".join(
-        f"{file if rank == 0 else '':<{file_width}}  {name:<{name_width}}  {probability:6.1%}  "
-        f"{'█' * round(20 * probability)}".rstrip()
-        for file, species in zip(files, answers, strict=True)
-        for rank, (name, probability) in enumerate(species)
-    )
+class PictureBatches(TorchDataset):
+    """Whole batches by their numbers, from lists of files that are read when they are needed.
+
+    Args:
+        batches: Gives the files of a batch for its number.
+        load: Reads and prepares them.
+    """
+
+    def __init__(self, batches: Sequence[Sequence[str]], load: PictureLoader) -> None:
+        self.batches, self.load = batches, load
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        files = self.batches[number]
+        return self.load.collate(files, [self.load(file) for file in files])
+
+
+def build_picture_dataloader(
+    batches: Sequence[Sequence[str]], numbers: range, image_processor: BaseImageProcessor, *, num_workers: int
+) -> DataLoader:
+    """The batches `numbers`, in that order, from `num_workers` processes beside this one (0: from this one)."""
+    return DataLoader(
+        PictureBatches(batches, PictureLoader(image_processor)), sampler=numbers, batch_size=None,
+        num_workers=num_workers,
+    )  # fmt: skip
+
+
+def name_pictures(
+    model: torch.nn.Module,
+    batch: dict[str, Any],
+    accelerator: Accelerator,
+    class_names: Sequence[str],
+    top_k: int,
+) -> list[Answer]:
+    """The answers to a batch of `PictureLoader`, one a file; this process works alone."""
+    ranked = iter(())
+    if batch["pixel_values"] is not None:
+        with torch.inference_mode(), accelerator.autocast():
+            logits = model(pixel_values=batch["pixel_values"].to(accelerator.device)).logits.float()
+        ranked = iter(rank_species(logits.cpu(), class_names, top_k))
+    return [
+        Answer(file, next(ranked) if reason is None else [], reason)
+        for file, reason in zip(batch["file"], batch["reason"], strict=True)
+    ]

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.model_selection import train_test_split
 
+from seedling_hf import dataset
 from seedling_hf.dataset import (
     describe_splits,
     draw_validation,
@@ -26,6 +27,7 @@ from seedling_hf.dataset import (
     load_folders,
     load_splits,
     picture_paths,
+    read_picture,
     read_split_csv,
     write_split_csv,
 )
@@ -668,6 +670,31 @@ def test_pictures_are_listed_in_byte_order_without_strangers(tree):
     (tree / ".cache").mkdir()
     (tree / ".cache" / "a.jpg").write_bytes(b"")
     assert list(list_images([tree])) == sorted(tree.glob("[CM]*/[!.]*.jpg"))
+
+
+def test_a_folder_too_large_for_memory_is_listed_in_the_same_order(tree, monkeypatch):
+    (tree / "Maize" / "Ä.jpg").write_bytes(b"")
+    (tree / "Maize" / "\U0001f331.jpg").write_bytes(b"")
+    (tree / "Maize" / "\uff21.jpg").write_bytes(b"")
+    expected = list(list_images([tree]))
+    monkeypatch.setattr(dataset, "MOST_NAMES_IN_MEMORY", 2)
+    assert list(list_images([tree])) == expected == sorted(expected)
+
+
+def test_a_picture_is_read_upright(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(tmp_path / "a.jpg").size == (4, 8)
+
+
+def test_a_picture_that_cannot_be_read_says_what_the_search_for_bad_ones_says(tree):
+    bad = sorted(tree.glob("*/*"))[1]
+    bad.write_bytes(bad.read_bytes()[:500])
+    ((_, reason),) = find_bad_pictures([bad])
+    with pytest.raises(InputError) as error:
+        read_picture(bad)
+    assert str(error.value) == reason
 
 
 def test_a_file_is_listed_whatever_it_is_called(tmp_path):

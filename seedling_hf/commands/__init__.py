@@ -10,7 +10,11 @@ from seedling_hf.errors import InputError
 COMMANDS = {
     "train": "train a RepLKNet on a folder of seedlings or a Hub data set",
     "evaluate": "report accuracy, F1 and confusions of a model on labelled pictures",
-    "predict": "name the species of pictures, as CSV",
+    "predict": "name the species of pictures, listed or watched, as CSV or JSON lines",
+    "demo": "open a page that names the pictures dropped on it",
+    "saliency": "show by Grad-CAM where a model looks",
+    "visualize_erf": "draw and measure the effective receptive fields of models",
+    "probe": "measure what a model relies on: shape or texture, plant or background, and what it bears",
     "export": "write a model as ONNX, in float32 and int8, or as a program of torch.export",
     "embed": "write the features of pictures as Parquet, and find the pictures nearest to one",
     "convert_checkpoint": "turn the authors' .pth weights into a folder for from_pretrained",
@@ -19,10 +23,8 @@ COMMANDS = {
     "make_split": "copy a class tree into train/ and val/ folders",
     "preview_augmentation": "draw what the training transforms do to the pictures",
     "push_to_hub": "send a model folder, or pushes that are waiting, to the Hub",
+    "push_space": "publish that page as a Space on the Hub",
     "push_dataset": "publish a folder of seedlings with its split as a Hub data set",
-    "visualize_erf": "draw and measure the effective receptive fields of models",
-    "saliency": "show by Grad-CAM where a model looks",
-    "probe": "measure what a model relies on: shape or texture, plant or background, and what it bears",
     "benchmark": "time the large-kernel convolution and whole models",
 }
 

@@ -1,18 +1,33 @@
-"""`predict`: a model folder and pictures go in, the species of each comes out as CSV."""
+"""`predict`: a model folder and pictures go in, the species of each comes out as CSV or JSON lines."""
 
+import contextlib
+import csv
+import hashlib
+import os
+import shutil
 import sys
-from collections import Counter
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.answers import FORMATS, Answer, AnswerWriter, format_of, format_table, open_text
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder
 from seedling_hf.errors import InputError
-from seedling_hf.files import write_text
+from seedling_hf.files import replacing
 
 LONGEST_TABLE = 20
 MOST_FILES_NAMED = 5
+MOST_BAD_FILES_LISTED = 100
+SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_LOOKS = 1.0
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -20,19 +35,33 @@ class PredictionArguments(ArgumentGroup):
     _argument_group_name = "Prediction"
 
     images: list[str] = field(metadata={"help": "pictures, or folders that are searched for pictures"})
-    output_file: str | None = option(None, "CSV to write; without it the answers go to the terminal")
-    output_format: str = option(
-        "csv",
-        "columns file,species,probability, or Kaggle's file,species with bare file names",
-        choices=["csv", "kaggle"],
+    output_file: str | None = option(
+        None, "file to write; without it the answers go to the terminal; a run that is killed goes on with it"
     )
-    top_k: int = option(1, "species to name for each picture, a row each, the most probable first")
+    output_format: str | None = option(
+        None,
+        "csv: columns file,species,probability; jsonl: an object a picture; kaggle: file,species with bare file names "
+        "(default: by the suffix of the file, else csv)",
+        choices=list(FORMATS),
+        aliases=["--format"],
+    )
+    top_k: int = option(1, "species to name for each picture, the most probable first")
+    threshold: float | None = option(None, "probability below which an answer is marked as not sure")
+    watch: bool = option(False, "go on with pictures that come into the folders, until SIGINT or SIGTERM")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.output_format = self.output_format or format_of(self.output_file)
         if self.top_k < 1 or (self.output_format == "kaggle" and self.top_k > 1):
             most = "1, which is all that Kaggle takes" if self.output_format == "kaggle" else "1 or more"
             raise InputError(f"expected --top_k of {most}, found {self.top_k}")
+        check_range(self, "threshold", least=0, most=1)
+        if self.output_format == "kaggle":
+            for name in ("threshold", "watch"):
+                if getattr(self, name) not in (None, False):
+                    raise InputError(f"expected no --{name} for Kaggle's file, found it; use csv or jsonl")
+        if self.watch and not any(Path(path).is_dir() for path in self.images):
+            raise InputError(f"expected a folder to --watch, found {', '.join(self.images)}; name one")
         if self.output_file is not None:
             if Path(self.output_file).is_dir():
                 raise InputError(
@@ -47,31 +76,20 @@ class PredictArguments(InferenceArguments, PredictionArguments):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model and pictures → answers → CSV."""
+    """Model and pictures → answers → a file."""
     arguments = parse_arguments(
-        PredictArguments, argv, prog="predict", description="Names the species of pictures, as CSV."
+        PredictArguments, argv, prog="predict", description="Names the species of pictures, as CSV or JSON lines."
     )
 
-    from accelerate.utils import gather_object
+    from accelerate.utils import InitProcessGroupKwargs
 
-    from seedling_hf.dataset import find_bad_pictures, list_images
-    from seedling_hf.prediction import (
-        build_accelerator,
-        build_dataloader,
-        build_model,
-        format_csv,
-        format_table,
-        predict,
-        rank_species,
-        unlabelled_dataset,
-    )
+    from seedling_hf.prediction import build_accelerator, build_model
 
-    files = [str(file) for file in list_images(arguments.images)]
-    if not files:
-        raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")
-    if arguments.output_format == "kaggle":
-        _refuse_equal_names(files)
-    accelerator = build_accelerator(arguments.mixed_precision)
+    # Processes wait for each other at the end only, and one may have the larger pictures.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
+    accelerator = build_accelerator(arguments.mixed_precision, kwargs_handlers=[patience])
+    if arguments.watch and accelerator.num_processes > 1:
+        raise InputError(f"expected one process for --watch, found {accelerator.num_processes}; start it by itself")
     model, image_processor = build_model(
         arguments.model_name_or_path,
         revision=arguments.model_revision,
@@ -81,54 +99,292 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if arguments.top_k > len(class_names):
         raise InputError(f"expected --top_k of at most the model's {len(class_names)} species, found {arguments.top_k}")
-    share = files[accelerator.process_index :: accelerator.num_processes]
-    bad = sorted((str(file), reason) for file, reason in gather_object(list(find_bad_pictures(map(Path, share)))))
-    if bad and not arguments.skip_bad_pictures:
-        named = ", ".join(f"{file} ({reason})" for file, reason in bad[:MOST_FILES_NAMED])
-        raise InputError(
-            f"expected pictures that can be decoded, found {len(bad):,} of {len(files):,} that cannot: {named}"
-            f"{' …' if len(bad) > MOST_FILES_NAMED else ''}; remove them, or leave them out by --skip_bad_pictures"
-        )
-    left_out = {file for file, _ in bad}
-    files = [file for file in files if file not in left_out]
-    if not files:
-        raise InputError(f"expected at least one picture that can be decoded, found none among {len(bad):,}")
-
-    dataloader = build_dataloader(
-        unlabelled_dataset(files),
-        image_processor,
-        accelerator,
-        batch_size=arguments.per_device_eval_batch_size,
-        num_workers=arguments.dataloader_num_workers,
-    )
-    logits, _ = predict(model.to(accelerator.device), dataloader, accelerator)
-    answers = rank_species(logits, class_names, arguments.top_k)
-
-    if accelerator.is_main_process:
-        text = format_csv(files, answers, arguments.output_format)
-        if arguments.output_file:
-            _write_whole(text, Path(arguments.output_file))
-        if len(files) <= LONGEST_TABLE and (arguments.output_file or sys.stdout.isatty()):
-            print(format_table(files, answers))
-        elif not arguments.output_file:
-            print(text, end="")
-        if arguments.output_file:
-            print(f"{len(files):,} pictures named in {arguments.output_file}")
-        if bad:
-            lines = [f"{file}: {reason}" for file, reason in bad]
-            print(f"left out, because they cannot be decoded: {len(bad):,}", *lines, sep="\n  ", file=sys.stderr)
+    model.to(accelerator.device)
+    predict = _predict_watched if arguments.watch else _predict_listed
+    code = predict(arguments, accelerator, model, image_processor, class_names)
     accelerator.end_training()
+    return code
 
 
-def _refuse_equal_names(files: list[str]) -> None:
-    names = Counter(Path(file).name for file in files)
-    name, count = names.most_common(1)[0]
-    if count > 1:
-        raise InputError(
-            f"expected file names that differ for Kaggle, found {count} named {name}; name one folder only"
+def _predict_listed(
+    arguments: PredictArguments, accelerator: Any, model: Any, image_processor: Any, class_names: list[str]
+) -> int | None:
+    """List on the disk → the share of each process → one file."""
+    from seedling_hf.dataset import list_images
+    from seedling_hf.journal import Claim, Journal, Part, discard, find_equal_name, prepare
+    from seedling_hf.prediction import build_picture_dataloader, name_pictures
+    from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
+
+    def open_journal() -> Path:
+        if arguments.output_file:
+            folder = Path(f"{arguments.output_file}.partial")
+            cleanup.callback(partial(_remove_if_empty, folder))
+        else:
+            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
+        claim = Claim(folder)
+        cleanup.callback(claim.release)
+        if next(list_images(arguments.images), None) is None:
+            raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")
+        if arguments.output_format == "kaggle" and (name := find_equal_name(map(str, list_images(arguments.images)))):
+            raise InputError(
+                f"expected file names that differ for Kaggle, found two pictures named {name}; name one folder only"
+            )
+        prepare(
+            folder,
+            map(str, list_images(arguments.images)),
+            identity=_identity(arguments),
+            batch_size=arguments.per_device_eval_batch_size,
+            num_parts=accelerator.num_processes,
         )
+        return folder
+
+    def finish() -> None:
+        none = _none_named(journal)
+        if not none:
+            _write_and_show(arguments, journal)
+        discard(journal.folder)
+        (journal.folder / "lock").unlink(missing_ok=True)
+        if none:
+            raise InputError(none)
+
+    with contextlib.ExitStack() as cleanup:
+        journal = Journal(_on_main_process(accelerator, open_journal))
+        share = journal.share(accelerator.process_index)
+        with Part(journal, accelerator.process_index) as part:
+            if not (arguments.skip_bad_pictures or journal.checked):
+                _refuse_bad_pictures(journal, part.remaining, accelerator)
+            total = journal.size(share)
+            done = total - journal.size(part.remaining)
+            if done and accelerator.is_main_process:
+                print(f"going on after {done:,} of {total:,} pictures", file=sys.stderr)
+            dataloader = build_picture_dataloader(
+                journal, part.remaining, image_processor, num_workers=arguments.dataloader_num_workers
+            )
+            # Without an output file there is nothing to go on with.
+            stopping = StopSignal() if arguments.output_file else contextlib.nullcontext()
+            with stopping as stop, _Progress(done, total, quiet=not accelerator.is_main_process) as progress:
+                for batch in dataloader:
+                    part.append(name_pictures(model, batch, accelerator, class_names, arguments.top_k))
+                    progress.update(len(batch["file"]))
+                    if stop and stop.received:
+                        print(f"stopped after {progress.done:,} of {total:,} pictures; the same command goes on",
+                              file=sys.stderr)  # fmt: skip
+                        return RESUMABLE_EXIT_CODE
+        accelerator.wait_for_everyone()
+        _on_main_process(accelerator, finish)
 
 
-def _write_whole(text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+def _predict_watched(
+    arguments: PredictArguments, accelerator: Any, model: Any, image_processor: Any, class_names: list[str]
+) -> int | None:
+    """Look → answer what is new → wait, until a signal comes."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from seedling_hf.dataset import list_images
+    from seedling_hf.ledger import Ledger
+    from seedling_hf.prediction import PictureLoader, name_pictures
+    from seedling_hf.signals import StopSignal
+
+    load = PictureLoader(image_processor)
+    path = Path(arguments.output_file) if arguments.output_file else None
+    ledger_path = Path(f"{path}.watched") if path else ""
+    if path and path.exists() and not ledger_path.exists():
+        raise InputError(f"expected a new --output_file, or one that --watch has made, found {path}; name another")
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        ledger = opened.enter_context(Ledger(ledger_path, _identity(arguments)))
+        pool = opened.enter_context(ThreadPoolExecutor(max(arguments.dataloader_num_workers, 1)))
+        stream = opened.enter_context(open_text(path, "a")) if path else sys.stdout
+        stop = opened.enter_context(StopSignal())
+        writer = AnswerWriter(stream, arguments.output_format, arguments.threshold)
+        if path:
+            stream.truncate(ledger.length)
+        if ledger.length == 0:
+            writer.write_heading()
+        print(f"watching {', '.join(arguments.images)}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        complaint = None
+        while not stop.received:
+            started = time.monotonic()
+            try:
+                new = ledger.new(list_images(arguments.images))
+                while not stop.received and (files := list(islice(new, arguments.per_device_eval_batch_size))):
+                    batch = load.collate(files, list(pool.map(load, files)))
+                    answers = name_pictures(model, batch, accelerator, class_names, arguments.top_k)
+                    for answer in answers:
+                        writer.write(answer)
+                    stream.flush()
+                    ledger.enter(answers, path.stat().st_size if path else 1)
+            except InputError as error:  # a folder may be gone for a while
+                if complaint != str(error):
+                    complaint = str(error)
+                    print(f"warning: {complaint}", file=sys.stderr, flush=True)
+            # A look at a large folder takes a while: it should not take all the time.
+            _wait(max(SECONDS_BETWEEN_LOOKS, 5 * (time.monotonic() - started)), stop)
+        if path:
+            _write_bad(path, ledger.bad())
+            print(f"{ledger.count:,} pictures named in {path}", file=sys.stderr)
+        _list_bad(ledger.bad(), path)
+
+
+def _on_main_process(accelerator: Any, work: Callable[[], T]) -> T:
+    """What the main process makes, on all of them; a mistake of the user's is everybody's."""
+    from accelerate.utils import broadcast_object_list
+
+    result: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = work()
+        except InputError as error:
+            result[1] = str(error)
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise InputError(result[1])
+    return result[0]
+
+
+def _identity(arguments: PredictArguments) -> dict[str, Any]:
+    """What the answers depend on: flags, and the files of a model folder."""
+    folder = Path(arguments.model_name_or_path)
+    files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return {
+        "--images": [os.path.abspath(path) for path in arguments.images],
+        "--model_name_or_path": str(folder.resolve()) if files else arguments.model_name_or_path,
+        "--model_revision": arguments.model_revision,
+        "the model's files, by a checksum,": hashlib.sha1(repr(stamps).encode()).hexdigest()[:8],
+        "--mixed_precision": arguments.mixed_precision,
+        "--no_merge": arguments.no_merge,
+        "--top_k": arguments.top_k,
+        "--threshold": arguments.threshold,
+        "--output_format": arguments.output_format,
+    }
+
+
+def _refuse_bad_pictures(journal: Any, batches: range, accelerator: Any) -> None:
+    from accelerate.utils import gather_object
+
+    from seedling_hf.dataset import find_bad_pictures
+
+    bad = find_bad_pictures(Path(file) for number in batches for file in journal[number])
+    named = [f"{file} ({reason})" for file, reason in islice(bad, MOST_FILES_NAMED)]
+    found = gather_object([(len(named) + sum(1 for _ in bad), named)])
+    count, named = sum(number for number, _ in found), sorted(name for _, names in found for name in names)
+    if count:
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            from seedling_hf.journal import discard
+
+            discard(journal.folder)
+        raise InputError(
+            f"expected pictures that can be decoded, found {count:,} of {journal.num_pictures:,} that cannot: "
+            f"{', '.join(named[:MOST_FILES_NAMED])}{' …' if count > MOST_FILES_NAMED else ''}; remove them, or leave "
+            "them out by --skip_bad_pictures"
+        )
+    if accelerator.is_main_process:
+        journal.mark_checked()
+
+
+def _none_named(journal: Any) -> str | None:
+    """What to say if not one picture has an answer."""
+    if any(answer.reason is None for answer in journal.answers()):
+        return None
+    first = next(journal.answers())
+    return (
+        f"expected at least one picture that can be decoded, found none among {journal.num_pictures:,}, such as "
+        f"{first.file} ({first.reason}); name another folder"
+    )
+
+
+def _write_and_show(arguments: PredictArguments, journal: Any) -> None:
+    path = Path(arguments.output_file) if arguments.output_file else None
+    if path:
+        with replacing(path) as temporary, open_text(temporary) as stream:
+            _write(stream, arguments, journal)
+        _write_bad(path, _bad(journal))
+    if journal.num_pictures <= LONGEST_TABLE and (path or sys.stdout.isatty()):
+        print(format_table(list(journal.answers()), arguments.threshold))
+    elif not path:
+        _write(sys.stdout, arguments, journal)
+    if path:
+        count = sum(answer.reason is None for answer in journal.answers())
+        print(f"{count:,} pictures named in {path}")
+    _list_bad(_bad(journal), path)
+
+
+def _write(stream: Any, arguments: PredictArguments, journal: Any) -> None:
+    writer = AnswerWriter(stream, arguments.output_format, arguments.threshold)
+    writer.write_heading()
+    for answer in journal.answers():
+        writer.write(answer)
+
+
+def _bad(journal: Any) -> Iterator[Answer]:
+    return (answer for answer in journal.answers() if answer.reason is not None)
+
+
+def _bad_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.bad.csv")
+
+
+def _write_bad(path: Path, bad: Iterator[Answer]) -> None:
+    """Writes the list of bad files beside the output, or removes that of a former run."""
+    first = next(bad, None)
+    if first is None:
+        _bad_path(path).unlink(missing_ok=True)
+        return
+    with replacing(_bad_path(path)) as temporary, open_text(temporary) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["file", "reason"])
+        writer.writerow([first.file, first.reason])
+        writer.writerows([answer.file, answer.reason] for answer in bad)
+
+
+def _list_bad(bad: Iterator[Answer], path: Path | None) -> None:
+    listed = list(islice(bad, MOST_BAD_FILES_LISTED))
+    if not listed:
+        return
+    more = sum(1 for _ in bad)
+    lines = [f"{answer.file}: {answer.reason}" for answer in listed]
+    if more:
+        lines.append(f"and {more:,} more")
+    if path:
+        lines.append(f"all of them are in {_bad_path(path)}")
+    heading = f"left out, because they cannot be decoded: {len(listed) + more:,}"
+    print(heading, *lines, sep="\n  ", file=sys.stderr)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.exists() and {path.name for path in folder.iterdir()} <= {"lock"}:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(seconds: float, stop: Any) -> None:
+    end = time.monotonic() + seconds
+    while not stop.received and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, done: int, total: int, *, quiet: bool) -> None:
+        from tqdm.auto import tqdm
+
+        self.done, self.total = done, total
+        self.with_lines = not quiet and not sys.stderr.isatty()
+        self.bar = tqdm(initial=done, total=total, unit="picture", leave=False, disable=quiet or self.with_lines)
+        self.line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def update(self, count: int) -> None:
+        self.done += count
+        self.bar.update(count)
+        if self.with_lines and time.monotonic() > self.line_due:
+            self.line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+            print(f"{self.done:,} of {self.total:,} pictures", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()

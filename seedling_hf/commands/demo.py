@@ -1,0 +1,58 @@
+"""`demo`: a page in the browser that names the pictures that are dropped on it."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.errors import InputError
+
+
+@dataclass(kw_only=True)
+class DemoArguments(ArgumentGroup):
+    model_name_or_path: str = option(MISSING, "model folder that training wrote, or repository on the Hub")
+    model_revision: str | None = option(None, "branch, tag or commit of that repository")
+    trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
+    threshold: float = option(0.5, "probability below which the answer is that the model is not sure")
+    top_k: int = option(5, "species to show")
+    host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
+    port: int | None = option(None, "port to serve (default: the first free one from 7860)")
+    open_browser: bool = option(False, "open the page in this machine's browser")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "threshold", least=0, most=1)
+        check_range(self, "top_k", least=1)
+        check_range(self, "port", least=1, most=65535)
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Model → page, until Ctrl-C."""
+    arguments = parse_arguments(
+        DemoArguments, argv, prog="demo", description="Opens a page that names the pictures dropped on it."
+    )
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError('expected gradio for the page, found none; install it by pip install "seedling-hf[demo]"')
+
+    from seedling_hf.demo import build_demo, launch
+
+    page = build_demo(
+        arguments.model_name_or_path,
+        revision=arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+        threshold=arguments.threshold,
+        top_k=arguments.top_k,
+    )
+    try:
+        launch(
+            page,
+            server_name=arguments.host,
+            server_port=arguments.port,
+            inbrowser=arguments.open_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except OSError as error:
+        raise InputError(f"expected a free port at {arguments.host}, found: {error}; change --port") from error
+    print(f"The page is at {page.local_url}; Ctrl-C ends it.", flush=True)
+    page.block_thread()

@@ -1,0 +1,71 @@
+"""`push_space`: the page of `demo` becomes a Space on the Hub."""
+
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.errors import InputError
+from seedling_hf.outbox import Snapshot, Target, parse_hub_name
+
+
+@dataclass(kw_only=True)
+class PushSpaceArguments(ArgumentGroup):
+    model_name_or_path: str = option(MISSING, "repository of the model on the Hub, or a model folder to put inside")
+    model_revision: str | None = option(None, "branch, tag or commit of that repository")
+    hub_space_id: str = option(MISSING, "the Space, user/name")
+    hub_private_repo: bool | None = option(None, "make a new Space private")
+    threshold: float = option(0.5, "probability below which the answer is that the model is not sure")
+    title: str = option("Which seedling is it?", "title of the Space")
+    dry_run: bool = option(False, "only list what would be pushed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "threshold", least=0, most=1)
+        is_folder = (Path(self.model_name_or_path) / "config.json").is_file()
+        if not is_folder and parse_hub_name(self.model_name_or_path) is None:
+            raise InputError(
+                f"expected a repository user/name or a model folder with a config.json, found "
+                f"{self.model_name_or_path}; give one of them as --model_name_or_path"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """App, requirements, card and code → one commit of a Space."""
+    arguments = parse_arguments(
+        PushSpaceArguments, argv, prog="push_space", description="Publishes the page of demo as a Space on the Hub."
+    )
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError(
+            'expected gradio, whose version the Space gets, found none; install it by pip install "seedling-hf[demo]"'
+        )
+
+    from seedling_hf.hub import explain, limit_waiting, push, require_login
+    from seedling_hf.space import write_space
+
+    with tempfile.TemporaryDirectory(prefix="space-") as folder:
+        files = write_space(
+            Path(folder),
+            arguments.model_name_or_path,
+            revision=arguments.model_revision,
+            threshold=arguments.threshold,
+            title=arguments.title,
+        )
+        target = Target(arguments.hub_space_id, "Push the page", private=arguments.hub_private_repo, repo_type="space")
+        snapshot = Snapshot(files, target)
+        print(f"{len(files)} files, {snapshot.num_bytes / 1e6:.1f} MB, to the Space {target.repo_id}")
+        if arguments.dry_run:
+            print("\n".join(f"  {name}" for name in files))
+            return 0
+        require_login()
+        limit_waiting()
+        try:
+            address = push(snapshot, tries=3)
+        except Exception as error:
+            reason, in_vain = explain(error)
+            print(f"error: {reason}{'' if in_vain else '; run this command again to go on'}", file=sys.stderr)
+            return 1
+        print(f"The Hub has it: {address}")

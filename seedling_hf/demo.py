@@ -1,0 +1,150 @@
+"""A page in the browser: drop a picture, and see its species, how sure that is, and what the model looked at."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+import torch
+from PIL import Image
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from seedling_hf.dataset import read_picture
+from seedling_hf.errors import InputError
+from seedling_hf.prediction import build_model, rank_species
+from seedling_hf.transforms import build_eval_transform, to_rgb
+
+OVERLAY_SIDE = 384
+CACHE_SECONDS = 3600
+# Of the system, for the fonts of gradio's own themes come from another site.
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+
+
+class Verdict(NamedTuple):
+    """What the page shows of a picture: a sentence, a probability for each species, and the picture with the map."""
+
+    sentence: str
+    probabilities: dict[str, float] | None
+    overlay: Image.Image | None
+
+
+class Demo:
+    """Answers one picture after another.
+
+    Args:
+        model: A classifier in evaluation mode.
+        image_processor: What its pictures go through.
+        threshold: Probability below which the answer is "not sure".
+    """
+
+    def __init__(self, model: PreTrainedModel, image_processor: BaseImageProcessor, threshold: float) -> None:
+        self.model, self.image_processor, self.threshold = model, image_processor, threshold
+        self.transform = build_eval_transform(image_processor)
+        self.class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+    def __call__(self, path: str | None) -> Verdict:
+        """What is to be said of a file; one that is no picture gets a sentence."""
+        if path is None:
+            return Verdict("", None, None)
+        try:
+            pixel_values = self.transform(to_rgb(read_picture(Path(path))))[None].to(self.model.device)
+        except InputError as error:
+            return Verdict(
+                f"## This is no picture that can be read\n\nThe file cannot be decoded ({error}). Please drop another.",
+                None,
+                None,
+            )
+        with torch.inference_mode():
+            logits = self.model(pixel_values=pixel_values).logits.float().cpu()
+        (ranked,) = rank_species(logits, self.class_names, len(self.class_names))
+        return Verdict(self.sentence(*ranked[0]), dict(ranked), self.overlay(pixel_values))
+
+    def sentence(self, species: str, probability: float) -> str:
+        """The answer in words."""
+        if probability >= self.threshold:
+            return f"## {species}\n\nThe model gives it {probability:.0%}."
+        return (
+            f"## Not sure\n\nMost likely {species}, but the model gives it {probability:.0%} only, less than the "
+            f"{self.threshold:.0%} that an answer needs."
+        )
+
+    def overlay(self, pixel_values: torch.Tensor) -> Image.Image | None:
+        """What the model saw of the picture, with what spoke for its answer; None where no saliency can be had."""
+        try:
+            from seedling_hf.saliency import overlay, saliency_maps
+
+            (saliency,) = saliency_maps(self.model, pixel_values)
+        except (ImportError, InputError):
+            return None
+        return overlay(seen_picture(pixel_values[0], self.image_processor), saliency)
+
+
+def seen_picture(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> Image.Image:
+    """The picture that the model sees, (C, H, W) after resizing, cropping and normalising, large enough to look at."""
+    mean, std = (torch.tensor(x)[:, None, None] for x in (image_processor.image_mean, image_processor.image_std))
+    array = ((pixel_values.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array)
+    scale = max(1.0, OVERLAY_SIDE / min(picture.size))
+    return picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BICUBIC)
+
+
+def build_demo(
+    model_name_or_path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    threshold: float = 0.5,
+    top_k: int = 5,
+    title: str = "Which seedling is it?",
+) -> gr.Blocks:
+    """The page of a model, for `launch`.
+
+    Args:
+        model_name_or_path: Model folder, or repository on the Hub.
+        revision: Branch, tag or commit of the repository.
+        trust_remote_code: Whether Python code that comes with the model may run. A RepLKNet needs none here.
+        threshold: Probability below which the answer is "not sure".
+        top_k: Species to show.
+        title: Of the page.
+
+    Raises:
+        InputError: if there is no model.
+    """
+    model, image_processor = build_model(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    demo = Demo(model, image_processor, threshold)
+
+    def show(path: str | None) -> tuple[str, Any, Any]:
+        verdict = demo(path)
+        return (
+            verdict.sentence,
+            gr.update(value=verdict.probabilities, visible=verdict.probabilities is not None),
+            gr.update(value=verdict.overlay, visible=verdict.overlay is not None),
+        )
+
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as page:
+        gr.Markdown(f"# {title}\n\nDrop the picture of one seedling, taken from above.")
+        with gr.Row():
+            picture = gr.Image(label="Picture", sources=["upload", "clipboard"], height=OVERLAY_SIDE)
+            with gr.Column():
+                sentence = gr.Markdown(elem_id="sentence")
+                label = gr.Label(
+                    num_top_classes=top_k, label="Species", show_heading=False, visible=False, elem_id="species"
+                )
+            overlay = gr.Image(
+                label="What spoke for the answer", visible=False, interactive=False, height=OVERLAY_SIDE,
+                elem_id="overlay", buttons=[],
+            )  # fmt: skip
+        # gradio's own decoder would meet a broken picture with a stack: the file is left to us.
+        picture.preprocess = lambda payload: payload.path if payload else None
+        picture.change(show, picture, [sentence, label, overlay], show_progress="minimal", api_name="predict")
+    return page
+
+
+def launch(page: gr.Blocks, **options: Any) -> Any:
+    """Serves the page from this machine, with no tunnel, no statistics and nothing from other sites.
+
+    Args:
+        page: That of `build_demo`.
+        **options: Further arguments of gradio's `launch`.
+    """
+    theme = gr.themes.Default(**FONTS)
+    return page.launch(share=False, ssr_mode=False, show_error=True, footer_links=[], theme=theme, **options)

@@ -1,0 +1,159 @@
+"""The page: what it says of a picture, and that a person sees it, in a real browser."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio", reason="the extra [demo] is not installed")
+
+import numpy as np
+import torch
+from PIL import Image
+from test_evaluation import write_model
+
+from seedling_hf.commands import demo as command
+from seedling_hf.commands import run
+from seedling_hf.demo import Demo, seen_picture
+from seedling_hf.prediction import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+WITH_SALIENCY = all(
+    importlib.util.find_spec(name) for name in ("seedling_hf.saliency", "captum")
+)  # the page does without it
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, sample_dir) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, sample_dir)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(model_dir):
+    return build_model(str(model_dir))
+
+
+@pytest.fixture
+def picture(sample_dir) -> Path:
+    return sorted((sample_dir / "Maize").iterdir())[0]  # one that the head was fitted to
+
+
+def test_a_picture_gets_its_species_and_a_probability_for_each(model, picture):
+    verdict = Demo(*model, threshold=0.3)(str(picture))
+    assert verdict.sentence.startswith("## Maize\n")
+    assert len(verdict.probabilities) == 4
+    assert sum(verdict.probabilities.values()) == pytest.approx(1)
+
+
+def test_below_the_threshold_the_page_is_not_sure(model, picture):
+    verdict = Demo(*model, threshold=1.0)(str(picture))
+    assert verdict.sentence.startswith("## Not sure\n\nMost likely Maize")
+    assert "less than the 100%" in verdict.sentence
+
+
+@pytest.mark.parametrize("content", [b"no picture", b""])
+def test_a_broken_file_gets_a_sentence(model, tmp_path, content):
+    (tmp_path / "torn.jpg").write_bytes(content)
+    verdict = Demo(*model, threshold=0.5)(str(tmp_path / "torn.jpg"))
+    assert verdict.sentence.startswith("## This is no picture that can be read")
+    assert (verdict.probabilities, verdict.overlay) == (None, None)
+
+
+def test_a_picture_that_is_taken_away_leaves_an_empty_page(model):
+    assert Demo(*model, threshold=0.5)(None) == ("", None, None)
+
+
+def test_the_picture_under_the_map_is_the_one_that_the_model_sees(model):
+    processor = model[1]
+    shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
+    pixels = torch.from_numpy(np.array(shown)).permute(2, 0, 1) / 255
+    seen = seen_picture((pixels - mean) / std, processor)
+    assert seen.size == (384, 384)
+    assert seen == shown.resize((384, 384), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.skipif(not WITH_SALIENCY, reason="no saliency maps here")
+def test_the_map_lies_over_the_picture(model, picture):
+    verdict = Demo(*model, threshold=0.5)(str(picture))
+    assert verdict.overlay.size == (384, 384)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--model_name_or_path", "no/such/model"], "no/such/model"),
+        (["--model_name_or_path", "a/b", "--threshold", "2"], "--threshold at least 0 and at most 1"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_sentence(words, named, capsys):
+    assert run(command.main, words) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+
+
+@pytest.fixture
+def browser():
+    """Chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def served(model_dir):
+    """The command `demo` in a process of its own; the address that it tells."""
+    process = subprocess.Popen(
+        [sys.executable, "scripts/demo.py", "--model_name_or_path", str(model_dir), "--threshold", "0.3"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    line = process.stdout.readline()
+    address = re.search(r"http://127\.0\.0\.1:\d+", line)
+    assert address, line + process.stdout.read()
+    yield address[0], process
+    process.kill()
+    process.wait()
+
+
+def test_in_a_browser_a_picture_is_named_and_a_broken_file_gets_a_sentence(browser, served, picture, tmp_path):
+    address, process = served
+    page, requests = browser.new_page(viewport={"width": 1200, "height": 800}), []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("input[type=file]", state="attached")
+
+    page.set_input_files("input[type=file]", picture)
+    page.wait_for_selector("#sentence h2:text-is('Maize')")
+    page.wait_for_selector("#species :text('Charlock')")
+    if WITH_SALIENCY:
+        page.wait_for_function("document.querySelector('#overlay img')?.naturalWidth === 384")
+    page.screenshot(path=tmp_path / "answer.png")
+
+    page.click("button[aria-label='Clear'], button[title='Clear'], button[aria-label='Remove Image']")
+    page.wait_for_function("!document.querySelector('#sentence')?.innerText.trim()")
+    (tmp_path / "torn.jpg").write_bytes(picture.read_bytes()[:300])
+    page.set_input_files("input[type=file]", tmp_path / "torn.jpg")
+    page.wait_for_selector("#sentence h2:has-text('no picture that can be read')")
+    assert not page.is_visible("#species")
+    assert not page.is_visible("#overlay")
+    page.screenshot(path=tmp_path / "broken.png")
+
+    assert all(Image.open(tmp_path / f"{name}.png").size == (1200, 800) for name in ("answer", "broken"))
+    assert not any(url for url in requests if not url.startswith((address, "data:", "blob:")))
+    assert "Traceback" not in page.content()
+    process.terminate()
+    assert "Traceback" not in process.communicate(timeout=30)[0]
