@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object, send_to_device
+from accelerate.utils import DistributedType, broadcast, gather_object, send_to_device
 from datasets import DatasetDict
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -71,6 +71,20 @@ def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> N
             (output_dir / "metrics.jsonl").unlink(missing_ok=True)
             shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
             Outbox(output_dir).clear(keep=None)
+
+
+def refuse_sharding(accelerator: Accelerator) -> None:
+    """Refuses launchers that divide a model among processes: a checkpoint would hold a part of it.
+
+    Raises:
+        InputError: for FSDP, DeepSpeed and Megatron-LM.
+    """
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise InputError(
+            f"expected whole models on each process, found {kind.value} in the configuration of accelerate; use "
+            "--multi_gpu, and --gradient_checkpointing where memory is small"
+        )
 
 
 def build_trainable_model(

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.plots import plot_curves
     from seedling_hf.prediction import build_accelerator, build_model
     from seedling_hf.signals import RESUMABLE_EXIT_CODE
-    from seedling_hf.training import Training, build_trainable_model, prepare_output_dir
+    from seedling_hf.training import Training, build_trainable_model, prepare_output_dir, refuse_sharding
 
     output_dir = Path(arguments.output_dir)
     accelerator = build_accelerator(
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
     set_seed(arguments.seed)
 
+    refuse_sharding(accelerator)
     prepare_output_dir(arguments, accelerator)
     pusher = None
     if arguments.push_to_hub and accelerator.is_main_process:
