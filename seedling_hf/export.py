@@ -168,9 +168,9 @@ def export_classifier(
         tolerance: Largest difference of the logits in float32.
 
     Returns:
-        For PyTorch and each file `name`, `file` (None: PyTorch), `megabytes`, `milliseconds` (the shortest of some runs on one picture),
-        and, beside PyTorch, `max_difference` of the logits and `same_answers`, a share; with labelled pictures
-        `accuracy` and `accuracy_interval` (95 %, Wilson).
+        For PyTorch and each file `name`, `file` (None: PyTorch) and `milliseconds` (the shortest of some runs on one
+        picture); for a file `megabytes`, and beside PyTorch `max_difference` of the logits and `same_answers`, a share,
+        on so many `pictures`; with labelled pictures `accuracy` and `accuracy_interval` (95 %, Wilson).
 
     Raises:
         InputError: for an image processor that cannot be described, or if the logits differ; nothing is written then.
