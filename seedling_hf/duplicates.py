@@ -119,7 +119,8 @@ def find_exact_duplicates(fingerprints: Fingerprints) -> list[list[int]]:
 def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
     """Pairs of pictures that are nearly the same but not exactly; of exact duplicates the first stands for all.
 
-    The comparison of hashes is quadratic, in NumPy: 50,000 pictures take about a minute, a million would take hours.
+    The comparison of hashes is quadratic, in NumPy: 6 s of one core for 12,500 pictures, about two minutes for 50,000
+    and half a day for a million.
 
     Returns:
         The pairs, the most alike first.
@@ -132,11 +133,11 @@ def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
     )  # fmt: skip
     hashes = fingerprints.hashes[originals]
     best: dict[tuple[int, int], NearDuplicate] = {}
-    for thumbnails, others, most in (
-        (fingerprints.thumbnails, hashes[:, 0], MAX_DISTANCE),
-        (fingerprints.inner_thumbnails, fingerprints.inner_hashes[originals], MAX_INNER_DISTANCE),
+    for thumbnails, others, most, both_ways in (
+        (fingerprints.thumbnails, hashes[:, 0], MAX_DISTANCE, False),
+        (fingerprints.inner_thumbnails, fingerprints.inner_hashes[originals], MAX_INNER_DISTANCE, True),
     ):
-        for ours, theirs, symmetry, distance in _candidates(hashes, others, most):
+        for ours, theirs, symmetry, distance in _candidates(hashes, others, most, both_ways=both_ways):
             ours, theirs = originals[ours], originals[theirs]
             correlations = _correlate(fingerprints.thumbnails[ours], thumbnails[theirs], symmetry)
             for i, j, bits, correlation in zip(ours, theirs, distance, correlations, strict=True):
@@ -193,26 +194,29 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _candidates(hashes: np.ndarray, others: np.ndarray, most: int, rows: int = 256) -> Iterator[tuple[np.ndarray, ...]]:
+def _candidates(
+    hashes: np.ndarray, others: np.ndarray, most: int, *, both_ways: bool, rows: int = 256
+) -> Iterator[tuple[np.ndarray, ...]]:
     """Portions of pairs of two pictures whose hashes differ in `most` bits at most.
 
     Args:
         hashes: Of the symmetries of each picture, (N, 8).
         others: What they are compared with, (N,).
         most: Bits.
+        both_ways: Compare each two pictures both ways, and not only the earlier one with the later.
         rows: Pictures that are compared at once.
 
     Yields:
         Of each pair the position in `hashes`, the position in `others`, the symmetry and the number of bits.
     """
     for start in range(0, len(hashes), rows):
-        found = []
+        offset, found = 0 if both_ways else start, []
         for symmetry in range(len(SYMMETRIES)):
-            distance = np.bitwise_count(hashes[start : start + rows, symmetry, None] ^ others)
+            distance = np.bitwise_count(hashes[start : start + rows, symmetry, None] ^ others[offset:])
             first, second = np.nonzero(distance <= most)
-            different = first + start != second
-            first, second = first[different], second[different]
-            found.append((first + start, second, np.full(len(first), symmetry), distance[first, second]))
+            bits, first, second = distance[first, second], first + start, second + offset
+            wanted = first != second if both_ways else first < second
+            found.append((first[wanted], second[wanted], np.full(wanted.sum(), symmetry), bits[wanted]))
         pairs = [np.concatenate(parts) for parts in zip(*found, strict=True)]
         for at in range(0, len(pairs[0]), 4096):
             yield tuple(part[at : at + 4096] for part in pairs)

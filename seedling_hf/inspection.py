@@ -31,7 +31,7 @@ from seedling_hf.files import write_text
 from seedling_hf.transforms import to_rgb
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which a picture is an outlier
-MOST_COMPARED = 50_000  # pictures that training compares at its start; more would take minutes
+MOST_COMPARED = 20_000  # pictures that training compares at its start; more would take minutes
 MOST_SHOWN = 200  # entries of a section of the page
 PREVIEW_SIDE = 150  # pixels
 SHARED_PICTURES = "near_duplicates.json"

@@ -1,4 +1,3 @@
-import logging
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -155,12 +154,12 @@ def test_the_seedlings_hold_54_pairs_that_were_looked_at_and_two_groups_of_equal
 
 
 @pytest.mark.slow
-def test_fifty_thousand_pictures_are_compared_in_two_minutes(files):
+def test_twelve_thousand_pictures_are_compared_in_half_a_minute_of_one_core(files):
     import dataclasses
     import time
 
     generator = np.random.default_rng(0)
-    count = 50_000
+    count = 12_500
     some = fingerprint_pictures(files)
     hashes = generator.integers(0, 2**64, (count, 9), np.uint64)
     many = dataclasses.replace(
@@ -171,8 +170,6 @@ def test_fifty_thousand_pictures_are_compared_in_two_minutes(files):
         hashes=hashes[:, :8],
         inner_hashes=hashes[:, 8],
     )
-    started = time.perf_counter()
+    started = time.process_time()  # of this process, whatever else the machine does
     find_near_duplicates(many)
-    seconds = time.perf_counter() - started
-    logging.getLogger(__name__).info("%.0f s for %d pictures", seconds, count)
-    assert seconds < 120
+    assert time.process_time() - started < 30
