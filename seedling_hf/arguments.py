@@ -97,14 +97,19 @@ class ModelArguments(ArgumentGroup):
     trust_remote_code: bool = option(False, "run the Python code of that repository")
     ignore_mismatched_sizes: bool = option(False, "give the model a new head where the number of classes differs")
     variant: str | None = option(None, "RepLKNet to start from scratch", choices=["nano", "tiny", "31B", "31L", "XL"])
+    timm_architecture: str | None = option(None, "network of timm to start from scratch, such as resnet18")
     image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
     drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.model_name_or_path is None) == (self.variant is None):
-            found = "neither" if self.variant is None else "both"
-            raise InputError(f"expected --model_name_or_path or --variant, found {found}; name one of them")
+        sources = ("model_name_or_path", "variant", "timm_architecture")
+        found = [f"--{name}" for name in sources if getattr(self, name) is not None]
+        if len(found) != 1:
+            raise InputError(
+                "expected one of --model_name_or_path, --variant and --timm_architecture, found "
+                f"{' and '.join(found) or 'none'}; name one"
+            )
         check_range(self, "image_size", least=32)
         check_range(self, "drop_path_rate", least=0, below=1)
 

@@ -63,7 +63,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
     arguments_text = _read_text(folder / "arguments.yaml")
     arguments = yaml.safe_load(arguments_text) or {}
     records = _read_text(folder / "metrics.jsonl").splitlines()
-    class_names = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
+    class_names = _class_names(config)
 
     repo_id = arguments.get("hub_model_id") or folder.resolve().name
     model_name = repo_id.split("/")[-1]
@@ -75,7 +75,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["replknet", "seedlings", "plants"],
+        tags=[config["architecture"] if _is_timm(config) else "replknet", "seedlings", "plants"],
         datasets=[arguments["dataset_name"]] if arguments.get("dataset_name") else None,
         base_model=base_model,
         metrics=["accuracy", "f1"] if report else None,
@@ -155,7 +155,18 @@ def _describe_start(arguments: dict[str, Any], base_model: str | None) -> str | 
         return f"[{base_model}](https://huggingface.co/{base_model})"
     if arguments.get("model_name_or_path"):
         return f"a model folder, {escape_cell(arguments['model_name_or_path'])}"
-    return "random weights" if arguments.get("variant") else None
+    return "random weights" if arguments.get("variant") or arguments.get("timm_architecture") else None
+
+
+def _is_timm(config: dict[str, Any]) -> bool:
+    return config.get("model_type") == "timm_wrapper"
+
+
+def _class_names(config: dict[str, Any]) -> list[str]:
+    """The names in the order of their numbers; timm's wrapper keeps them as a list."""
+    if _is_timm(config):
+        return config["label_names"]
+    return [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
 
 
 def _count_parameters(folder: Path) -> int:

@@ -75,7 +75,7 @@ def test_changed_arguments_are_those_that_are_not_the_defaults():
         (["--per_device_train_batch_size", "0"], "expected --per_device_train_batch_size at least 1, found 0"),
         (["--mixup_prob", "nan"], "expected --mixup_prob at least 0 and at most 1, found nan"),
         (["--dataset_name", "a/b"], "expected --train_dir or --dataset_name, found both"),
-        (["--model_name_or_path", "a"], "expected --model_name_or_path or --variant, found both"),
+        (["--model_name_or_path", "a"], "found --model_name_or_path and --variant; name one"),
         (["--config", "nowhere.yaml"], "expected a recipe at nowhere.yaml, found none"),
     ],
 )

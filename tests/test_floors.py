@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
     0: {"errors", "files", "replknet"},
     1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
-        "optimization", "checkpointing", "signals", "plots", "outbox", "cards"},
+        "optimization", "checkpointing", "signals", "plots", "outbox", "cards", "baseline", "calibration"},
     2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},
-    3: {"evaluation", "hub_pusher"},
-    4: {"training"},
+    3: {"html_report", "hub_pusher"},
+    4: {"evaluation", "training", "comparison"},
     5: {"commands"},
 }  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
