@@ -14,16 +14,10 @@ from safetensors import safe_open
 from seedling_hf.cards import check_card, count_split, describe_split, escape_cell, merge_cards
 from seedling_hf.dataset import hash_split
 from seedling_hf.files import write_text
+from seedling_hf.metrics import PLANT_SEEDLINGS
 from seedling_hf.outbox import CARD, model_files, parse_hub_name
 
 NUM_WEAKEST = 3
-# Giselsson et al., arXiv 1711.05458; a run on these classes cites their pictures.
-PLANT_SEEDLINGS = frozenset(
-    {
-        "Black-grass", "Charlock", "Cleavers", "Common Chickweed", "Common wheat", "Fat Hen", "Loose Silky-bent",
-        "Maize", "Scentless Mayweed", "Shepherds Purse", "Small-flowered Cranesbill", "Sugar beet",
-    }
-)  # fmt: skip
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 

@@ -73,7 +73,7 @@ def test_an_architecture_built_for_one_size_is_built_for_that_of_the_pictures():
 
 
 def test_an_unknown_architecture_is_refused_with_names_near_it():
-    with pytest.raises(InputError, match="found resnet17; did you mean .*resnet"):
+    with pytest.raises(InputError, match=r"found resnet17; did you mean .*resnet"):
         build_timm_classifier("resnet17", {})
 
 

@@ -74,7 +74,7 @@ def test_evaluate_writes_a_report_and_shows_it(model_dir, pictures, tmp_path, ca
     assert {"accuracy", "macro_f1", "per_class"} <= report.keys()
     shown = capsys.readouterr().out
     assert f"{report['accuracy']:.1%}" in shown
-    assert str(tmp_path / "report" / "report.md") in shown
+    assert str(tmp_path / "report" / "report.html") in shown
 
 
 def test_two_processes_report_as_one_and_each_picture_once(model_dir, pictures, tmp_path):

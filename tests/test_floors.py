@@ -11,9 +11,10 @@ FLOORS = {
     0: {"errors", "files", "replknet"},
     1: {"arguments", "dataset", "inspection", "statistics", "transforms", "collator", "sampler", "metrics",
         "optimization", "checkpointing", "signals", "plots", "outbox", "cards", "baseline", "calibration"},
-    2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark"},
-    3: {"html_report", "hub_pusher"},
-    4: {"evaluation", "training", "comparison"},
+    2: {"prediction", "conversion", "erf", "saliency", "hub", "model_card", "dataset_card", "benchmark",
+        "html_report"},
+    3: {"evaluation", "hub_pusher"},
+    4: {"training", "comparison"},
     5: {"commands"},
 }  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

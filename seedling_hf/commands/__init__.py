@@ -10,6 +10,7 @@ from seedling_hf.errors import InputError
 COMMANDS = {
     "train": "train a RepLKNet on a folder of seedlings or a Hub data set",
     "evaluate": "report accuracy, F1 and confusions of a model on labelled pictures",
+    "compare": "compare models on the same labelled pictures, with McNemar's test",
     "predict": "name the species of pictures, as CSV",
     "convert_checkpoint": "turn the authors' .pth weights into a folder for from_pretrained",
     "describe_dataset": "count and measure pictures: classes, sizes, channel mean and std",
