@@ -161,7 +161,7 @@ def _template(name: str) -> Any:
         loader=PackageLoader("seedling_hf", "pages"), undefined=StrictUndefined, autoescape=True,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": percent}
+    environment.filters |= {"percent": percent, "short_name": lambda name: Path(name).name or name}
     environment.globals |= {
         "describe_fit": describe_fit,
         "describe_not_sure": describe_not_sure,
