@@ -176,8 +176,9 @@ def plot_coverage_risk(curve: Sequence[dict[str, float]], not_sure: dict[str, An
         at, wrong = 100 * not_sure["coverage"], 100 * (1 - not_sure["accuracy"])
         axes.plot([at], [wrong], color=TRAIN_COLOR, marker="o")
         axes.annotate(
-            f"keep {at:.0f} % (probability ≥ {not_sure['threshold']:.2f})", (at, wrong), (-8, 10),
-            textcoords="offset points", ha="right" if at > 45 else "left", color=INK,
+            f"keep {at:.0f} % (probability ≥ {not_sure['threshold']:.2f})", (at, wrong),
+            (-8, 10) if at > 45 else (10, -16), textcoords="offset points", ha="right" if at > 45 else "left",
+            color=INK,
         )  # fmt: skip
     axes.set_xlabel("answers kept, the surest first (%)")
     axes.set_ylabel("wrong among them (%)")
