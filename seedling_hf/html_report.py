@@ -149,8 +149,9 @@ def describe_pair_of_models(pair: dict[str, Any]) -> str:
     p_value = pair["corrected_p_value"]
     verdict = "more than chance explains" if p_value < SIGNIFICANCE else "which may well be chance"
     return (
-        f"{better} is right {100 * abs(pair['difference']):.1f} points more often than {worse} (of {apart:,} pictures "
-        f"that tell them apart {max(pair['only_first'], pair['only_second']):,}), {verdict}: p = {p_value:.2g}."
+        f"{better} is right {100 * abs(pair['difference']):.1f} points more often than {worse}, {verdict} (p = "
+        f"{p_value:.2g}): of the {apart:,} pictures that one of the two alone gets right, it gets "
+        f"{max(pair['only_first'], pair['only_second']):,}."
     )
 
 
