@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from argparse import SUPPRESS, HelpFormatter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -94,20 +94,25 @@ class DataArguments(ArgumentGroup):
 @dataclass(kw_only=True)
 class ModelArguments(ArgumentGroup):
     _argument_group_name = "Model"
+    _one_of = ("model_name_or_path", "variant", "timm_architecture")
 
     model_name_or_path: str | None = option(None, "folder or Hub repository to start from")
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     trust_remote_code: bool = option(False, "run the Python code of that repository")
     ignore_mismatched_sizes: bool = option(False, "give the model a new head where the number of classes differs")
     variant: str | None = option(None, "RepLKNet to start from scratch", choices=["nano", "tiny", "31B", "31L", "XL"])
+    timm_architecture: str | None = option(None, "network of timm to start from scratch, such as resnet18")
     image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
     drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.model_name_or_path is None) == (self.variant is None):
-            found = "neither" if self.variant is None else "both"
-            raise InputError(f"expected --model_name_or_path or --variant, found {found}; name one of them")
+        found = [f"--{name}" for name in self._one_of if getattr(self, name) is not None]
+        if len(found) != 1:
+            raise InputError(
+                "expected one of --model_name_or_path, --variant and --timm_architecture, found "
+                f"{' and '.join(found) or 'none'}; name one"
+            )
         check_range(self, "image_size", least=32)
         check_range(self, "drop_path_rate", least=0, below=1)
 
@@ -288,7 +293,7 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str, desc
     )  # fmt: skip
     parser.add_argument("--config", metavar="YAML", help="recipe: flags as YAML keys, under the flags given here")
     argv = list(sys.argv[1:] if argv is None else argv)
-    recipe = _recipe_flags(argv)
+    recipe = _recipe_flags(argv, replaced=_replaced_keys(groups, argv))
     parser.refuse_unknown_flags(recipe, "in the recipe")
     parser.refuse_unknown_flags(argv, "on the command line")
     values = vars(parser.parse_args(recipe + argv))
@@ -296,8 +301,14 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str, desc
     return cls(**values)
 
 
-def _recipe_flags(argv: list[str]) -> list[str]:
-    """The flags that the recipe behind `--config` stands for; null leaves the default."""
+def _replaced_keys(groups: Sequence[type], argv: Sequence[str]) -> set[str]:
+    """Keys of a recipe that a flag on the command line stands in for, since there may be one of them only."""
+    given = {word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+    return {name for group in groups for name in getattr(group, "_one_of", ()) if given & set(group._one_of)} - given
+
+
+def _recipe_flags(argv: list[str], replaced: Set[str] = frozenset()) -> list[str]:
+    """The flags that the recipe behind `--config` stands for; null leaves the default, and `replaced` are left out."""
     path = None
     for word, following in itertools.pairwise([*argv, None]):
         if word == "--config":
@@ -321,7 +332,7 @@ def _recipe_flags(argv: list[str]) -> list[str]:
     for key, value in recipe.items():
         if isinstance(value, dict):
             raise InputError(f"expected one value for {key} in {path}, found nested keys; a recipe is flat")
-        if value is None or value == []:
+        if value is None or value == [] or key in replaced:
             continue
         # `=` keeps values such as -1 from being taken for flags; a list needs separate words.
         values = [str(v) for v in value] if isinstance(value, list) else None

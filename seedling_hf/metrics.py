@@ -11,6 +11,16 @@ from seedling_hf.errors import InputError
 
 CALIBRATION_BINS = 15  # arXiv 1706.04599, section 5
 NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
+# Giselsson et al., arXiv 1711.05458: the species of their pictures.
+CROPS = frozenset({"Common wheat", "Maize", "Sugar beet"})
+WEEDS = frozenset(
+    {
+        "Black-grass", "Charlock", "Cleavers", "Common Chickweed", "Fat Hen", "Loose Silky-bent", "Scentless Mayweed",
+        "Shepherds Purse", "Small-flowered Cranesbill",
+    }
+)  # fmt: skip
+PLANT_SEEDLINGS = CROPS | WEEDS
+HARD_PAIR = ("Black-grass", "Loose Silky-bent")
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -95,6 +105,68 @@ def classification_metrics(
             for name, p, r, f, n in zip(class_names, precision, recall, f1, support, strict=True)
         },
         "confusion_matrix": confusion_matrix(labels, answers, labels=classes).tolist(),
+    }
+
+
+def crop_weed_costs(matrix: ArrayLike, class_names: Sequence[str]) -> dict[str, Any] | None:
+    """What mistakes cost in a field: a crop taken for a weed is weeded out, a weed taken for a crop is left to grow.
+
+    Args:
+        matrix: (C, C) counts, rows are the truth.
+        class_names: C names.
+
+    Returns:
+        None where not all classes are of `PLANT_SEEDLINGS`, or crops or weeds have no picture. Else `crops_lost` and
+        `weeds_missed` ({count, total, share, interval: 95 %, Wilson}), `accuracy` of crop against weed, and `species`:
+        by name `kind` (crop or weed), `count` of the mistaken and `total`.
+    """
+    matrix = np.asarray(matrix)
+    is_crop = np.array([name in CROPS for name in class_names])
+    totals = matrix.sum(1)
+    if not set(class_names) <= PLANT_SEEDLINGS or not totals[is_crop].any() or not totals[~is_crop].any():
+        return None
+    mistaken = np.where(is_crop, matrix[:, ~is_crop].sum(1), matrix[:, is_crop].sum(1))
+
+    def cost(rows: np.ndarray) -> dict[str, Any]:
+        count, total = int(mistaken[rows].sum()), int(totals[rows].sum())
+        return {
+            "count": count,
+            "total": total,
+            "share": count / total,
+            "interval": list(wilson_interval(count, total)),
+        }
+
+    return {
+        "crops_lost": cost(is_crop),
+        "weeds_missed": cost(~is_crop),
+        "accuracy": float(1 - mistaken.sum() / totals.sum()),
+        "species": {
+            name: {"kind": "crop" if crop else "weed", "count": int(count), "total": int(total)}
+            for name, crop, count, total in zip(class_names, is_crop, mistaken, totals, strict=True)
+            if total
+        },
+    }
+
+
+def confused_pair(matrix: ArrayLike, class_names: Sequence[str], pair: tuple[str, str]) -> dict[str, Any] | None:
+    """Two species and each other: `pair`, `first_as_second`, `second_as_first`, `total` of both, `share` of the two.
+
+    None where the model does not know both, or neither has a picture.
+    """
+    if not set(pair) <= set(class_names):
+        return None
+    matrix, (first, second) = np.asarray(matrix), (list(class_names).index(name) for name in pair)
+    total = int(matrix[[first, second]].sum())
+    there, back = int(matrix[first, second]), int(matrix[second, first])
+    if not total:
+        return None
+    return {
+        "pair": list(pair),
+        "first_as_second": there,
+        "second_as_first": back,
+        "total": total,
+        "share": (there + back) / total,
+        "share_of_mistakes": (there + back) / max(1, int(matrix.sum() - np.trace(matrix))),
     }
 
 

@@ -14,16 +14,10 @@ from safetensors import safe_open
 from seedling_hf.cards import check_card, count_split, describe_split, escape_cell, merge_cards
 from seedling_hf.dataset import hash_split
 from seedling_hf.files import write_text
+from seedling_hf.metrics import PLANT_SEEDLINGS
 from seedling_hf.outbox import CARD, model_files, parse_hub_name
 
 NUM_WEAKEST = 3
-# Giselsson et al., arXiv 1711.05458; a run on these classes cites their pictures.
-PLANT_SEEDLINGS = frozenset(
-    {
-        "Black-grass", "Charlock", "Cleavers", "Common Chickweed", "Common wheat", "Fat Hen", "Loose Silky-bent",
-        "Maize", "Scentless Mayweed", "Shepherds Purse", "Small-flowered Cranesbill", "Sugar beet",
-    }
-)  # fmt: skip
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -63,7 +57,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
     arguments_text = _read_text(folder / "arguments.yaml")
     arguments = yaml.safe_load(arguments_text) or {}
     records = _read_text(folder / "metrics.jsonl").splitlines()
-    class_names = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
+    class_names = _class_names(config)
 
     repo_id = arguments.get("hub_model_id") or folder.resolve().name
     model_name = repo_id.split("/")[-1]
@@ -75,7 +69,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["replknet", "seedlings", "plants"],
+        tags=[config["architecture"] if _is_timm(config) else "replknet", "seedlings", "plants"],
         datasets=[arguments["dataset_name"]] if arguments.get("dataset_name") else None,
         base_model=base_model,
         metrics=["accuracy", "f1"] if report else None,
@@ -156,7 +150,18 @@ def _describe_start(arguments: dict[str, Any], base_model: str | None) -> str | 
         return f"[{base_model}](https://huggingface.co/{base_model})"
     if arguments.get("model_name_or_path"):
         return f"a model folder, {escape_cell(arguments['model_name_or_path'])}"
-    return "random weights" if arguments.get("variant") else None
+    return "random weights" if arguments.get("variant") or arguments.get("timm_architecture") else None
+
+
+def _is_timm(config: dict[str, Any]) -> bool:
+    return config.get("model_type") == "timm_wrapper"
+
+
+def _class_names(config: dict[str, Any]) -> list[str]:
+    """The names in the order of their numbers; timm's wrapper keeps them as a list."""
+    if _is_timm(config):
+        return config["label_names"]
+    return [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
 
 
 def _count_parameters(folder: Path) -> int:

@@ -24,7 +24,8 @@ CARD = "README.md"
 # What may leave this machine, besides the code that `auto_map` names; all of it lies at the top of a model folder.
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 RESULTS = (
-    "report.json", "report.md", "confusion_matrix.png", "predictions.csv", "train_results.json", "curves.png",
+    "report.json", "report.md", "confusion_matrix.png", "reliability.png", "coverage_risk.png", "predictions.csv",
+    "train_results.json", "curves.png",
 )  # fmt: skip
 PUSHED = (
     "config.json", "preprocessor_config.json", *WEIGHTS, CARD, *RESULTS, "split.csv", "near_duplicates.json",

@@ -247,6 +247,75 @@ def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, gues
     _save(figure, path)
 
 
+def plot_reliability(
+    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], errors: Sequence[float], path: str | os.PathLike
+) -> None:
+    """Draws accuracy against stated probability, before and after temperature scaling, with the pictures of each bin.
+
+    Args:
+        before: Bins with `low`, `high`, `count`, `confidence` and `accuracy`.
+        after: The same after scaling.
+        errors: Expected calibration error before and after.
+        path: PNG to write.
+    """
+    figure = _figure(9, 4.6)
+    upper, lower = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3.2, 1])
+    for axes, counts, bins, error, name, color in zip(
+        upper, lower, (before, after), errors, ("as the model says", "temperature scaled"), (TRAIN_COLOR, EVAL_COLOR),
+        strict=True,
+    ):  # fmt: skip
+        middles = [(row["low"] + row["high"]) / 2 for row in bins]
+        width = 0.92 * (bins[0]["high"] - bins[0]["low"])
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+        axes.bar(middles, _column(bins, "accuracy"), width, color=color, alpha=0.25)
+        axes.plot(_column(bins, "confidence"), _column(bins, "accuracy"), color=color, marker="o", markersize=4)
+        axes.set_title(f"{name}: calibration error {error:.3f}", loc="left", fontsize=10)
+        axes.set_ylim(0, 1.02)
+        counts.bar(middles, _column(bins, "count"), width, color=color, alpha=0.6)
+        counts.set_xlabel("probability of the answer")
+        for each in (axes, counts):
+            each.set_xlim(0, 1)
+            each.grid(color="#e6e6e6", linewidth=0.6)
+            each.set_axisbelow(True)
+            each.spines[["top", "right"]].set_visible(False)
+    upper[0].set_ylabel("share that is right")
+    lower[0].set_ylabel("pictures")
+    _save(figure, path)
+
+
+def plot_coverage_risk(curve: Sequence[dict[str, float]], not_sure: dict[str, Any], path: str | os.PathLike) -> None:
+    """Draws the share of wrong answers among those that are kept, against the share kept, the surest first.
+
+    Args:
+        curve: Points with `coverage` and `risk`.
+        not_sure: `target_accuracy`, and `threshold`, `coverage` and `accuracy` (None if there is no threshold).
+        path: PNG to write.
+    """
+    figure = _figure(6.2, 4.0)
+    axes = figure.subplots()
+    coverage, risk = 100 * _column(curve, "coverage"), 100 * _column(curve, "risk")
+    axes.plot(coverage, risk, color=EVAL_COLOR, linewidth=1.8)
+    axes.fill_between(coverage, risk, color=EVAL_COLOR, alpha=0.1)
+    allowed = 100 * (1 - not_sure["target_accuracy"])
+    axes.axhline(allowed, color=TRAIN_COLOR, linewidth=0.9, linestyle="--")
+    if not_sure["threshold"] is not None:
+        at, wrong = 100 * not_sure["coverage"], 100 * (1 - not_sure["accuracy"])
+        axes.plot([at], [wrong], color=TRAIN_COLOR, marker="o")
+        axes.annotate(
+            f"keep {at:.0f} % (probability ≥ {not_sure['threshold']:.2f})", (at, wrong),
+            (-8, 10) if at > 45 else (10, -16), textcoords="offset points", ha="right" if at > 45 else "left",
+            color=INK,
+        )  # fmt: skip
+    axes.set_xlabel("answers kept, the surest first (%)")
+    axes.set_ylabel("wrong among them (%)")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, max(1.15 * float(np.nanmax(risk)), 1.4 * allowed, 1))
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
 def plot_contact_sheet(
     pictures: Sequence[Sequence[Any]],
     path: str | os.PathLike,

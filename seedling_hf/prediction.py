@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
@@ -207,6 +208,40 @@ def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Acceler
         )
     index, order = index.sort()
     return logits[order], index
+
+
+class EightSymmetries(torch.nn.Module):
+    """Test-time augmentation: the mean of the probabilities over the eight symmetries of the square.
+
+    Pictures from above have no right way up, so each turn and each reflection is a picture as good as the first.
+
+    Args:
+        model: Gives `logits` for `pixel_values`.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        """Logits (N, C), the logarithms of the mean probabilities, of square pictures (N, 3, S, S).
+
+        Raises:
+            InputError: for pictures that are not square.
+        """
+        if pixel_values.shape[-1] != pixel_values.shape[-2]:
+            raise InputError(
+                "expected square pictures for test-time augmentation, found "
+                f"{pixel_values.shape[-1]}×{pixel_values.shape[-2]} pixels; leave it out"
+            )
+        turned = (
+            picture.rot90(quarter, (-2, -1))
+            for picture in (pixel_values, pixel_values.flip(-1))
+            for quarter in range(4)
+        )
+        probabilities = [self.model(pixel_values=p.contiguous()).logits.double().softmax(-1) for p in turned]
+        return ImageClassifierOutput(logits=torch.stack(probabilities).mean(0).log())
 
 
 def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[list[tuple[str, float]]]:

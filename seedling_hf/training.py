@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.arguments import TrainArguments
+from seedling_hf.baseline import build_timm_classifier, standard_image_processor, timm_arguments
 from seedling_hf.checkpointing import CheckpointError, Checkpoints, check_unchanged, set_random_state
 from seedling_hf.collator import Collator
 from seedling_hf.errors import InputError
@@ -105,6 +106,13 @@ def build_trainable_model(
         config = RepLKNetConfig.from_variant(arguments.variant, **changes, **labels)
         model = RepLKNetForImageClassification(config)
         image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
+    elif arguments.timm_architecture:
+        model, image_processor = build_timm_classifier(
+            arguments.timm_architecture,
+            labels,
+            image_size=arguments.image_size,
+            drop_path_rate=arguments.drop_path_rate,
+        )
     else:
         name, revision = parse_hub_name(arguments.model_name_or_path) or (arguments.model_name_or_path, None)
         if revision and arguments.model_revision:
@@ -118,7 +126,7 @@ def build_trainable_model(
         }
         try:
             config = AutoConfig.from_pretrained(name, **source)
-            image_processor = AutoImageProcessor.from_pretrained(name, **source)
+            image_processor = standard_image_processor(AutoImageProcessor.from_pretrained(name, **source))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"expected a model folder or a Hub repository in {name}, found none: {reason}") from error
@@ -133,6 +141,10 @@ def build_trainable_model(
             )
         if arguments.drop_path_rate is not None:
             config.drop_path_rate = arguments.drop_path_rate
+        if config.model_type == "timm_wrapper":
+            config.model_args = timm_arguments(config.model_args, arguments.drop_path_rate)
+            # While it is there, transformers prepares pictures as it says and not as the processor's file does.
+            vars(config).pop("pretrained_cfg", None)
         config.id2label, config.label2id = labels["id2label"], labels["label2id"]
         model, loading = AutoModelForImageClassification.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True,
@@ -141,6 +153,11 @@ def build_trainable_model(
         fresh = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
         if fresh:
             logger.info("newly initialised: %s", ", ".join(fresh))
+    if arguments.layer_decay != 1 and model.config.model_type == "timm_wrapper":
+        raise InputError(
+            "expected --layer_decay 1 for a network of timm, whose blocks have no names here, found "
+            f"{arguments.layer_decay}; leave it out"
+        )
     if arguments.image_size:
         # Seedlings are cut out square already: the whole picture is scaled, nothing is cropped away.
         image_processor.size = {"shortest_edge": arguments.image_size}
@@ -487,7 +504,7 @@ class Training:
             if torch.get_num_threads() == 1 < share:  # what accelerate sets unless it is told otherwise
                 hint = f"\nsooner with more threads: accelerate launch --num_cpu_threads_per_process {share}"
         return (
-            f"{arguments.variant or arguments.model_name_or_path}: "
+            f"{arguments.variant or arguments.timm_architecture or arguments.model_name_or_path}: "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {size}×{size} pixels, "
             f"{self.accelerator.num_processes} × {self.accelerator.device.type}{threads}, "
             f"{self.accelerator.mixed_precision}\n"

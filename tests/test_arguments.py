@@ -39,6 +39,19 @@ def test_a_flag_goes_before_the_recipe_wherever_it_stands(recipe):
     assert parse("--config", path, *REQUIRED).seed == 1
 
 
+@pytest.mark.parametrize("flag", [["--timm_architecture", "resnet18"], ["--timm_architecture=resnet18"]])
+def test_a_network_on_the_command_line_stands_in_for_that_of_the_recipe(recipe, flag):
+    path = recipe("variant: nano\nimage_size: 96")
+    arguments = parse("--config", path, "--train_dir", "pictures", "--output_dir", "run", *flag)
+    assert (arguments.variant, arguments.timm_architecture, arguments.image_size) == (None, "resnet18", 96)
+
+
+def test_two_networks_in_a_recipe_are_refused(recipe):
+    path = recipe("variant: nano\ntimm_architecture: resnet18")
+    with pytest.raises(InputError, match="found --variant and --timm_architecture"):
+        parse("--config", path, "--train_dir", "pictures", "--output_dir", "run")
+
+
 def test_null_in_a_recipe_leaves_the_default(recipe):
     assert parse(*REQUIRED, "--config", recipe("save_total_limit: null")).save_total_limit == 2
 
@@ -75,7 +88,7 @@ def test_changed_arguments_are_those_that_are_not_the_defaults():
         (["--per_device_train_batch_size", "0"], "expected --per_device_train_batch_size at least 1, found 0"),
         (["--mixup_prob", "nan"], "expected --mixup_prob at least 0 and at most 1, found nan"),
         (["--dataset_name", "a/b"], "expected --train_dir or --dataset_name, found both"),
-        (["--model_name_or_path", "a"], "expected --model_name_or_path or --variant, found both"),
+        (["--model_name_or_path", "a"], "found --model_name_or_path and --variant; name one"),
         (["--config", "nowhere.yaml"], "expected a recipe at nowhere.yaml, found none"),
     ],
 )

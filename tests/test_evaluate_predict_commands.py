@@ -74,7 +74,26 @@ def test_evaluate_writes_a_report_and_shows_it(model_dir, pictures, tmp_path, ca
     assert {"accuracy", "macro_f1", "per_class"} <= report.keys()
     shown = capsys.readouterr().out
     assert f"{report['accuracy']:.1%}" in shown
-    assert str(tmp_path / "report" / "report.md") in shown
+    assert str(tmp_path / "report" / "report.html") in shown
+
+
+def test_the_flags_of_a_report_reach_it(model_dir, pictures, tmp_path, sample_dir):
+    for name in SPECIES:
+        (tmp_path / "others" / name).mkdir(parents=True)
+        file = sorted((sample_dir / name).iterdir())[9]
+        (tmp_path / "others" / name / file.name).symlink_to(file)
+    words = flags(
+        model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report", seed=7, not_sure_accuracy=0.5,
+        calibration_dir=tmp_path / "others", test_time_augmentation=True,
+    )  # fmt: skip
+    assert run(evaluate.main, words) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["bootstrap"]["seed"] == 7
+    assert report["not_sure"]["target_accuracy"] == 0.5
+    assert report["calibration"]["fitted_on"] == str(tmp_path / "others")
+    assert report["calibration"]["num_fitted"] == 4
+    assert report["test_time_augmentation"]["cost"] > 0
+    assert "data:image/jpeg" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_two_processes_report_as_one_and_each_picture_once(model_dir, pictures, tmp_path):
@@ -140,6 +159,8 @@ def test_evaluate_refuses_a_broken_picture_or_leaves_it_out_on_request(model_dir
         ({"test_dir": "no/such/pictures"}, "no/such/pictures"),
         ({"output_dir": f"{__file__}/report"}, "a file; name another"),
         ({"per_device_eval_batch_size": 0}, "--per_device_eval_batch_size at least 1, found 0"),
+        ({"not_sure_accuracy": 1.5}, "--not_sure_accuracy above 0 and at most 1, found 1.5"),
+        ({"calibration_dir": "no/such/pictures"}, "no/such/pictures"),
         ({"no_such_flag": 1}, "--no_such_flag"),
     ],
 )

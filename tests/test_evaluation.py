@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import confusion_matrix, f1_score, log_loss
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score, log_loss
 
 from seedling_hf.dataset import load_folder
 from seedling_hf.evaluation import (
@@ -18,6 +19,7 @@ from seedling_hf.evaluation import (
     top_confusions,
     write_report,
 )
+from seedling_hf.metrics import HARD_PAIR, confused_pair
 from seedling_hf.prediction import build_accelerator, build_dataloader, build_model
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
@@ -68,7 +70,10 @@ def test_dir(tmp_path_factory, sample_dir) -> Path:
 def report(model_dir, test_dir) -> dict:
     model, image_processor = build_model(str(model_dir))
     dataset, accelerator = load_folder(test_dir, class_names=SPECIES), build_accelerator("no")
-    return evaluate_model(model, image_processor, dataset, accelerator, batch_size=4, data_name="pictures")
+    return evaluate_model(
+        model, image_processor, dataset, accelerator, batch_size=4, data_name="pictures", target_accuracy=0.8,
+        test_time_augmentation=True,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -84,6 +89,17 @@ def report_of_mistakes() -> dict:
         "accuracy": 0.75, "accuracy_interval": [0.628, 0.842], "macro_f1": 0.733, "num_examples": 60, "loss": 0.5,
         "expected_calibration_error": 0.1, "per_class": per_class, "confusion_matrix": matrix,
         "class_names": list(per_class), "top_confusions": top_confusions(matrix, list(per_class)),
+        "bootstrap": {"accuracy": [0.65, 0.85], "macro_f1": [0.612, 0.834], "resamples": 2000, "seed": 42},
+        "hard_pair": confused_pair(matrix, list(per_class), HARD_PAIR), "crop_weed_costs": None, "calibration": None,
+        "coverage_risk": {"area": 0.1, "curve": [{"threshold": 0.4, "coverage": 1.0, "risk": 0.25}]},
+        "not_sure": {
+            "target_accuracy": 0.95, "threshold": 0.8, "coverage": 0.5, "accuracy": 0.96,
+            "cross_fitted": {"coverage": 0.45, "accuracy": 0.93},
+        },
+        "test_time_augmentation": None, "worst_mistakes": [
+            {"file": "Black-grass/<b>.png", "label": "Black-grass", "prediction": "a|b", "probability": 0.9996,
+             "label_probability": 0.0002},
+        ],
         "provenance": {
             "model": "nano", "architecture": "RepLKNetForImageClassification", "num_parameters": 3_000_000,
             "data": "fields", "date": "2026-01-01T00:00:00+00:00", "seconds": 2.0, "images_per_second": 30.0,
@@ -161,9 +177,12 @@ def test_the_most_frequent_mistake_comes_first_and_right_answers_are_none():
 def test_the_files_of_a_report_are_whole_and_no_other_is_left(report, tmp_path):
     write_report(report, tmp_path / "new" / "folder")
     files = {file.name: file for file in (tmp_path / "new" / "folder").iterdir()}
-    assert set(files) == {"report.json", "report.md", "confusion_matrix.png", "predictions.csv"}
+    assert set(files) == {
+        "report.html", "report.json", "report.md", "confusion_matrix.png", "reliability.png", "coverage_risk.png",
+        "predictions.csv", "probabilities.npz",
+    }  # fmt: skip
     written = json.loads(files["report.json"].read_text(encoding="utf-8"))
-    assert written == {key: value for key, value in report.items() if key != "predictions"}
+    assert written == {key: value for key, value in report.items() if key not in ("predictions", "probabilities")}
     with open(files["predictions.csv"], encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [{**row, **{k: float(row[k]) for k in ("probability", "label_probability")}} for row in rows] == (
@@ -175,7 +194,7 @@ def test_the_files_of_a_report_are_whole_and_no_other_is_left(report, tmp_path):
 def test_the_markdown_has_every_figure_of_a_species_in_its_row(report_of_mistakes):
     lines = markdown_report(report_of_mistakes).splitlines()
     assert "| Black-grass | 85.7% | 75.0% | 0.800 | 40 |" in lines
-    assert "| accuracy | 75.0% | 45 of 60 pictures; 95% interval 62.8% to 84.2% |" in lines
+    assert "| accuracy | 75.0% | 45 of 60 pictures; 95% interval 62.8% to 84.2%, bootstrap 65.0% to 85.0% |" in lines
     assert "| Black-grass | Loose Silky-bent | 10 of 40 (25%) |" in lines
     assert any("3,000,000 parameters" in line for line in lines)
 
@@ -206,3 +225,209 @@ def test_the_matrix_in_text_holds_every_count(report_of_mistakes):
         assert name in row
         assert [int(word) for word in row.replace("·", "0").split()[-3:]] == counts
     assert len({len(row) for row in (head, *rows)}) == 1
+
+
+@pytest.fixture(scope="module")
+def written(report, test_dir, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    write_report(report, folder, load_folder(test_dir, class_names=SPECIES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raw(written) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and labels as the file beside the report has them."""
+    with np.load(written / "probabilities.npz") as file:
+        return file["probabilities"], file["labels"]
+
+
+@pytest.fixture(scope="module")
+def figures(written) -> dict:
+    return json.loads((written / "report.json").read_text(encoding="utf-8"))
+
+
+def test_the_raw_probabilities_are_those_of_the_rows(raw, written, report):
+    with np.load(written / "probabilities.npz") as file:
+        assert file["files"].tolist() == [row["file"] for row in report["predictions"]]
+        assert file["class_names"].tolist() == SPECIES
+    np.testing.assert_array_equal(raw[0].max(1), [row["probability"] for row in report["predictions"]])
+
+
+def test_scikit_learn_gives_the_figures_of_each_species_again(raw, figures):
+    probabilities, labels = raw
+    expected = classification_report(
+        labels, probabilities.argmax(1), labels=range(4), target_names=SPECIES, output_dict=True, zero_division=0
+    )
+    assert figures["accuracy"] == expected["accuracy"]
+    assert figures["macro_f1"] == pytest.approx(expected["macro avg"]["f1-score"], rel=1e-12)
+    assert figures["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-9)
+    assert figures["confusion_matrix"] == confusion_matrix(labels, probabilities.argmax(1)).tolist()
+    for name, row in figures["per_class"].items():
+        found = [row[key] for key in ("precision", "recall", "f1", "support")]
+        assert found == pytest.approx([expected[name][k] for k in ("precision", "recall", "f1-score", "support")])
+
+
+def test_the_bootstrap_interval_is_that_of_pictures_drawn_again(raw, figures):
+    probabilities, labels = raw
+    answers, generator = probabilities.argmax(1), np.random.default_rng(0)
+    draws = [generator.integers(len(labels), size=len(labels)) for _ in range(600)]
+    accuracy = [np.mean(answers[d] == labels[d]) for d in draws]
+    macro_f1 = [f1_score(labels[d], answers[d], average="macro") for d in draws]
+    # Ends of 600 other draws: their standard error is about 0.01, and an accuracy of 25 pictures has steps of 0.04.
+    assert figures["bootstrap"]["accuracy"] == pytest.approx(np.percentile(accuracy, [2.5, 97.5]), abs=0.041)
+    assert figures["bootstrap"]["macro_f1"] == pytest.approx(np.percentile(macro_f1, [2.5, 97.5]), abs=0.041)
+
+
+def test_the_reliability_diagram_is_scikit_learns_calibration_curve(raw, figures):
+    probabilities, labels = raw
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=15, strategy="uniform")
+    bins = figures["calibration"]["before"]["bins"]
+    assert [row["accuracy"] for row in bins] == pytest.approx(accuracy)
+    assert [row["confidence"] for row in bins] == pytest.approx(mean_confidence)
+    error = sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / len(labels)
+    assert figures["calibration"]["before"]["expected_calibration_error"] == pytest.approx(error)
+    assert figures["expected_calibration_error"] == pytest.approx(error)
+
+
+def test_no_temperature_near_it_has_a_smaller_loss(raw, figures):
+    probabilities, labels = raw
+
+    def loss(temperature: float) -> float:
+        scaled = torch.from_numpy(probabilities).log().div(temperature).softmax(-1).numpy()
+        return log_loss(labels, scaled)
+
+    best = figures["calibration"]["temperature"]
+    assert loss(best) < min(loss(0.98 * best), loss(1.02 * best))
+    assert figures["calibration"]["num_fitted"] == 25
+    assert figures["calibration"]["fitted_on"] == "pictures"
+
+
+def test_the_loss_after_scaling_is_that_of_halves_that_scale_each_other(raw, figures):
+    probabilities, labels = raw
+    order, losses = np.random.default_rng(42).permutation(25), []
+    for fitted, judged in ((order[:12], order[12:]), (order[12:], order[:12])):
+        inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
+        logits, target = torch.from_numpy(probabilities).log(), torch.from_numpy(labels)
+        optimizer = torch.optim.LBFGS([inverse], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure(fitted=fitted, inverse=inverse, logits=logits, target=target, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(logits[fitted] * inverse, target[fitted])
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        losses.append(
+            torch.nn.functional.cross_entropy(logits[judged] * inverse.detach(), target[judged]) * len(judged)
+        )
+    assert figures["calibration"]["after"]["loss"] == pytest.approx(float(sum(losses)) / 25, rel=1e-4)
+    assert figures["calibration"]["cross_fitted"]
+
+
+def test_the_threshold_for_not_sure_is_the_lowest_that_is_right_often_enough(raw, figures):
+    probabilities, labels = raw
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    enough = [t for t in confidence if correct[confidence >= t].mean() >= 0.8]
+    assert figures["not_sure"]["threshold"] == min(enough)
+    kept = confidence >= min(enough)
+    assert 0 < kept.mean() < 1, "the test needs a threshold that divides"
+    assert figures["not_sure"]["coverage"] == pytest.approx(kept.mean())
+    assert figures["not_sure"]["accuracy"] == pytest.approx(accuracy_score(labels[kept], probabilities.argmax(1)[kept]))
+
+
+def test_the_curve_of_risk_is_that_of_sorted_answers(raw, figures):
+    probabilities, labels = raw
+    wrong = (probabilities.argmax(1) != labels)[np.argsort(-probabilities.max(1))]
+    risk = np.cumsum(wrong) / np.arange(1, 26)
+    curve = figures["coverage_risk"]["curve"]
+    assert [point["risk"] for point in curve] == pytest.approx(risk)
+    assert [point["coverage"] for point in curve] == pytest.approx(np.arange(1, 26) / 25)
+    assert figures["coverage_risk"]["area"] == pytest.approx(risk.mean())
+
+
+def test_crops_and_weeds_are_counted_from_the_answers(raw, figures):
+    probabilities, labels = raw
+    maize = SPECIES.index("Maize")
+    lost = np.sum((labels == maize) & (probabilities.argmax(1) != maize))
+    missed = np.sum((labels != maize) & (probabilities.argmax(1) == maize))
+    costs = figures["crop_weed_costs"]
+    assert (costs["crops_lost"]["count"], costs["crops_lost"]["total"]) == (lost, 7)
+    assert (costs["weeds_missed"]["count"], costs["weeds_missed"]["total"]) == (missed, 18)
+    assert costs["accuracy"] == accuracy_score(labels == maize, probabilities.argmax(1) == maize)
+
+
+def test_the_hard_pair_is_counted_both_ways(raw, figures):
+    probabilities, labels = raw
+    answers, pair = probabilities.argmax(1), figures["hard_pair"]
+    assert pair["first_as_second"] == np.sum((labels == 0) & (answers == 2))
+    assert pair["second_as_first"] == np.sum((labels == 2) & (answers == 0))
+    assert pair["share"] == (pair["first_as_second"] + pair["second_as_first"]) / 12
+
+
+def test_the_worst_mistakes_are_wrong_and_the_surest_comes_first(report):
+    wrong = [row for row in report["predictions"] if row["label"] != row["prediction"]]
+    assert report["worst_mistakes"] == sorted(wrong, key=lambda row: -row["probability"])
+    assert wrong
+
+
+def test_test_time_augmentation_is_the_mean_over_turned_and_mirrored_pictures(report, model_dir, test_dir):
+    model, image_processor = build_model(str(model_dir))
+    files = sorted(test_dir.glob("*/*"))
+    pixels = image_processor([Image.open(file) for file in files], return_tensors="pt")["pixel_values"].numpy()
+    # The group of the square from two other members: transposition and reflection, in every order.
+    versions = [pixels]
+    for step in ("transpose", "flip") * 3 + ("transpose",):
+        last = versions[-1]
+        versions.append(last.swapaxes(2, 3) if step == "transpose" else last[..., ::-1])
+    assert len({v.tobytes() for v in versions}) == 8
+    with torch.inference_mode():
+        probabilities = np.mean(
+            [model(torch.from_numpy(v.copy())).logits.double().softmax(-1).numpy() for v in versions], 0
+        )
+    labels = [SPECIES.index(file.parent.name) for file in files]
+    # 1e-4: batches of another size sum float32 in another order.
+    assert report["test_time_augmentation"]["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
+    assert report["test_time_augmentation"]["accuracy"] == accuracy_score(labels, probabilities.argmax(1))
+    assert report["test_time_augmentation"]["seconds"] > 0
+
+
+def test_gain_is_what_augmentation_mends_less_what_it_spoils(report):
+    augmented = report["test_time_augmentation"]
+    gain = (augmented["mended"] - augmented["spoilt"]) / report["num_examples"]
+    assert augmented["accuracy_gain"] == pytest.approx(gain)
+    assert augmented["accuracy"] == pytest.approx(report["accuracy"] + gain)
+
+
+def test_a_temperature_of_other_pictures_is_said_to_be_theirs(model_dir, test_dir, sample_dir, tmp_path):
+    for name in SPECIES:
+        (tmp_path / name).mkdir()
+        for file in sorted((sample_dir / name).iterdir())[10:13]:
+            (tmp_path / name / file.name).symlink_to(file)
+    model, image_processor = build_model(str(model_dir))
+    accelerator, other = build_accelerator("no"), load_folder(tmp_path, class_names=SPECIES)
+    dataset = load_folder(test_dir, class_names=SPECIES)
+    found = evaluate_model(
+        model, image_processor, dataset, accelerator, batch_size=8, calibration=(other, "three others a species")
+    )
+    own = evaluate_model(model, image_processor, other, accelerator, batch_size=8)
+    assert found["calibration"]["temperature"] == pytest.approx(own["calibration"]["temperature"], rel=1e-4)
+    assert not found["calibration"]["cross_fitted"]
+    text = markdown_report(found)
+    assert "fitted on 12 pictures: three others a species" in text
+    assert "They are none of the pictures that are judged here" in text
+
+
+def test_the_report_says_that_its_temperature_was_fitted_on_its_own_pictures(report):
+    text = markdown_report(report)
+    assert "fitted on 25 pictures: pictures." in text
+    assert "no picture judges its own fit" in text
+
+
+def test_one_picture_has_a_report(model_dir, test_dir, tmp_path):
+    model, image_processor = build_model(str(model_dir))
+    dataset = load_folder(test_dir, class_names=SPECIES).select([0])
+    report = evaluate_model(model, image_processor, dataset, build_accelerator("no"), batch_size=4)
+    write_report(report, tmp_path, dataset)
+    assert report["calibration"] is None
+    assert "Can its probabilities be believed?" not in (tmp_path / "report.html").read_text(encoding="utf-8")

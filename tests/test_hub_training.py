@@ -30,7 +30,8 @@ MODEL = {
     "arguments.yaml", "split.csv", "metrics.jsonl",
 }  # fmt: skip
 REPORT = {
-    "report.json", "report.md", "confusion_matrix.png", "predictions.csv", "curves.png", "train_results.json"
+    "report.json", "report.md", "confusion_matrix.png", "reliability.png", "coverage_risk.png", "predictions.csv",
+    "curves.png", "train_results.json"
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from seedling_hf.errors import InputError
 COMMANDS = {
     "train": "train a RepLKNet on a folder of seedlings or a Hub data set",
     "evaluate": "report accuracy, F1 and confusions of a model on labelled pictures",
+    "compare": "compare models on the same labelled pictures, with McNemar's test",
     "predict": "name the species of pictures, listed or watched, as CSV or JSON lines",
     "demo": "open a page that names the pictures dropped on it",
     "saliency": "show by Grad-CAM where a model looks",

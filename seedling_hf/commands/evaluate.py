@@ -33,10 +33,20 @@ class EvaluationArguments(ArgumentGroup):
     _argument_group_name = "Evaluation"
 
     test_dir: str = option(MISSING, "folder of class folders")
-    output_dir: str = option(MISSING, "folder for report.json, report.md, confusion_matrix.png and predictions.csv")
+    output_dir: str = option(MISSING, "folder for report.html, report.md, report.json and what they show")
+    calibration_dir: str | None = option(
+        None, "class folders to fit the temperature on (default: each half of test_dir for the other)"
+    )
+    not_sure_accuracy: float = option(0.95, "share of right answers that the threshold for 'not sure' is to leave")
+    test_time_augmentation: bool = option(
+        False, "predict again with the mean over the eight symmetries of the square, and report gain and cost"
+    )
+    seed: int = option(42, "seed of the bootstrap and of the halves")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range(self, "not_sure_accuracy", above=0, most=1)
+        check_range(self, "seed", least=0)
         check_writable_folder(Path(self.output_dir), "--output_dir")
 
 
@@ -72,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_pictures=arguments.skip_bad_pictures)
+    calibration = None
+    if arguments.calibration_dir:
+        pictures = load_folder(
+            arguments.calibration_dir, class_names=class_names, skip_bad_pictures=arguments.skip_bad_pictures
+        )
+        calibration = (pictures, arguments.calibration_dir)
     report = evaluate_model(
         model,
         image_processor,
@@ -80,9 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         batch_size=arguments.per_device_eval_batch_size,
         num_workers=arguments.dataloader_num_workers,
         data_name=arguments.test_dir,
+        calibration=calibration,
+        target_accuracy=arguments.not_sure_accuracy,
+        test_time_augmentation=arguments.test_time_augmentation,
+        seed=arguments.seed,
     )
     if accelerator.is_main_process:
-        write_report(report, arguments.output_dir)
+        write_report(report, arguments.output_dir, dataset)
         print(format_report(report))
-        print(f"\nThe report is in {arguments.output_dir}: read {Path(arguments.output_dir) / 'report.md'}.")
+        print(f"\nThe report is in {arguments.output_dir}: open {Path(arguments.output_dir) / 'report.html'}.")
     accelerator.end_training()

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         data_name=f"the validation pictures of {arguments.train_dir or arguments.dataset_name}",
     )
     if accelerator.is_main_process:
-        write_report(report, output_dir)
+        write_report(report, output_dir, splits["validation"])
         records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
         plot_curves(records, output_dir / "curves.png")
         training.write_results(output_dir / "train_results.json")
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             print(f"warning: no card could be written into {output_dir}: {error}", file=sys.stderr)
         picture = training.example_picture
         print(format_report(report))
-        print(f"\nThe model and its report are in {output_dir}: read {output_dir / 'report.md'}.")
+        print(f"\nThe model and its report are in {output_dir}: open {output_dir / 'report.html'}.")
         print("Name the species of a picture with\n")
         print(f"  {predict_line(output_dir, picture)}\n")
         training.stage_push("end")

@@ -1,0 +1,84 @@
+"""`compare`: two or more model folders and labelled pictures go in, who is better comes out."""
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.commands.evaluate import check_writable_folder
+from seedling_hf.errors import InputError
+
+
+@dataclass(kw_only=True)
+class CompareArguments(ArgumentGroup):
+    _argument_group_name = "Comparison"
+
+    models: list[str] = field(metadata={"help": "two or more model folders, or repositories on the Hub"})
+    data_dir: str = option(MISSING, "folder of class folders")
+    output_dir: str = option(MISSING, "folder for comparison.html, comparison.md, comparison.json and answers.csv")
+    trust_remote_code: bool = option(False, "run the Python code of the repositories; a RepLKNet needs none")
+    per_device_eval_batch_size: int = option(64, "pictures a batch on each process")
+    dataloader_num_workers: int = option(0, "processes that load pictures, for each process")
+    mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
+    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+    seed: int = option(42, "seed of the bootstrap")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.models) < 2:
+            raise InputError(f"expected two or more --models, found {len(self.models)}; name another folder")
+        if len({str(Path(model)) for model in self.models}) < len(self.models):
+            raise InputError(f"expected --models that differ, found one twice: {', '.join(self.models)}")
+        check_range(self, "per_device_eval_batch_size", least=1)
+        check_range(self, "dataloader_num_workers", least=0)
+        check_range(self, "seed", least=0)
+        check_writable_folder(Path(self.output_dir), "--output_dir")
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """The last part of each path; the whole path of each where two would be called the same."""
+    names = [Path(model).name for model in models]
+    return names if len(set(names)) == len(names) else [str(Path(model)) for model in models]
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Models and pictures → answers of each → comparison."""
+    arguments = parse_arguments(
+        CompareArguments, argv, prog="compare", description="Compares models on the same labelled pictures."
+    )
+
+    from seedling_hf.comparison import compare_models, format_comparison, write_comparison
+    from seedling_hf.dataset import load_folder
+    from seedling_hf.evaluation import evaluate_model
+    from seedling_hf.prediction import build_accelerator, build_model
+
+    accelerator = build_accelerator(arguments.mixed_precision)
+    loaded = [build_model(name, trust_remote_code=arguments.trust_remote_code) for name in arguments.models]
+    classes = [[model.config.id2label[i] for i in range(model.config.num_labels)] for model, _ in loaded]
+    for name, own in zip(arguments.models, classes, strict=True):
+        if sorted(own) != sorted(classes[0]):
+            raise InputError(
+                f"expected models of the same classes, found {name} to differ from {arguments.models[0]} in "
+                f"{', '.join(sorted(set(own) ^ set(classes[0])))}; compare models of the same species"
+            )
+    reports = []
+    for (model, image_processor), own in zip(loaded, classes, strict=True):
+        dataset = load_folder(arguments.data_dir, class_names=own, skip_bad_pictures=arguments.skip_bad_pictures)
+        reports.append(
+            evaluate_model(
+                model,
+                image_processor,
+                dataset,
+                accelerator,
+                batch_size=arguments.per_device_eval_batch_size,
+                num_workers=arguments.dataloader_num_workers,
+                data_name=arguments.data_dir,
+                seed=arguments.seed,
+            )
+        )
+    if accelerator.is_main_process:
+        comparison = compare_models(short_names(arguments.models), reports, arguments.data_dir)
+        write_comparison(comparison, dataset, arguments.output_dir)
+        print(format_comparison(comparison))
+        print(f"\nThe comparison is in {arguments.output_dir}: open {Path(arguments.output_dir) / 'comparison.html'}.")
+    accelerator.end_training()
