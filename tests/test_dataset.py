@@ -35,7 +35,7 @@ from seedling_hf.duplicates import cluster_duplicates
 from seedling_hf.errors import InputError
 from seedling_hf.transforms import ExampleTransform, build_train_transform
 
-SEEDLINGS = Path("/work/shared/seedlings")
+SEEDLINGS = Path(__file__).resolve().parents[2] / "shared" / "seedlings"
 
 
 @pytest.fixture

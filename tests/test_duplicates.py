@@ -15,7 +15,7 @@ from seedling_hf.duplicates import (
     fingerprint_pictures,
 )
 
-SEEDLINGS = Path("/work/shared/seedlings")
+SEEDLINGS = Path(__file__).resolve().parents[2] / "shared" / "seedlings"
 
 
 @pytest.fixture(scope="module")
