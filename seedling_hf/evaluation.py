@@ -39,8 +39,9 @@ from seedling_hf.html_report import (
     render_report,
 )
 from seedling_hf.metrics import CALIBRATION_BINS, HARD_PAIR, classification_metrics, confused_pair, crop_weed_costs
-from seedling_hf.plots import plot_confusion_matrix, plot_coverage_risk, plot_reliability
+from seedling_hf.plots import plot_confusion_matrix, plot_coverage_risk, plot_probes, plot_reliability
 from seedling_hf.prediction import EightSymmetries, build_dataloader, predict
+from seedling_hf.probing import format_probes
 
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "scikit-learn")
 TOP_CONFUSIONS = 10
@@ -259,6 +260,8 @@ def write_report(
         errors = [part["expected_calibration_error"] for part in (before, after)]
         plot_reliability(before["bins"], after["bins"], errors, output_dir / "reliability.png")
     plot_coverage_risk(report["coverage_risk"]["curve"], report["not_sure"], output_dir / "coverage_risk.png")
+    if "probing" in report:
+        plot_probes(report["probing"]["probes"], output_dir / "probes.png", guess=report["probing"]["guess"])
 
     predictions = output_dir / "predictions.csv"
     with replacing(predictions) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
@@ -345,7 +348,12 @@ def markdown_report(report: dict[str, Any]) -> str:
     if len(report["class_names"]) <= LARGEST_TEXT_MATRIX:
         matrix = format_confusion_matrix(report["confusion_matrix"], report["class_names"])
         lines += ["The same in text: rows are the truth, columns the answers.", "", "```text", matrix, "```", ""]
-    lines += [*_trust_sections(report), *_cost_section(report), *_augmentation_section(report)]
+    lines += [
+        *_trust_sections(report),
+        *_cost_section(report),
+        *_augmentation_section(report),
+        *_probing_section(report),
+    ]
     lines += [
         "## How this was made",
         "",
@@ -473,6 +481,19 @@ def _cost_section(report: dict[str, Any]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _probing_section(report: dict[str, Any]) -> list[str]:
+    if "probing" not in report:
+        return []
+    return [
+        "## What it relies on",
+        "",
+        format_probes(report["probing"]),
+        "",
+        "![Accuracy on altered pictures](probes.png)",
+        "",
+    ]
 
 
 def _augmentation_section(report: dict[str, Any]) -> list[str]:

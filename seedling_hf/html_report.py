@@ -18,7 +18,7 @@ from seedling_hf.transforms import to_rgb
 Saliency = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[Image.Image]]
 GALLERY_SIDE = 224
 SIGNIFICANCE = 0.05
-FIGURES = ("confusion_matrix", "reliability", "coverage_risk")
+FIGURES = ("confusion_matrix", "reliability", "coverage_risk", "probes")
 
 
 def render_report(

@@ -1,5 +1,7 @@
 """Where a classifier looks: Grad-CAM (Selvaraju et al., arXiv 1610.02391) by captum, laid over the picture."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -10,6 +12,43 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from seedling_hf.errors import InputError
 from seedling_hf.feature_maps import map_layer
 from seedling_hf.plots import SALIENCY_COLORS
+
+
+def check_captum() -> None:
+    """Refuses where captum cannot be imported, before any work is done.
+
+    Raises:
+        InputError: with how to install it.
+    """
+    try:
+        import captum.attr  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            'expected captum for saliency maps, found none; install it by pip install "seedling-hf[saliency]"'
+        ) from error
+
+
+def explain(
+    model: PreTrainedModel, image_processor: BaseImageProcessor
+) -> Callable[[Sequence[Image.Image], Sequence[str]], list[Image.Image]]:
+    """What makes of pictures and the classes that were answered as many overlays of what spoke for those answers.
+
+    Args:
+        model: A classifier.
+        image_processor: The model's.
+    """
+
+    def overlays(pictures: Sequence[Image.Image], answers: Sequence[str]) -> list[Image.Image]:
+        pixel_values = image_processor(list(pictures), return_tensors="pt")["pixel_values"].to(model.device)
+        number_of = {name: number for number, name in model.config.id2label.items()}
+        targets = torch.tensor([number_of[answer] for answer in answers])
+        maps = saliency_maps(model, pixel_values, targets)
+        return [
+            overlay(crop_to_view(picture, image_processor), saliency)
+            for picture, saliency in zip(pictures, maps, strict=True)
+        ]
+
+    return overlays
 
 
 def saliency_maps(
@@ -30,12 +69,8 @@ def saliency_maps(
     Raises:
         InputError: if captum is not installed, or the model gives no feature map of more than one pixel.
     """
-    try:
-        from captum.attr import LayerGradCam
-    except ImportError as error:
-        raise InputError(
-            'expected captum for saliency maps, found none; install it by pip install "seedling-hf[saliency]"'
-        ) from error
+    check_captum()
+    from captum.attr import LayerGradCam
 
     was_training = model.training
     model.eval()

@@ -66,6 +66,28 @@ def run_on_two_processes(command: str, words: list[str]) -> subprocess.Completed
     )  # fmt: skip
 
 
+def test_a_report_shows_where_the_model_looked_and_what_it_relies_on(model_dir, pictures, tmp_path):
+    words = flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report", saliency=True,
+                  probes=True)  # fmt: skip
+    assert run(evaluate.main, words) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    probes = {row["name"]: row for row in report["probing"]["probes"]}
+    assert report["probing"]["probes"][0]["accuracy"] == report["accuracy"]
+    assert {"silhouette", "background_only", "rotation_90"} <= probes.keys()
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count('alt="what speaks for') == len(report["worst_mistakes"]) > 0
+    assert "What it relies on" in page
+    assert "| silhouette" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_saliency_without_captum_is_refused_before_any_work(model_dir, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    words = flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report", saliency=True)
+    assert run(evaluate.main, words) == 2
+    assert "expected captum for saliency maps, found none; install it by" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
 def test_evaluate_writes_a_report_and_shows_it(model_dir, pictures, tmp_path, capsys):
     words = flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report")
     assert run(evaluate.main, words) == 0

@@ -41,7 +41,9 @@ class EvaluationArguments(ArgumentGroup):
     test_time_augmentation: bool = option(
         False, "predict again with the mean over the eight symmetries of the square, and report gain and cost"
     )
-    seed: int = option(42, "seed of the bootstrap and of the halves")
+    saliency: bool = option(False, "show beside the worst mistakes where the model looked (needs captum)")
+    probes: bool = option(False, "measure the accuracy on altered pictures too, as the command probe does")
+    seed: int = option(42, "seed of the bootstrap, of the halves and of the probes")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.dataset import load_folder
     from seedling_hf.evaluation import evaluate_model, format_report, write_report
     from seedling_hf.prediction import build_accelerator, build_model
+    from seedling_hf.probing import probe
+    from seedling_hf.saliency import check_captum, explain
 
+    if arguments.saliency:
+        check_captum()
     accelerator = build_accelerator(arguments.mixed_precision)
     model, image_processor = build_model(
         arguments.model_name_or_path,
@@ -101,8 +107,19 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         test_time_augmentation=arguments.test_time_augmentation,
         seed=arguments.seed,
     )
+    if arguments.probes:
+        report["probing"] = probe(
+            model,
+            image_processor,
+            dataset,
+            accelerator,
+            batch_size=arguments.per_device_eval_batch_size,
+            num_workers=arguments.dataloader_num_workers,
+            seed=arguments.seed,
+        )
     if accelerator.is_main_process:
-        write_report(report, arguments.output_dir, dataset)
+        saliency = explain(model, image_processor) if arguments.saliency else None
+        write_report(report, arguments.output_dir, dataset, saliency)
         print(format_report(report))
         print(f"\nThe report is in {arguments.output_dir}: open {Path(arguments.output_dir) / 'report.html'}.")
     accelerator.end_training()
