@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from test_evaluation import SPECIES, write_model
 
 from seedling_hf.commands import evaluate, predict, run
+from seedling_hf.prediction import EightSymmetries, build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -313,3 +316,17 @@ def test_help_does_not_wait_for_torch(command):
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--model_name_or_path" in answer.stdout
     assert answer.stdout.splitlines()[-1] == "False"
+
+
+def test_answers_may_be_those_of_the_eight_symmetries(model_dir, pictures, tmp_path):
+    output = tmp_path / "answers.csv"
+    words = flags(model_name_or_path=model_dir, images=pictures, output_file=output, test_time_augmentation=True)
+    assert run(predict.main, words) == 0
+    model, image_processor = build_model(str(model_dir))
+    for row in read_csv(output.read_text()):
+        with Image.open(row["file"]) as image:
+            pixel_values = image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            (expected,) = EightSymmetries(model)(pixel_values).logits.softmax(-1)
+        assert float(row["probability"]) == pytest.approx(expected.max().item(), abs=1e-3)  # resized on another way
+        assert row["species"] == model.config.id2label[expected.argmax().item()]

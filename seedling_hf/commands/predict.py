@@ -47,6 +47,9 @@ class PredictionArguments(ArgumentGroup):
     )
     top_k: int = option(1, "species to name for each picture, the most probable first")
     threshold: float | None = option(None, "probability below which an answer is marked as not sure")
+    test_time_augmentation: bool = option(
+        False, "answer with the mean over the eight symmetries, in eight times the time"
+    )
     watch: bool = option(False, "go on with pictures that come into the folders, until SIGINT or SIGTERM")
 
     def __post_init__(self) -> None:
@@ -81,13 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         PredictArguments, argv, prog="predict", description="Names the species of pictures, as CSV or JSON lines."
     )
 
-    from accelerate.utils import InitProcessGroupKwargs
-
-    from seedling_hf.prediction import build_accelerator, build_model
+    from seedling_hf.prediction import EightSymmetries, build_accelerator, build_model
 
     # Processes wait for each other at the end only, and one may have the larger pictures.
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
-    accelerator = build_accelerator(arguments.mixed_precision, kwargs_handlers=[patience])
+    accelerator = build_accelerator(arguments.mixed_precision, timeout=int(timedelta(days=30).total_seconds()))
     if arguments.watch and accelerator.num_processes > 1:
         raise InputError(f"expected one process for --watch, found {accelerator.num_processes}; start it by itself")
     model, image_processor = build_model(
@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if arguments.top_k > len(class_names):
         raise InputError(f"expected --top_k of at most the model's {len(class_names)} species, found {arguments.top_k}")
+    if arguments.test_time_augmentation:
+        model = EightSymmetries(model)
     model.to(accelerator.device)
     predict = _predict_watched if arguments.watch else _predict_listed
     code = predict(arguments, accelerator, model, image_processor, class_names)
@@ -255,6 +257,7 @@ def _identity(arguments: PredictArguments) -> dict[str, Any]:
         "the model's files, by a checksum,": hashlib.sha1(repr(stamps).encode()).hexdigest()[:8],
         "--mixed_precision": arguments.mixed_precision,
         "--no_merge": arguments.no_merge,
+        "--test_time_augmentation": arguments.test_time_augmentation,
         "--top_k": arguments.top_k,
         "--threshold": arguments.threshold,
         "--output_format": arguments.output_format,
