@@ -51,7 +51,23 @@ def test_the_flags_of_train_that_are_named_exist(capsys):
     assert used <= flags
 
 
-def test_the_files_that_are_named_exist():
-    names = re.findall(r"(?:\]\(|[\s\"])((?:scripts|seedling_hf|tests)/[\w./ -]+?\.\w+)", README)
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_commands_that_are_shown_are_commands_with_such_flags(name, capsys):
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"seedling-hf (\w+)((?: [^`\n|]*)?)", text)
+    assert len(lines) > 5
+    for command, words in lines:
+        if command == "COMMAND":
+            continue
+        assert command in COMMANDS
+        with pytest.raises(SystemExit):
+            seedling_hf([command, "--help"])
+        assert set(re.findall(r"--\w+", words)) <= set(re.findall(r"--\w+", capsys.readouterr().out)), command
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_files_that_are_named_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    names = re.findall(r"(?:\]\(|[\s\"])((?:scripts|seedling_hf|tests)/[\w./-]+?\.\w+)", text)
     assert len(names) >= 5
     assert [name for name in names if "COMMAND" not in name and not (ROOT / name).exists()] == []
