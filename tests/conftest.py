@@ -28,3 +28,23 @@ def pictures(sample_dir, tmp_path_factory) -> Path:
         for file in sorted((sample_dir / name).iterdir())[:16]:
             shutil.copy(file, folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_dir(sample_dir, tmp_path_factory) -> Path:
+    """A model folder of four species, with weights that answer differently to different pictures; to read only."""
+    from test_evaluation import write_model
+
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, sample_dir)
+    return folder
+
+
+@pytest.fixture
+def unsettled_precision():
+    """Accelerate settles the precision once for a process; each test may choose."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -15,7 +15,6 @@ pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 import numpy as np
 import torch
 from PIL import Image
-from test_evaluation import write_model
 
 from seedling_hf.commands import demo as command
 from seedling_hf.commands import run
@@ -26,13 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 WITH_SALIENCY = all(
     importlib.util.find_spec(name) for name in ("seedling_hf.saliency", "captum")
 )  # the page does without it
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, sample_dir) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model(folder, sample_dir)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import load_dataset
 from PIL import Image
 from pyarrow import parquet
@@ -21,19 +20,7 @@ from seedling_hf.prediction import build_model
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def unsettled_precision():
-    """Accelerate settles the precision once for a process; each test may choose."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, sample_dir) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model(folder, sample_dir)
-    return folder
+pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 
 @pytest.fixture(scope="module")

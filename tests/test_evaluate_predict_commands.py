@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
-from test_evaluation import SPECIES, write_model
+from test_evaluation import SPECIES
 
 from seedling_hf.commands import evaluate, predict, run
 from seedling_hf.prediction import EightSymmetries, build_model
@@ -17,19 +16,7 @@ from seedling_hf.prediction import EightSymmetries, build_model
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def unsettled_precision():
-    """Accelerate settles the precision once for a process; each test may choose."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, sample_dir) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model(folder, sample_dir)
-    return folder
+pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 
 @pytest.fixture

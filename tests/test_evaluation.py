@@ -49,13 +49,6 @@ def write_model(folder: Path, sample_dir: Path, class_names: Sequence[str] = SPE
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, sample_dir) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model(folder, sample_dir)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def test_dir(tmp_path_factory, sample_dir) -> Path:
     """Seven pictures of one species, six of the others: 25, which no batch size of these tests divides."""
     folder = tmp_path_factory.mktemp("pictures")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hub_client import Client, Process, wait_until
 from test_evaluate_predict_commands import flags, read_csv
-from test_evaluation import SPECIES, write_model
+from test_evaluation import SPECIES
 
 from seedling_hf.commands import predict, run
 
@@ -31,13 +31,6 @@ code = run(main, sys.argv[1:])
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
 sys.exit(code)
 """
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, sample_dir) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model(folder, sample_dir)
-    return folder
 
 
 @pytest.fixture(scope="module")

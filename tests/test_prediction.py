@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -40,14 +39,6 @@ def examples(numbers) -> list[dict]:
 @pytest.fixture
 def accelerator() -> Accelerator:
     return build_accelerator("no")
-
-
-@pytest.fixture
-def unsettled_precision():
-    """Accelerate settles the precision once for a process; this lets a test choose, and the next one choose again."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

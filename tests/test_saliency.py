@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_evaluation import write_model
 from torch.nn import functional as F
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
@@ -16,13 +15,6 @@ from seedling_hf.errors import InputError
 from seedling_hf.prediction import build_model
 from seedling_hf.replknet import RepLKNetImageProcessor
 from seedling_hf.saliency import crop_to_view, overlay, saliency_maps
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, sample_dir) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model(folder, sample_dir)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 
 import yaml
 from hub_client import Repository
-from test_evaluation import write_model
 
 from seedling_hf.commands import push_space, run
 from seedling_hf.space import REQUIREMENTS, write_space
@@ -30,13 +29,6 @@ assert seedling_hf.__file__.startswith(sys.argv[2]), seedling_hf.__file__
 import app
 print(app.demo.fns[0].fn(sys.argv[3])[0])
 """
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, sample_dir) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model(folder, sample_dir)
-    return folder
 
 
 def words(model: object, *further: str) -> list[str]:
