@@ -9,7 +9,6 @@ The list is made once and a process answers one stretch of it in its order, so t
 go on, and the answers one process after another are in the order of the list.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,6 +23,11 @@ import numpy as np
 from seedling_hf.answers import Answer
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows has none, and there nothing keeps a second run out
+    fcntl = None
 
 
 class Journal(Sequence):
@@ -127,6 +131,8 @@ class Claim:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = open(folder / "lock", "wb")  # noqa: SIM115  held until the process ends
+        if fcntl is None:
+            return
         try:
             # Not flock, which the loader's workers would hold a while after a kill of this process.
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
