@@ -62,6 +62,7 @@ class DataArguments(ArgumentGroup):
     dataset_name: str | None = option(None, "data set on the Hub instead of a folder")
     dataset_config_name: str | None = option(None, "configuration of that data set")
     dataset_revision: str | None = option(None, "branch, tag or commit of that data set")
+    streaming: bool = option(False, "read its training pictures as they are needed, without a copy on the disk")
     image_column_name: str = option("image", "its column of pictures")
     label_column_name: str = option("label", "its column of classes")
     split_strategy: str = option(
@@ -85,6 +86,13 @@ class DataArguments(ArgumentGroup):
         if (self.train_dir is None) == (self.dataset_name is None):
             found = "neither" if self.train_dir is None else "both"
             raise InputError(f"expected --train_dir or --dataset_name, found {found}; name one of them")
+        if self.streaming and self.dataset_name is None:
+            raise InputError("expected --dataset_name with --streaming, found --train_dir; leave --streaming out")
+        if self.streaming and self.dataloader_num_workers > 1:
+            raise InputError(
+                f"expected --dataloader_num_workers of 0 or 1 with --streaming, found {self.dataloader_num_workers}; "
+                "start more processes instead"
+            )
         check_range(self, "train_val_split", above=0, below=1)
         check_range(self, "max_train_samples", least=1)
         check_range(self, "max_eval_samples", least=1)
@@ -235,6 +243,14 @@ class TrainArguments(
     HubArguments, RunArguments, OptimizationArguments, AugmentationArguments, ModelArguments, DataArguments
 ):
     """All flags of `train`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streaming and (self.max_steps <= 0 or self.eval_steps is None):
+            raise InputError(
+                "expected --max_steps and --eval_steps with --streaming, for the length of a pass is not known, found "
+                "one of them missing; give both"
+            )
 
 
 class _HelpFormatter(HelpFormatter):

@@ -38,6 +38,7 @@ from seedling_hf.outbox import Outbox, parse_hub_name
 from seedling_hf.prediction import predict
 from seedling_hf.sampler import EpochSampler
 from seedling_hf.signals import StopSignal
+from seedling_hf.stream import PictureStream, Place, pop_place
 from seedling_hf.transforms import ExampleTransform, build_eval_transform, build_train_transform
 
 logger = logging.getLogger(__name__)
@@ -196,8 +197,8 @@ class Training:
         self.class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
 
         train, validation = splits["train"], splits["validation"]
-        self.files = train["file"]
-        self.split = [row for split in (train, validation) for row in zip(split["file"], split["label"], strict=True)]
+        kept = [validation] if arguments.streaming else [train, validation]
+        self.split = [row for split in kept for row in zip(split["file"], split["label"], strict=True)]
         self.eval_labels = np.asarray(validation["label"])
         self.train_transform = ExampleTransform(
             build_train_transform(
@@ -226,14 +227,6 @@ class Training:
             label_smoothing=arguments.label_smoothing_factor,
             seed=arguments.seed,
         )
-        self.sampler = EpochSampler(
-            len(train),
-            batch_size=arguments.per_device_train_batch_size,
-            accumulation=arguments.gradient_accumulation_steps,
-            num_processes=accelerator.num_processes,
-            process_index=accelerator.process_index,
-            seed=arguments.seed,
-        )
         # A generator of their own: each start of an iteration draws from it, and a run that is resumed within an epoch
         # starts one more.
         loader = partial(
@@ -242,10 +235,30 @@ class Training:
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),
         )
-        # The sampler deals the pictures to the processes, so this loader is not for accelerate to divide again.
-        self.train_loader = loader(
-            train.with_transform(self.train_transform), batch_sampler=self.sampler, collate_fn=self.collator
+        self.global_batch_size = (
+            arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
         )
+        # Pictures are dealt to the processes by these, so the loader is not for accelerate to divide again.
+        shares = {
+            "batch_size": arguments.per_device_train_batch_size,
+            "num_processes": accelerator.num_processes,
+            "process_index": accelerator.process_index,
+            "seed": arguments.seed,
+        }
+        self.sampler = self.stream = None
+        if arguments.streaming:
+            self.stream = PictureStream(
+                train, self.train_transform, self.collator, skip_bad_pictures=arguments.skip_bad_pictures, **shares
+            )
+            self.train_loader = loader(self.stream, batch_size=None)
+            self.steps_per_epoch = arguments.max_steps  # how long a pass is, is not known
+        else:
+            self.files = train["file"]
+            self.sampler = EpochSampler(len(train), accumulation=arguments.gradient_accumulation_steps, **shares)
+            self.train_loader = loader(
+                train.with_transform(self.train_transform), batch_sampler=self.sampler, collate_fn=self.collator
+            )
+            self.steps_per_epoch = self.sampler.steps_per_epoch
         eval_transform = ExampleTransform(build_eval_transform(image_processor), seed=arguments.seed)
         self.eval_loader = accelerator.prepare(
             loader(
@@ -255,7 +268,6 @@ class Training:
             )
         )
 
-        self.steps_per_epoch = self.sampler.steps_per_epoch
         self.num_steps = arguments.max_steps
         if self.num_steps <= 0:
             self.num_steps = math.ceil(arguments.num_train_epochs * self.steps_per_epoch)
@@ -283,6 +295,7 @@ class Training:
             process_index=accelerator.process_index,
             gather=gather_object,
         )
+        self.place = Place()  # in the stream, if there is one
         self.unsaved: str | None = None
         self.resumed_at_step = 0  # what is timed are the steps since
         self.timing = {"train": 0.0, "wait": 0.0, "evaluation": 0.0, "images": 0}
@@ -304,7 +317,7 @@ class Training:
                     loss, grad_norm, stopped = self.optimization_step(batches, stop)
                     counters["step"] += 1
                     self.timing["train"] += time.perf_counter() - started
-                    self.timing["images"] += self.sampler.global_batch_size
+                    self.timing["images"] += self.global_batch_size
                     bar.update()
 
                     if self._is_due(arguments.logging_steps):
@@ -420,6 +433,7 @@ class Training:
             "scheduler": self.scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
             "ema_updates": self.ema.updates if self.ema else None,
+            "places": gather_object([tuple(self.place)]) if self.stream else None,
         }
         try:
             path = self.checkpoints.save(self.counters["step"], tensors, state, protect=self.counters["best_step"])
@@ -450,6 +464,14 @@ class Training:
             logger.info("no checkpoint in %s yet: the run starts at its first step", self.output_dir)
             return
         state, rank = checkpoint.state, self.accelerator.process_index
+        if self.stream:
+            places = state["places"] or []
+            if len(places) != self.accelerator.num_processes:
+                raise InputError(
+                    f"expected {len(places)} processes, as many as read the stream when the checkpoint was written, "
+                    f"found {self.accelerator.num_processes}; start as many"
+                )
+            self.place = Place(*places[rank])
         for change in check_unchanged(
             state["arguments"], self._compared_arguments(), allow=self.arguments.allow_changed_arguments
         ):
@@ -486,6 +508,8 @@ class Training:
 
     @property
     def epoch(self) -> float:
+        if self.stream:
+            return float(self.place.epoch)
         return self.counters["step"] / self.steps_per_epoch
 
     @property
@@ -508,7 +532,8 @@ class Training:
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {size}×{size} pixels, "
             f"{self.accelerator.num_processes} × {self.accelerator.device.type}{threads}, "
             f"{self.accelerator.mixed_precision}\n"
-            f"{self.num_steps} steps of {self.sampler.global_batch_size} pictures, {self.steps_per_epoch} an epoch"
+            f"{self.num_steps} steps of {self.global_batch_size} pictures, "
+            f"{'streamed' if self.stream else f'{self.steps_per_epoch} an epoch'}"
             f"{hint}"
         )
 
@@ -557,9 +582,12 @@ class Training:
 
     def _global_batches(self, epoch: int, first_step: int):
         """For each optimizer step of `epoch` from `first_step` on, the batches of this process, on its device."""
-        self.sampler.set_position(epoch, first_step)
-        self.train_transform.set_epoch(epoch)
-        self.collator.set_epoch(epoch)
+        if self.stream:
+            self.stream.set_place(self.place)
+        else:
+            self.sampler.set_position(epoch, first_step)
+            self.train_transform.set_epoch(epoch)
+            self.collator.set_epoch(epoch)
         batches = iter(self.train_loader)
         for _ in range(first_step, self.steps_per_epoch):
             started = time.perf_counter()
@@ -571,6 +599,8 @@ class Training:
                     f"{self.counters['step'] + 1}: {str(error).splitlines()[-1]}; put it back, and go on with "
                     "--resume_from_checkpoint latest"
                 ) from error
+            if self.stream:
+                group, self.place = pop_place(group)
             self.timing["wait"] += time.perf_counter() - started
             yield send_to_device(group, self.accelerator.device, non_blocking=True)
 
@@ -592,7 +622,7 @@ class Training:
         """What must be the same when the run is resumed; of the batch, its global size."""
         files = "\n".join(f"{file}\t{label}" for file, label in self.split)
         return asdict(self.arguments) | {
-            "global_batch_size": self.sampler.global_batch_size,
+            "global_batch_size": self.global_batch_size,
             "split": hashlib.sha256(files.encode()).hexdigest(),
         }
 
@@ -604,7 +634,8 @@ class Training:
         write_text(path, "".join(kept))
 
     def _refuse_batch(self, batches: list[dict[str, torch.Tensor]], losses: torch.Tensor) -> None:
-        files = gather_object([self.files[i] for batch in batches for i in batch["index"].tolist()])
+        name = self.stream.describe if self.stream else self.files.__getitem__
+        files = gather_object([name(i) for batch in batches for i in batch["index"].tolist()])
         raise NonFiniteLossError(
             f"expected a finite loss, found {losses.tolist()} at step {self.counters['step'] + 1} on the pictures "
             f"{', '.join(files)}; look at these pictures, lower --learning_rate or use --mixed_precision bf16"

@@ -5,21 +5,10 @@ A random number of seconds after its start each run is killed by SIGKILL, and re
 
 import itertools
 import random
-import signal
 import time
 
 import pytest
-from training_runs import NUM_STEPS, Run
-
-
-def _kill(processes: list) -> bool:
-    """Takes the machine away; returns whether the run was still going."""
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join()
-    assert {process.exitcode for process in processes} <= {0, -signal.SIGKILL}
-    return any(process.exitcode for process in processes)
+from training_runs import NUM_STEPS, Run, kill
 
 
 def _killed_again_and_again(make_run, kills: int, seed: int) -> list[int]:
@@ -41,7 +30,7 @@ def _killed_again_and_again(make_run, kills: int, seed: int) -> list[int]:
             processes = run.start()
             # Few in the imports, most in the steps, evaluations and saves, a few in the report.
             time.sleep(moments.uniform(0.2, 0.7) * duration)
-            if not _kill(processes):
+            if not kill(processes):
                 break
             kills -= 1
         run.finish()

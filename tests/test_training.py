@@ -77,7 +77,17 @@ def _remove_after_the_first_save(path: str) -> None:
 def test_a_process_that_dies_brings_the_others_down_and_its_rank_is_named(tmp_path, pictures):
     (tmp_path / "pictures").symlink_to(pictures)
     script = Path(__file__).parents[1] / "scripts" / "train.py"
-    flags = [*FLAGS, "--per_device_train_batch_size", "4", "--max_steps", "100000", "--eval_steps", "100000"]
+    flags = [
+        *FLAGS,
+        "--train_dir",
+        "pictures",
+        "--per_device_train_batch_size",
+        "4",
+        "--max_steps",
+        "100000",
+        "--eval_steps",
+        "100000",
+    ]
     launcher = subprocess.Popen(
         ["torchrun", "--standalone", "--nproc_per_node", "2", str(script), *flags],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},

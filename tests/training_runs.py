@@ -4,8 +4,10 @@ import hashlib
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -23,7 +25,7 @@ FORKS.set_forkserver_preload(
 NUM_STEPS = 30
 # Saves, evaluations and ends of epochs (4 steps) fall together and apart.
 FLAGS = f"""
-    --train_dir pictures --output_dir run --variant tiny --image_size 32 --drop_path_rate 0.3
+    --output_dir run --variant tiny --image_size 32 --drop_path_rate 0.3
     --max_steps {NUM_STEPS} --save_steps 2 --eval_steps 3 --logging_steps 1
     --ema_decay 0.9 --mixup_prob 0.7 --learning_rate 3e-3 --warmup_steps 3 --resume_from_checkpoint latest
 """.split()
@@ -36,14 +38,22 @@ TIMED = re.compile(
 class Run:
     """Runs of `train` in one folder, with paths relative to it, so that all they write may be equal."""
 
-    def __init__(self, folder: Path, pictures: Path, num_processes: int = 1, num_workers: int = 0, **settings) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        pictures: Path,
+        num_processes: int = 1,
+        num_workers: int = 0,
+        data: Sequence[str] = ("--train_dir", "pictures"),
+        **settings,
+    ) -> None:
         folder.mkdir(parents=True)
         (folder / "pictures").symlink_to(pictures)
         self.folder, self.num_processes = folder, num_processes
         accumulation = settings.pop("accumulation", 2)
         batch_size = settings.pop("batch_size", 8 // accumulation // num_processes)
         self.flags = [
-            *FLAGS, "--per_device_train_batch_size", str(batch_size),
+            *FLAGS, *data, "--per_device_train_batch_size", str(batch_size),
             "--gradient_accumulation_steps", str(accumulation), "--dataloader_num_workers", str(num_workers),
             *(str(word) for name, value in settings.items() for word in (f"--{name}", value)),
         ]  # fmt: skip
@@ -105,3 +115,13 @@ def _train(folder: Path, flags: list[str], rank: int, num_processes: int, port: 
             assert PartialState().num_processes == num_processes
             PartialState().destroy_process_group()
     sys.exit(code)
+
+
+def kill(processes: list) -> bool:
+    """Takes the machine away; returns whether the run was still going."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    assert {process.exitcode for process in processes} <= {0, -signal.SIGKILL}
+    return any(process.exitcode for process in processes)

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from seedling_hf.batch_size import fit_batch_size
     from seedling_hf.checkpointing import UNSAVED_EXIT_CODE
-    from seedling_hf.dataset import describe_splits, load_splits, write_split_csv
+    from seedling_hf.dataset import describe_splits, load_splits, load_streamed, write_split_csv
     from seedling_hf.evaluation import evaluate_model, format_report, write_report
     from seedling_hf.hub_pusher import HubPusher
     from seedling_hf.inspection import SHARED_PICTURES, report_shared_pictures
@@ -54,22 +54,35 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             timeout_s=arguments.hub_timeout,
         )
         pusher.preflight()
-    splits = load_splits(
-        train_dir=arguments.train_dir,
-        validation_dir=arguments.validation_dir,
-        dataset_name=arguments.dataset_name,
-        dataset_config_name=arguments.dataset_config_name,
-        dataset_revision=arguments.dataset_revision,
-        image_column_name=arguments.image_column_name,
-        label_column_name=arguments.label_column_name,
-        split_strategy=arguments.split_strategy,
-        train_val_split=arguments.train_val_split,
-        split_seed=arguments.split_seed,
-        fold=arguments.fold,
-        split_file=arguments.split_file,
-        max_train_samples=arguments.max_train_samples,
-        max_eval_samples=arguments.max_eval_samples,
-        skip_bad_pictures=arguments.skip_bad_pictures,
+    splits = (
+        load_streamed(
+            arguments.dataset_name,
+            arguments.dataset_config_name,
+            arguments.dataset_revision,
+            image_column=arguments.image_column_name,
+            label_column=arguments.label_column_name,
+            max_eval_samples=arguments.max_eval_samples,
+            split_seed=arguments.split_seed,
+            skip_bad_pictures=arguments.skip_bad_pictures,
+        )
+        if arguments.streaming
+        else load_splits(
+            train_dir=arguments.train_dir,
+            validation_dir=arguments.validation_dir,
+            dataset_name=arguments.dataset_name,
+            dataset_config_name=arguments.dataset_config_name,
+            dataset_revision=arguments.dataset_revision,
+            image_column_name=arguments.image_column_name,
+            label_column_name=arguments.label_column_name,
+            split_strategy=arguments.split_strategy,
+            train_val_split=arguments.train_val_split,
+            split_seed=arguments.split_seed,
+            fold=arguments.fold,
+            split_file=arguments.split_file,
+            max_train_samples=arguments.max_train_samples,
+            max_eval_samples=arguments.max_eval_samples,
+            skip_bad_pictures=arguments.skip_bad_pictures,
+        )
     )
     class_names = splits["train"].features["label"].names
     model, image_processor = build_trainable_model(arguments, class_names)
@@ -80,10 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_arguments(arguments, output_dir / "arguments.yaml")
-        write_split_csv(splits, output_dir / "split.csv")
-        if not arguments.resume_from_checkpoint:
+        if not arguments.streaming:
+            write_split_csv(splits, output_dir / "split.csv")
+        if not (arguments.resume_from_checkpoint or arguments.streaming):
             report_shared_pictures(splits, output_dir / SHARED_PICTURES, look=not arguments.no_duplicate_check)
-        print(describe_splits(splits))
+        print(describe_splits({"validation": splits["validation"]} if arguments.streaming else splits))
         print(training.description)
     accelerator.wait_for_everyone()
     accelerator.init_trackers(arguments.run_name or output_dir.name)
