@@ -32,6 +32,7 @@ FLAGS = f"""
 # What tells the day and the speed of a run; all else must be equal.
 TIMED = re.compile(
     rb'"(date|seconds|images_per_second)": .*|- \d{4}-\d\d-\d\dT.* pictures a second.*|On .* of training \(.*'
+    rb"|\d{4}-\d\d-\d\d[T ][^<]*? s \([\d.,]+ pictures a second\)"
 )
 
 
@@ -123,5 +124,6 @@ def kill(processes: list) -> bool:
         process.kill()
     for process in processes:
         process.join()
-    assert {process.exitcode for process in processes} <= {0, -signal.SIGKILL}
+    # 1: a process that saw the other one die before its own turn came.
+    assert {process.exitcode for process in processes} <= {0, -signal.SIGKILL} | ({1} if len(processes) > 1 else set())
     return any(process.exitcode for process in processes)
