@@ -27,7 +27,7 @@ HUB = {"push_to_hub": True, "hub_model_id": "alice/seedlings"}
 MODEL = {
     "README.md", "config.json", "preprocessor_config.json", "model.safetensors", "configuration_replknet.py",
     "image_processing_replknet.py", "large_kernel_conv.py", "modeling_replknet.py", "pointwise_conv.py",
-    "arguments.yaml", "split.csv", "metrics.jsonl",
+    "arguments.yaml", "split.csv", "near_duplicates.json", "metrics.jsonl",
 }  # fmt: skip
 REPORT = {
     "report.json", "report.md", "confusion_matrix.png", "reliability.png", "coverage_risk.png", "predictions.csv",
