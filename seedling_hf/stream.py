@@ -6,7 +6,7 @@ pictures are shuffled block by block, so a place in the stream is four numbers, 
 and its rows before the block are read past, undecoded: nothing else is repeated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -88,7 +88,7 @@ class PictureStream(torch.utils.data.IterableDataset):
         while True:
             self.transform.set_epoch(place.epoch)
             self.collator.set_epoch(place.epoch)
-            found, shards = False, self._shards(place.epoch)
+            found, shards = place != Place(place.epoch), self._shards(place.epoch)  # what is left of a pass may be none
             for number in range(place.shard, len(shards)):
                 rows = self._rows(shards[number])
                 next(islice(rows, place.start, place.start), None)
@@ -142,14 +142,16 @@ class PictureStream(torch.utils.data.IterableDataset):
         return {name: value[0] for name, value in values.items()}
 
 
-def pop_place(batches: list[dict[str, Any]]) -> tuple[list[dict[str, Tensor]], Place]:
+def pop_place(batches: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Tensor]], Place]:
     """The batches of a step without their places, and where the next step begins.
 
     Raises:
         InputError: that the stream met.
     """
+    group, place = [], None
     for batch in batches:
         if "error" in batch:
             raise InputError(batch["error"])
-    places = [batch.pop("place") for batch in batches]
-    return batches, Place(*places[-1])
+        place = Place(*batch.pop("place"))
+        group.append(batch)
+    return group, place

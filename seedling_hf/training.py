@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -592,15 +593,16 @@ class Training:
         for _ in range(first_step, self.steps_per_epoch):
             started = time.perf_counter()
             try:
-                group = [next(batches) for _ in range(self.arguments.gradient_accumulation_steps)]
+                group = islice(batches, self.arguments.gradient_accumulation_steps)
+                if self.stream:
+                    group, self.place = pop_place(group)
+                group = list(group)
             except OSError as error:  # all were decoded before the first step
                 raise InputError(
                     f"expected pictures that stay as they are during training, found at step "
                     f"{self.counters['step'] + 1}: {str(error).splitlines()[-1]}; put it back, and go on with "
                     "--resume_from_checkpoint latest"
                 ) from error
-            if self.stream:
-                group, self.place = pop_place(group)
             self.timing["wait"] += time.perf_counter() - started
             yield send_to_device(group, self.accelerator.device, non_blocking=True)
 

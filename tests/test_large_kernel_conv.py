@@ -634,3 +634,20 @@ def test_the_model_has_the_loss_and_the_gradients_of_plain_pytorch(name):
     for (key, p), q in zip(plain.named_parameters(), fast.parameters(), strict=True):
         # 1e-8: BatchNorm on few pixels magnifies the last bits of float64.
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-8, atol=1e-8, msg=key)
+
+
+@pytest.mark.parametrize("name", ["direct", "dense", "fft"])
+def test_the_gradient_of_the_kernels_has_their_strides(name):
+    # Other strides, even in a dimension of one, make DDP warn and copy.
+    x = torch.randn(2, 16, 9, 9).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(16, 1, 3, 3, requires_grad=True)
+    depthwise_conv2d(x, weight, implementation=name).sum().backward()
+    assert weight.grad.stride() == weight.stride()
+
+
+def test_the_gradient_of_kernels_that_are_left_to_torch_has_their_strides():
+    x = torch.randn(2, 16, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(16, 1, 3, 3, requires_grad=True)
+    depthwise_conv2d(x, weight).sum().backward()
+    assert weight.grad.stride() == weight.stride()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)

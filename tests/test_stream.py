@@ -90,7 +90,7 @@ def test_from_any_place_on_the_stream_is_the_same_to_the_bit(write, monkeypatch,
     monkeypatch.setattr(streaming, "BLOCK", block)
     name = write()
     whole = list(islice(stream_of(name, batch_size=4), 20))  # two passes and a half
-    for number in range(0, 19, 3):
+    for number in range(19):  # the end of a pass among them
         stream = stream_of(name, batch_size=4)
         stream.set_place(whole[number]["place"])
         for found, expected in zip(stream, whole[number + 1 :], strict=False):

@@ -145,7 +145,8 @@ def _plain_gradients(x: Tensor, weight: Tensor, grad: Tensor, needed: tuple[bool
     grads = torch.ops.aten.convolution_backward(
         grad, x, weight, None, [1, 1], _half(weight), [1, 1], False, [0, 0], len(weight), [*needed, False]
     )
-    return grads[:2]
+    # The strides of its dimension of one are those of channels_last, which DDP would warn of.
+    return grads[0], grads[1].squeeze(1).unsqueeze(1) if needed[1] else None
 
 
 # direct
