@@ -1,5 +1,6 @@
 """Real runs of the `train` command, in processes of their own, forked from one that has the imports done."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -98,6 +99,7 @@ class Run:
 
 def _train(folder: Path, flags: list[str], rank: int, num_processes: int, port: int, before) -> None:
     """What `torchrun` starts, in this process."""
+    os.setsid()
     os.chdir(folder)
     sys.argv = ["seedling-hf"]
     torch.set_num_threads(1)
@@ -121,6 +123,8 @@ def _train(folder: Path, flags: list[str], rank: int, num_processes: int, port: 
 def kill(processes: list) -> bool:
     """Takes the machine away; returns whether the run was still going."""
     for process in processes:
+        with contextlib.suppress(ProcessLookupError):  # it has just begun, or is gone
+            os.killpg(process.pid, signal.SIGKILL)  # its loading workers too
         process.kill()
     for process in processes:
         process.join()
