@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Any
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
@@ -57,6 +58,19 @@ class EvaluateArguments(InferenceArguments, EvaluationArguments):
     """All flags of `evaluate`."""
 
 
+def load_classifier(arguments: InferenceArguments) -> tuple[Any, Any, list[str]]:
+    """The model that the flags name, its image processor, and its classes in their order."""
+    from seedling_hf.prediction import build_model
+
+    model, image_processor = build_model(
+        arguments.model_name_or_path,
+        revision=arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+        merge=not arguments.no_merge,
+    )
+    return model, image_processor, [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
 def check_writable_folder(folder: Path, flag: str) -> None:
     """Refuses, before any work is done, a folder that is not there and cannot be made, or not be written to."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -73,20 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from seedling_hf.dataset import load_folder
     from seedling_hf.evaluation import evaluate_model, format_report, write_report
-    from seedling_hf.prediction import build_accelerator, build_model
+    from seedling_hf.prediction import build_accelerator
     from seedling_hf.probing import probe
     from seedling_hf.saliency import check_captum, explain
 
     if arguments.saliency:
         check_captum()
     accelerator = build_accelerator(arguments.mixed_precision)
-    model, image_processor = build_model(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=not arguments.no_merge,
-    )
-    class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    model, image_processor, class_names = load_classifier(arguments)
     dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_pictures=arguments.skip_bad_pictures)
     calibration = None
     if arguments.calibration_dir:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from seedling_hf.answers import FORMATS, Answer, AnswerWriter, format_of, format_table, open_text
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder
+from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder, load_classifier
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 
@@ -84,19 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         PredictArguments, argv, prog="predict", description="Names the species of pictures, as CSV or JSON lines."
     )
 
-    from seedling_hf.prediction import EightSymmetries, build_accelerator, build_model
+    from seedling_hf.prediction import EightSymmetries, build_accelerator
 
     # Processes wait for each other at the end only, and one may have the larger pictures.
     accelerator = build_accelerator(arguments.mixed_precision, timeout=int(timedelta(days=30).total_seconds()))
     if arguments.watch and accelerator.num_processes > 1:
         raise InputError(f"expected one process for --watch, found {accelerator.num_processes}; start it by itself")
-    model, image_processor = build_model(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=not arguments.no_merge,
-    )
-    class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    model, image_processor, class_names = load_classifier(arguments)
     if arguments.top_k > len(class_names):
         raise InputError(f"expected --top_k of at most the model's {len(class_names)} species, found {arguments.top_k}")
     if arguments.test_time_augmentation:

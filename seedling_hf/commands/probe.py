@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder
+from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder, load_classifier
 from seedling_hf.files import write_text
 
 EXAMPLES_ON_THE_SHEET = 6
@@ -42,16 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf import probing
     from seedling_hf.dataset import choose_evenly, load_folder
     from seedling_hf.plots import plot_contact_sheet, plot_probes
-    from seedling_hf.prediction import build_accelerator, build_model
+    from seedling_hf.prediction import build_accelerator
 
     accelerator = build_accelerator(arguments.mixed_precision)
-    model, image_processor = build_model(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=not arguments.no_merge,
-    )
-    class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    model, image_processor, class_names = load_classifier(arguments)
     dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_pictures=arguments.skip_bad_pictures)
     dataset = dataset.select(choose_evenly(range(len(dataset)), arguments.max_samples))
     result = probing.probe(

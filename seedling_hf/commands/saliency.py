@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder
+from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder, load_classifier
 from seedling_hf.errors import InputError
 
 MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from seedling_hf.dataset import choose_evenly, find_bad_pictures, list_images
     from seedling_hf.plots import plot_contact_sheet, plot_saliency
-    from seedling_hf.prediction import build_accelerator, build_model, rank_species
+    from seedling_hf.prediction import build_accelerator, rank_species
     from seedling_hf.saliency import crop_to_view, overlay, saliency_maps
     from seedling_hf.transforms import build_eval_transform, to_rgb
 
@@ -62,14 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if not files:
         raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")
     device = build_accelerator("no").device
-    model, image_processor = build_model(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=not arguments.no_merge,
-    )
+    model, image_processor, class_names = load_classifier(arguments)
     model.to(device)
-    class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if arguments.target is not None and arguments.target not in class_names:
         raise InputError(f"expected --target of {', '.join(class_names)}, found {arguments.target}")
 
