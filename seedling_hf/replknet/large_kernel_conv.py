@@ -15,7 +15,9 @@ Let g be the gradient of y:
     ∂w[c, k]    = Σ_n Σ_i g[n, c, i] x[n, c, i + k - p]               a convolution of x, and g is the kernel
 
 The second is large (a kernel of H·W, one for each picture) and ends in a small map (K × K). The sum over n comes for
-free: in a convolution of three dimensions, with the pictures as depth and no padding there, it is part of the sum.
+free: in a convolution of three dimensions, with the pictures as depth and no padding there, it is part of the sum. The
+larger the kernel, the more machine code oneDNN writes for it; so large maps are cut into bands of rows, and the bands'
+gradients are added.
 
 Each way is a `Candidate`: a forward pass and the two gradients, made of operations that have derivatives in turn.
 
@@ -40,6 +42,7 @@ device, dtype, shape and direction; `timings()` tells the results. The environme
 `conv_implementation` of the model's configuration, forces one.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -52,7 +55,8 @@ from torch import Tensor, nn
 
 ENVIRONMENT_VARIABLE = "SEEDLING_HF_CONV"
 PRODUCTS_PER_POINT = 600  # the multiply-adds of `direct` that take as long as one point of `fft`, on a CPU
-MAX_TAPS = 4096  # oneDNN leaves its fast path somewhere above 12000 taps of a kernel
+# oneDNN writes machine code for each number of taps that meets no padding: with 3136 taps 150 MB of it, which stay.
+MAX_TAPS = 1200
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 MAX_DENSE_ELEMENTS = 2**26  # of the matrices of `dense`, 256 MiB in float32
 
@@ -163,17 +167,32 @@ def _direct_gradients(x: Tensor, weight: Tensor, grad: Tensor, needed: tuple[boo
 
 
 def _direct_grad_weight(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    n, c, h, w = x.shape
-    pictures = x.permute(0, 2, 3, 1).contiguous()  # (N, C, H, W) -> (N, H, W, C)
-    kernels = grad.permute(0, 2, 3, 1).reshape(n * h * w, c).t()  # (N, C, H, W) -> (C, N H W)
-    kernels = kernels.reshape(c, 1, n, h, w)
+    height, width = x.shape[2:]
+    up, left = _half(weight)
+    bands = math.ceil(height * width / MAX_TAPS)
+    if bands == 1:
+        return _correlation(x, grad, (up, left))
+    rows = math.ceil(height / bands)
+    x = F.pad(x, (0, 0, up, up))
+    parts = [
+        _correlation(x[:, :, first : first + rows + 2 * up], grad[:, :, first : first + rows], (0, left))
+        for first in range(0, height, rows)
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def _correlation(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Σ_n Σ_i grad[n, c, i] x[n, c, i + k], with as many pictures in a convolution as MAX_TAPS allows."""
+    n, c, h, w = grad.shape
     depth = max(1, MAX_TAPS // (h * w))
     parts = []
     for first in range(0, n, depth):
+        rows = x[first : first + depth].permute(0, 2, 3, 1).contiguous()  # (N, C, H, W) -> (N, H, W, C)
         # unsqueezed before it is permuted: oneDNN recognises channels_last by the strides, that of the one batch too
-        picture = pictures[first : first + depth].unsqueeze(0).permute(0, 4, 1, 2, 3)  # (1, C, N, H, W)
-        kernel = kernels[:, :, first : first + depth]
-        parts.append(F.conv3d(picture, kernel, padding=(0, *_half(weight)), groups=c)[0])
+        picture = rows.unsqueeze(0).permute(0, 4, 1, 2, 3)  # (1, C, N, H, W)
+        kernel = grad[first : first + depth].permute(0, 2, 3, 1).reshape(-1, c).t()  # (C, N H W)
+        kernel = kernel.reshape(c, 1, -1, h, w)
+        parts.append(F.conv3d(picture, kernel, padding=(0, *padding), groups=c)[0])
     return sum(parts[1:], parts[0]).contiguous()
 
 

@@ -1,7 +1,8 @@
 """RepLKNet (Ding et al., "Scaling Up Your Kernels to 31x31", arXiv 2203.06717).
 
 The arithmetic follows the authors' code, https://github.com/DingXiaoH/RepLKNet-pytorch (MIT licence). Activations are
-(N, C, H, W) in the memory format channels_last throughout.
+(N, C, H, W) in the memory format channels_last throughout. Sums and ReLU are made in place, since first touches of
+fresh memory take longer than the arithmetic, and no gradient needs what they overwrite.
 """
 
 import copy
@@ -133,7 +134,7 @@ class RepLKNetLargeKernel(nn.Module):
         if self.merged is not None:
             return self.merged(hidden_states)
         output = self.large(hidden_states)
-        return output if self.small is None else output + self.small(hidden_states)
+        return output if self.small is None else output.add_(self.small(hidden_states))
 
     @torch.no_grad()
     def reparameterize(self) -> None:
@@ -173,7 +174,7 @@ class RepLKNetLargeKernelBlock(nn.Module):
         hidden_states = F.relu_(self.pointwise1(hidden_states))
         hidden_states = F.relu_(self.large_kernel(hidden_states))
         hidden_states = self.pointwise2(hidden_states)
-        return residual + self.drop_path(hidden_states)
+        return self.drop_path(hidden_states).add_(residual)
 
 
 class RepLKNetFeedForwardBlock(nn.Module):
@@ -192,7 +193,7 @@ class RepLKNetFeedForwardBlock(nn.Module):
         hidden_states = self.normalization(hidden_states)
         hidden_states = self.pointwise1.gelu(hidden_states)
         hidden_states = self.pointwise2(hidden_states)
-        return residual + self.drop_path(hidden_states)
+        return self.drop_path(hidden_states).add_(residual)
 
 
 class RepLKNetLayer(GradientCheckpointingLayer):
