@@ -103,6 +103,7 @@ class DataArguments(ArgumentGroup):
 class ModelArguments(ArgumentGroup):
     _argument_group_name = "Model"
     _one_of = ("model_name_or_path", "variant", "timm_architecture")
+    shape = ("kernel_sizes", "depths", "hidden_sizes")  # fields of RepLKNetConfig that are flags
 
     model_name_or_path: str | None = option(None, "folder or Hub repository to start from")
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
@@ -110,6 +111,11 @@ class ModelArguments(ArgumentGroup):
     ignore_mismatched_sizes: bool = option(False, "give the model a new head where the number of classes differs")
     variant: str | None = option(None, "RepLKNet to start from scratch", choices=["nano", "tiny", "31B", "31L", "XL"])
     timm_architecture: str | None = option(None, "network of timm to start from scratch, such as resnet18")
+    kernel_sizes: list[int] | None = field(
+        default=None, metadata={"help": "large kernels of that RepLKNet, one for all stages or one for each"}
+    )
+    depths: list[int] | None = field(default=None, metadata={"help": "its layers of each stage"})
+    hidden_sizes: list[int] | None = field(default=None, metadata={"help": "its channels of each stage"})
     image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
     drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
 
@@ -121,6 +127,9 @@ class ModelArguments(ArgumentGroup):
                 "expected one of --model_name_or_path, --variant and --timm_architecture, found "
                 f"{' and '.join(found) or 'none'}; name one"
             )
+        shaped = [f"--{name}" for name in self.shape if getattr(self, name) is not None]
+        if shaped and self.variant is None:
+            raise InputError(f"expected --variant with {shaped[0]}, found {found[0]}; leave {shaped[0]} out")
         check_range(self, "image_size", least=32)
         check_range(self, "drop_path_rate", least=0, below=1)
 

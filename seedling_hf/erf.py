@@ -175,12 +175,8 @@ def build_untrained(name: str, seed: int = 0) -> tuple[PreTrainedModel, BaseImag
     """
     variant, _, sizes = name.partition(":")
     try:
-        config = RepLKNetConfig.from_variant(variant)
-        if sizes:
-            kernels = [int(size) for size in sizes.split(",")]
-            kernels = kernels * len(config.depths) if len(kernels) == 1 else kernels
-            small = config.small_kernel_size and min(config.small_kernel_size, *kernels)
-            config = RepLKNetConfig.from_variant(variant, kernel_sizes=kernels, small_kernel_size=small)
+        kernels = {"kernel_sizes": [int(size) for size in sizes.split(",")]} if sizes else {}
+        config = RepLKNetConfig.from_variant(variant, **kernels)
     except ValueError as error:
         raise InputError(f"expected --untrained VARIANT or VARIANT:KERNEL, found {name!r}: {error}") from error
     with torch.random.fork_rng():

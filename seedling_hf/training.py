@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -104,8 +104,12 @@ def build_trainable_model(
 
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     if arguments.variant:
-        changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
-        config = RepLKNetConfig.from_variant(arguments.variant, **changes, **labels)
+        changes = {name: getattr(arguments, name) for name in (*arguments.shape, "drop_path_rate")}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        try:
+            config = RepLKNetConfig.from_variant(arguments.variant, **changes, **labels)
+        except ValueError as error:
+            raise InputError(f"expected --kernel_sizes, --depths and --hidden_sizes of a RepLKNet: {error}") from error
         model = RepLKNetForImageClassification(config)
         image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
     elif arguments.timm_architecture:
@@ -299,7 +303,7 @@ class Training:
         self.place = Place()  # in the stream, if there is one
         self.unsaved: str | None = None
         self.resumed_at_step = 0  # what is timed are the steps since
-        self.timing = {"train": 0.0, "wait": 0.0, "evaluation": 0.0, "images": 0}
+        self.timing = {"train": 0.0, "wait": 0.0, "evaluation": 0.0, "cpu": 0.0, "images": 0}
 
     # The loop
 
@@ -314,10 +318,9 @@ class Training:
             while not self._is_done():
                 epoch, first_step = divmod(counters["step"], self.steps_per_epoch)
                 for batches in self._global_batches(epoch, first_step):
-                    started = time.perf_counter()
-                    loss, grad_norm, stopped = self.optimization_step(batches, stop)
+                    with self._timed("train"):
+                        loss, grad_norm, stopped = self.optimization_step(batches, stop)
                     counters["step"] += 1
-                    self.timing["train"] += time.perf_counter() - started
                     self.timing["images"] += self.global_batch_size
                     bar.update()
 
@@ -544,6 +547,7 @@ class Training:
         seconds = timing["train"] + timing["wait"]
         results = {
             "train_runtime": seconds,
+            "train_cpu_time": timing["cpu"],  # of this process and its threads, its loading workers aside
             "train_samples_per_second": self.images_per_second,
             "train_steps_per_second": (self.counters["step"] - self.resumed_at_step) / max(1e-9, seconds),
             "share_of_time_waiting_for_pictures": timing["wait"] / max(1e-9, seconds),
@@ -591,20 +595,26 @@ class Training:
             self.collator.set_epoch(epoch)
         batches = iter(self.train_loader)
         for _ in range(first_step, self.steps_per_epoch):
-            started = time.perf_counter()
             try:
-                group = islice(batches, self.arguments.gradient_accumulation_steps)
-                if self.stream:
-                    group, self.place = pop_place(group)
-                group = list(group)
+                with self._timed("wait"):
+                    group = islice(batches, self.arguments.gradient_accumulation_steps)
+                    if self.stream:
+                        group, self.place = pop_place(group)
+                    group = list(group)
             except OSError as error:  # all were decoded before the first step
                 raise InputError(
                     f"expected pictures that stay as they are during training, found at step "
                     f"{self.counters['step'] + 1}: {str(error).splitlines()[-1]}; put it back, and go on with "
                     "--resume_from_checkpoint latest"
                 ) from error
-            self.timing["wait"] += time.perf_counter() - started
             yield send_to_device(group, self.accelerator.device, non_blocking=True)
+
+    @contextmanager
+    def _timed(self, what: str):
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.timing[what] += time.perf_counter() - wall
+        self.timing["cpu"] += time.process_time() - cpu
 
     def _is_due(self, every: int) -> bool:
         return self.counters["step"] % every == 0 or self.counters["step"] == self.num_steps

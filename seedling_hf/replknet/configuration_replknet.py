@@ -89,10 +89,18 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_variant(cls, name: str, **kwargs) -> "RepLKNetConfig":
-        """The configuration of a named RepLKNet (31B, 31L, XL, nano or tiny), with `kwargs` over its values."""
+        """The configuration of a named RepLKNet (31B, 31L, XL, nano or tiny), with `kwargs` over its values.
+
+        One number in `kernel_sizes` serves all stages, and the small kernels beside them are no larger than they are.
+        """
         if name not in VARIANTS:
             raise ValueError(f"expected a variant of {', '.join(VARIANTS)}, found {name!r}; give one of these names")
-        config = cls(**{**VARIANTS[name], **kwargs})
+        values = {**VARIANTS[name], **kwargs}
+        kernels = kwargs.get("kernel_sizes")
+        if kernels:
+            values["kernel_sizes"] = list(kernels) * (len(values.get("depths", cls.depths)) if len(kernels) == 1 else 1)
+            values.setdefault("small_kernel_size", min(cls.small_kernel_size, *values["kernel_sizes"]))
+        config = cls(**values)
         unknown = [field for field in kwargs if not hasattr(RepLKNetConfig(), field)]
         if unknown:  # the library would keep them as attributes that nothing reads
             raise ValueError(f"expected fields of RepLKNetConfig, found {', '.join(unknown)}; check their names")

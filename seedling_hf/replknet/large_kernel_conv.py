@@ -169,15 +169,15 @@ def _direct_gradients(x: Tensor, weight: Tensor, grad: Tensor, needed: tuple[boo
 def _direct_grad_weight(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     height, width = x.shape[2:]
     up, left = _half(weight)
-    bands = math.ceil(height * width / MAX_TAPS)
-    if bands == 1:
+    if height * width <= MAX_TAPS:
         return _correlation(x, grad, (up, left))
-    rows = math.ceil(height / bands)
-    x = F.pad(x, (0, 0, up, up))
-    parts = [
-        _correlation(x[:, :, first : first + rows + 2 * up], grad[:, :, first : first + rows], (0, left))
-        for first in range(0, height, rows)
-    ]
+    rows = math.ceil(height / math.ceil(height * width / MAX_TAPS))
+    parts = []
+    for n in range(len(x)):  # one after the other, since memory that was just used is faster than fresh memory
+        picture = F.pad(x[n : n + 1], (0, 0, up, up))
+        for first in range(0, height, rows):
+            band = picture[:, :, first : first + rows + 2 * up]
+            parts.append(_correlation(band, grad[n : n + 1, :, first : first + rows], (0, left)))
     return sum(parts[1:], parts[0])
 
 
