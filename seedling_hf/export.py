@@ -1,9 +1,10 @@
 """A classifier as one file for other systems: ONNX in float32 and int8, or a program of `torch.export`.
 
-A file holds the merged and folded model for pictures of one size in batches of any, and says in its metadata all that
+Or as a model folder of half the size. A file holds the merged and folded model for pictures of one size in batches of any, and says in its metadata all that
 a program needs to predict with it: the classes, and how a picture becomes an input.
 """
 
+import copy
 import importlib.util
 import io
 import json
@@ -29,7 +30,7 @@ from seedling_hf import __version__
 from seedling_hf.benchmark import time_in_turns
 from seedling_hf.dataset import picture_paths
 from seedling_hf.errors import InputError
-from seedling_hf.files import replacing
+from seedling_hf.files import replacing, write_text
 from seedling_hf.metrics import wilson_interval
 from seedling_hf.transforms import to_rgb
 
@@ -203,6 +204,43 @@ def export_classifier(
             with replacing(output_file.with_name(path.name)) as temporary:
                 shutil.copyfile(path, temporary)
     return rows
+
+
+def export_half(
+    model: PreTrainedModel, image_processor: BaseImageProcessor, card: Path | None, output_dir: Path
+) -> int:
+    """Writes a model folder whose weights take half the room; `from_pretrained` makes float32 of them again.
+
+    Args:
+        model: Neither merged nor folded, so that it can be trained further.
+        image_processor: What its pictures go through.
+        card: The README.md that goes with it, if there is one.
+        output_dir: A folder that does not exist or is empty; it appears when it is whole.
+
+    Returns:
+        The size of the weights in bytes.
+
+    Raises:
+        InputError: if a weight is too large for float16, or the folder holds something; nothing is written then.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise InputError(f"expected --output_file to be a new folder, found {output_dir}; name another")
+    half = copy.deepcopy(model).half()
+    large = [name for name, tensor in half.state_dict().items() if not tensor.isfinite().all()]
+    if large:
+        raise InputError(f"expected weights within float16, up to 65504, found larger ones in {large[0]}")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent) as temporary:
+        folder = Path(temporary, output_dir.name)
+        half.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = "float32"  # what it is loaded as: CPUs are slow in float16
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        if card:
+            shutil.copyfile(card, folder / "README.md")
+        os.replace(folder, output_dir)
+    return (output_dir / "model.safetensors").stat().st_size
 
 
 def _compare(logits: Mapping[str, np.ndarray], files: Mapping[str, Path], folder: Path) -> list[dict[str, Any]]:

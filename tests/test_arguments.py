@@ -71,6 +71,13 @@ def test_written_arguments_are_a_recipe_that_gives_the_same_arguments(tmp_path):
     assert parse("--config", str(tmp_path / "arguments.yaml")) == arguments
 
 
+def test_kernels_of_another_network_than_a_replknet_are_refused():
+    flags = [flag.replace("--variant", "--timm_architecture") for flag in REQUIRED]
+    with pytest.raises(InputError, match="expected --variant with --kernel_sizes, found --timm_architecture"):
+        parse(*flags, "--kernel_sizes", "3")
+    assert parse(*REQUIRED, "--kernel_sizes", "7", "7", "7", "5").kernel_sizes == [7, 7, 7, 5]
+
+
 def test_changed_arguments_are_those_that_are_not_the_defaults():
     assert changed_arguments(parse(*REQUIRED, "--seed", "3")) == {
         "train_dir": "pictures", "variant": "nano", "output_dir": "run", "seed": 3

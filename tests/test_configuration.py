@@ -36,6 +36,13 @@ def test_from_variant_puts_its_arguments_over_the_variant():
     assert RepLKNetConfig.from_variant("XL", small_kernel_size=3, num_labels=12).num_labels == 12
 
 
+def test_one_kernel_size_serves_all_stages_and_the_small_kernels_are_no_larger():
+    config = RepLKNetConfig.from_variant("nano", kernel_sizes=[3])
+    assert (config.kernel_sizes, config.small_kernel_size) == ([3, 3, 3, 3], 3)
+    config = RepLKNetConfig.from_variant("nano", kernel_sizes=[13, 7], depths=[1, 1], hidden_sizes=[8, 16])
+    assert (config.kernel_sizes, config.small_kernel_size) == ([13, 7], 5)
+
+
 def test_an_unknown_variant_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"31B, 31L, XL, nano, tiny, found 'base'"):
         RepLKNetConfig.from_variant("base")

@@ -28,7 +28,7 @@ from seedling_hf.export import (
     take_evenly,
 )
 from seedling_hf.prediction import build_model
-from seedling_hf.replknet import RepLKNetImageProcessor
+from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="the extra `export` is needed to write and run ONNX")
@@ -354,3 +354,22 @@ def test_without_the_packages_the_command_says_what_to_install(model_dir, files,
     )
     assert "found no onnxscript; pip install 'seedling-hf[export]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_is_a_folder_that_loads_as_float32_and_answers_alike(model_dir, tmp_path, capsys):
+    target = tmp_path / "half"
+    flags = ["--model_name_or_path", str(model_dir), "--format", "half", "--output_file", str(target)]
+    assert export_command(flags) is None
+    assert "in float16" in capsys.readouterr().out
+    model = RepLKNetForImageClassification.from_pretrained(model_dir).eval()
+    half = RepLKNetForImageClassification.from_pretrained(target).eval()
+    assert {tensor.dtype for tensor in half.parameters()} == {torch.float32}
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (Path(model_dir), target)]
+    assert sizes[1] < 0.6 * sizes[0]
+    pixel_values = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        found, expected = half(pixel_values).logits, model(pixel_values).logits
+    # 11 bits of each weight, through some ten layers
+    assert 0 < (found - expected).abs().max() < 0.02 * expected.abs().max()
+    with pytest.raises(InputError, match="expected --output_file to be a new folder"):
+        export_command(flags)

@@ -1,6 +1,7 @@
 """Every way of computing the depthwise convolution is the same function: outputs, gradients, gradients of gradients."""
 
 import copy
+import subprocess
 import sys
 import time
 import types
@@ -17,10 +18,11 @@ from seedling_hf.replknet import large_kernel_conv as conv
 from seedling_hf.replknet.large_kernel_conv import CANDIDATES, ENVIRONMENT_VARIABLE, DepthwiseConv2d, depthwise_conv2d
 
 OURS = [name for name in CANDIDATES if name != "implicit_gemm"]
-# (N, C, H, W, K): batches of one, odd and oblong maps, maps smaller than the kernel, channels no multiple of 8.
+# (N, C, H, W, K): batches of one, odd and oblong maps, maps smaller than the kernel, channels no multiple of 8, and
+# maps that are cut into bands, the last one shorter.
 SHAPES = [
     (1, 1, 1, 1, 3), (2, 5, 7, 7, 13), (3, 8, 9, 14, 7), (1, 12, 5, 20, 27), (2, 3, 14, 14, 27), (2, 4, 17, 11, 31),
-    (1, 2, 3, 3, 31), (2, 5, 8, 8, 1), (2, 5, 6, 4, 5),
+    (1, 2, 3, 3, 31), (2, 5, 8, 8, 1), (2, 5, 6, 4, 5), (2, 3, 50, 37, 7), (3, 2, 37, 70, 31),
 ]  # fmt: skip
 MAPS = [(7, 7), (9, 14), (5, 20), (1, 1)]
 BATCHES = [(1, 12), (3, 1), (1, 8), (3, 5)]  # (N, C)
@@ -651,3 +653,24 @@ def test_the_gradient_of_kernels_that_are_left_to_torch_has_their_strides():
     depthwise_conv2d(x, weight).sum().backward()
     assert weight.grad.stride() == weight.stride()
     assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory of a process from /proc")
+def test_the_weight_gradient_of_a_large_map_keeps_little_memory():
+    # oneDNN wrote 150 MB of machine code for a kernel of 56×56 in one piece, and kept it.
+    code = """
+import torch
+from seedling_hf.replknet.large_kernel_conv import CANDIDATES
+def used(): return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) / 1e3
+torch.set_num_threads(1)
+weight = torch.randn(16, 1, 31, 31)
+def gradient(side):
+    x = torch.randn(1, 16, side, side).contiguous(memory_format=torch.channels_last)
+    CANDIDATES["direct"].gradients(x, weight, x, (False, True))
+gradient(8)
+before = used()
+gradient(56)
+print(used() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 50

@@ -8,7 +8,7 @@ from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_argu
 from seedling_hf.commands.evaluate import check_writable_folder
 from seedling_hf.errors import InputError
 
-SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
 
 
 @dataclass(kw_only=True)
@@ -18,8 +18,14 @@ class ExportArguments(ArgumentGroup):
     model_name_or_path: str = option(MISSING, "model folder that training wrote, or repository on the Hub")
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
-    output_file: str = option(MISSING, "file to write, .onnx or .pt2; --int8 writes NAME.int8.onnx beside it")
-    format: str = option("onnx", "ONNX, or a program for torch.export.load", choices=[*SUFFIXES])
+    output_file: str = option(
+        MISSING, "file to write, .onnx or .pt2; --int8 writes NAME.int8.onnx beside it; half: a folder"
+    )
+    format: str = option(
+        "onnx",
+        "ONNX; a program for torch.export.load; or a model folder with weights in float16, half the size",
+        choices=[*SUFFIXES],
+    )
     include_preprocessing: bool = option(False, "take uint8 (N, height, width, 3) and normalise inside the file")
     images: list[str] = field(
         default_factory=list,
@@ -38,12 +44,12 @@ class ExportArguments(ArgumentGroup):
         check_range(self, "max_calibration_samples", least=1)
         check_range(self, "tolerance", above=0)
         suffix = SUFFIXES[self.format]
-        if Path(self.output_file).suffix != suffix or Path(self.output_file).is_dir():
+        if suffix and (Path(self.output_file).suffix != suffix or Path(self.output_file).is_dir()):
             raise InputError(f"expected --output_file to be a file NAME{suffix}, found {self.output_file}")
         if self.int8 and (self.format != "onnx" or self.train_dir is None):
             found = f"--format {self.format}" if self.format != "onnx" else "none"
             raise InputError(f"expected --train_dir and --format onnx for --int8, found {found}")
-        if not (self.images or self.eval_dir or self.train_dir):
+        if self.format != "half" and not (self.images or self.eval_dir or self.train_dir):
             raise InputError("expected pictures to check the file on, found none; name some by --images or --eval_dir")
         check_writable_folder(Path(self.output_file).parent, "--output_file")
 
@@ -62,8 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.prediction import build_model
 
     model, image_processor = build_model(
-        arguments.model_name_or_path, revision=arguments.model_revision, trust_remote_code=arguments.trust_remote_code
+        arguments.model_name_or_path,
+        revision=arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+        merge=arguments.format != "half",
     )
+    if arguments.format == "half":
+        folder, card = Path(arguments.output_file), Path(arguments.model_name_or_path, "README.md")
+        size = export.export_half(model, image_processor, card if card.is_file() else None, folder)
+        print(f"{folder}: weights of {size / 1e6:.1f} MB in float16; seedling-hf evaluate tells what they lose")
+        return
     class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     labelled = load_folder(arguments.eval_dir, class_names=class_names) if arguments.eval_dir else None
     rows = export.export_classifier(
