@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from seedling_hf.answers import Answer
+from seedling_hf.answers import Answer, Plant
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
 
@@ -217,8 +217,13 @@ def _part_path(folder: Path, part: int) -> Path:
 
 
 def _read_answer(line: str | bytes) -> Answer:
-    file, species, reason = json.loads(line)
-    return Answer(file, [(name, probability) for name, probability in species], reason)
+    file, species, reason, plants = json.loads(line)
+    plants = tuple(Plant(tuple(box), _read_species(named)) for box, named in plants)
+    return Answer(file, _read_species(species), reason, plants)
+
+
+def _read_species(pairs: list[list]) -> list[tuple[str, float]]:
+    return [(name, probability) for name, probability in pairs]
 
 
 def _whole_batches(file: Any, batches: Iterable[Sequence[str]]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import Dataset
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
-from seedling_hf.answers import Answer
+from seedling_hf.answers import Answer, Species
 from seedling_hf.dataset import read_picture
 from seedling_hf.errors import InputError
 from seedling_hf.transforms import build_eval_transform, to_rgb
@@ -244,7 +245,7 @@ class EightSymmetries(torch.nn.Module):
         return ImageClassifierOutput(logits=torch.stack(probabilities).mean(0).log())
 
 
-def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[list[tuple[str, float]]]:
+def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[Species]:
     """For each row of logits (N, C) the `top_k` most probable classes and their probabilities, the surest first."""
     ranked = logits.double().softmax(-1).topk(top_k)
     return [
@@ -266,11 +267,15 @@ class PictureLoader:
     def __call__(self, file: str) -> Tensor | str:
         """`pixel_values` (C, H, W) of one picture, or the reason why there are none."""
         try:
-            return self.transform(to_rgb(read_picture(Path(file))))
+            return self.prepare(to_rgb(read_picture(Path(file))))
         except InputError as error:
             return str(error)
         except Exception as error:  # a picture in a million must not cost the answers to the others
             return str(error) or type(error).__name__
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """`pixel_values` (C, H, W) of a picture in RGB."""
+        return self.transform(picture)
 
     def collate(self, files: Sequence[str], pictures: Sequence[Tensor | str]) -> dict[str, Any]:
         """`pixel_values` (N, C, H, W) of the usable ones (None if N = 0), and of all `file` and `reason`."""
@@ -302,28 +307,24 @@ class PictureBatches(TorchDataset):
 
 
 def build_picture_dataloader(
-    batches: Sequence[Sequence[str]], numbers: range, image_processor: BaseImageProcessor, *, num_workers: int
+    batches: Sequence[Sequence[str]], numbers: range, load: PictureLoader, *, num_workers: int
 ) -> DataLoader:
     """The batches `numbers`, in that order, from `num_workers` processes beside this one (0: from this one)."""
-    return DataLoader(
-        PictureBatches(batches, PictureLoader(image_processor)), sampler=numbers, batch_size=None,
-        num_workers=num_workers,
-    )  # fmt: skip
+    return DataLoader(PictureBatches(batches, load), sampler=numbers, batch_size=None, num_workers=num_workers)
 
 
-def name_pictures(
-    model: torch.nn.Module,
-    batch: dict[str, Any],
-    accelerator: Accelerator,
-    class_names: Sequence[str],
-    top_k: int,
-) -> list[Answer]:
-    """The answers to a batch of `PictureLoader`, one a file; this process works alone."""
-    ranked = iter(())
-    if batch["pixel_values"] is not None:
-        with torch.inference_mode(), accelerator.autocast():
-            logits = model(pixel_values=batch["pixel_values"].to(accelerator.device)).logits.float()
-        ranked = iter(rank_species(logits.cpu(), class_names, top_k))
+def name_batch(
+    model: torch.nn.Module, accelerator: Accelerator, class_names: Sequence[str], top_k: int, pixel_values: Tensor
+) -> list[Species]:
+    """The `top_k` most probable species of each of `pixel_values` (N, C, H, W); this process works alone."""
+    with torch.inference_mode(), accelerator.autocast():
+        logits = model(pixel_values=pixel_values.to(accelerator.device)).logits.float()
+    return rank_species(logits.cpu(), class_names, top_k)
+
+
+def name_pictures(name: Callable[[Tensor], list[Species]], batch: dict[str, Any]) -> list[Answer]:
+    """The answers to a batch of `PictureLoader`, one a file, by `name_batch` with all but its last argument."""
+    ranked = iter(() if batch["pixel_values"] is None else name(batch["pixel_values"]))
     return [
         Answer(file, next(ranked) if reason is None else [], reason)
         for file, reason in zip(batch["file"], batch["reason"], strict=True)

@@ -33,10 +33,10 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.errors import InputError
 from seedling_hf.metrics import wilson_interval
+from seedling_hf.tiles import excess_green
 from seedling_hf.transforms import build_eval_transform, to_rgb
 
 GREY = 128
-DARKEST = 96  # sum of red, green and blue below which a colour means little
 MARGIN = 0.03  # of the side: leaves have pale edges that no threshold catches
 BOOTSTRAP_SAMPLES = 2000
 
@@ -60,16 +60,6 @@ class Probe:
     group: str
     alter: Alteration | None = None
     patches: int = 1
-
-
-def excess_green(pixels: np.ndarray) -> np.ndarray:
-    """2g - r - b of the chromatic coordinates: (H, W, 3) of 8 bits -> (H, W), from -1 to 2.
-
-    Near black, where the colour is noise, it is damped towards 0.
-    """
-    pixels = pixels.astype(np.float64)
-    total = pixels.sum(-1)
-    return (3 * pixels[..., 1] - total) / np.maximum(total, DARKEST)
 
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from seedling_hf.answers import Answer, AnswerWriter, format_of, format_table, open_text
+from seedling_hf.answers import Answer, AnswerWriter, Plant, format_of, format_table, open_text
 
 ANSWERS = [
     Answer("a/1.jpg", [("Maize", 0.75), ("Charlock", 0.25)]),
@@ -15,9 +15,13 @@ ANSWERS = [
 ]
 
 
-def write(output_format: str, threshold: float | None = None, answers=ANSWERS) -> str:
+PLANTS = [Plant((0, 5, 10, 15), [("Maize", 0.75), ("Charlock", 0.25)]), Plant((20, 5, 30, 15), [("Charlock", 0.5)])]
+TRAYS = [Answer("a.jpg", [], None, PLANTS), Answer("bare.jpg", [], None), Answer("torn.jpg", [], "truncated")]
+
+
+def write(output_format: str, threshold: float | None = None, answers=ANSWERS, **further) -> str:
     stream = io.StringIO()
-    writer = AnswerWriter(stream, output_format, threshold)
+    writer = AnswerWriter(stream, output_format, threshold, **further)
     writer.write_heading()
     for answer in answers:
         writer.write(answer)
@@ -55,6 +59,27 @@ def test_jsonl_has_an_object_a_picture():
 def test_jsonl_without_a_threshold_and_with_one_species_is_short():
     (line,) = write("jsonl", answers=[Answer("1.jpg", [("Maïs", 1.0)])]).splitlines()
     assert line == '{"file": "1.jpg", "species": "Maïs", "probability": 1.0}'
+
+
+def test_a_plant_has_its_number_and_its_box_behind_the_file():
+    assert write("csv", 0.6, TRAYS, tiles=True).splitlines() == [
+        "file,plant,left,top,right,bottom,species,probability,certainty",
+        "a.jpg,1,0,5,10,15,Maize,0.750000,sure",
+        "a.jpg,1,0,5,10,15,Charlock,0.250000,sure",
+        "a.jpg,2,20,5,30,15,Charlock,0.500000,not sure",
+    ]
+    _, second = map(json.loads, write("jsonl", answers=TRAYS, tiles=True).splitlines())
+    assert second == {
+        "file": "a.jpg", "plant": 2, "left": 20, "top": 5, "right": 30, "bottom": 15, "species": "Charlock",
+        "probability": 0.5,
+    }  # fmt: skip
+
+
+def test_a_table_numbers_the_plants():
+    first, _, second = format_table(TRAYS, 0.6).splitlines()
+    assert first.startswith("a.jpg  1  Maize")
+    assert second.startswith("a.jpg  2  Charlock") and second.endswith("not sure")
+    assert format_table(TRAYS[1:]) == ""
 
 
 def test_kaggle_takes_bare_names():

@@ -14,7 +14,7 @@ FLOORS = {
         "tiles", "transforms"},
     2: {"benchmark", "conversion", "dataset_card", "erf", "html_report", "hub", "inspection", "model_card",
         "prediction", "probing", "saliency", "space", "stream"},
-    3: {"batch_size", "demo", "embedding", "evaluation", "export", "hub_pusher"},
+    3: {"batch_size", "demo", "embedding", "evaluation", "export", "hub_pusher", "trays"},
     4: {"comparison", "training"},
     5: {"commands"},
 }  # fmt: skip

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from seedling_hf.answers import Answer
+from seedling_hf.answers import Answer, Plant
 from seedling_hf.errors import InputError
 from seedling_hf.journal import Claim, Journal, Part, discard, find_equal_name, prepare
 
@@ -141,6 +141,18 @@ def test_an_answer_of_a_bad_picture_keeps_its_reason(tmp_path):
         part.append([Answer("a.jpg", [], "image file is truncated")])
     assert [*journal.answers()] == [Answer("a.jpg", [], "image file is truncated")]
     assert json.loads((journal.folder / "run.json").read_text())["num_pictures"] == 1
+
+
+def test_the_plants_of_a_photograph_are_kept_with_it(tmp_path):
+    journal = make(tmp_path, ["a.jpg"])
+    answer = Answer(
+        "a.jpg", [], None, (Plant((1, 2, 3, 4), [("Maize", 0.75)]), Plant((5, 6, 7, 8), [("Charlock", 0.5)]))
+    )
+    with Part(journal, 0) as part:
+        part.append([answer])
+    assert [*journal.answers()] == [answer]
+    with Part(journal, 0) as part:
+        assert not part.remaining
 
 
 def test_equal_names_in_two_folders_are_found():

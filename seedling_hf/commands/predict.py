@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -24,7 +24,7 @@ from seedling_hf.files import replacing
 
 LONGEST_TABLE = 20
 MOST_FILES_NAMED = 5
-MOST_BAD_FILES_LISTED = 100
+MOST_FILES_LISTED = 100
 SECONDS_BETWEEN_LINES = 30
 SECONDS_BETWEEN_LOOKS = 1.0
 T = TypeVar("T")
@@ -51,6 +51,13 @@ class PredictionArguments(ArgumentGroup):
         False, "answer with the mean over the eight symmetries, in eight times the time"
     )
     watch: bool = option(False, "go on with pictures that come into the folders, until SIGINT or SIGTERM")
+    tiles: bool = option(
+        False, "name each green plant of each picture, a photograph of a tray: adds its number and its box in pixels"
+    )
+    boxes_dir: str | None = option(None, "folder for the photographs of --tiles with boxes and names drawn")
+    min_plant_side: float | None = option(
+        None, "smallest plant for --tiles to name, as a share of the photograph's shorter side (default: 0.02)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,11 +67,18 @@ class PredictionArguments(ArgumentGroup):
             raise InputError(f"expected --top_k of {most}, found {self.top_k}")
         check_range(self, "threshold", least=0, most=1)
         if self.output_format == "kaggle":
-            for name in ("threshold", "watch"):
+            for name in ("threshold", "watch", "tiles"):
                 if getattr(self, name) not in (None, False):
                     raise InputError(f"expected no --{name} for Kaggle's file, found it; use csv or jsonl")
         if self.watch and not any(Path(path).is_dir() for path in self.images):
             raise InputError(f"expected a folder to --watch, found {', '.join(self.images)}; name one")
+        check_range(self, "min_plant_side", above=0, most=1)
+        for name in ("boxes_dir", "min_plant_side"):
+            if getattr(self, name) is not None and not self.tiles:
+                raise InputError(f"expected --tiles for --{name}, found it without; add --tiles or leave it out")
+        if self.boxes_dir is not None:
+            check_writable_folder(Path(self.boxes_dir), "--boxes_dir")
+            _check_apart(Path(self.boxes_dir), map(Path, self.images))
         if self.output_file is not None:
             if Path(self.output_file).is_dir():
                 raise InputError(
@@ -77,6 +91,11 @@ class PredictionArguments(ArgumentGroup):
 class PredictArguments(InferenceArguments, PredictionArguments):
     """All flags of `predict`."""
 
+    @property
+    def files_at_once(self) -> int:
+        """Pictures in a batch; photographs come one by one, and a batch is one of plants."""
+        return 1 if self.tiles else self.per_device_eval_batch_size
+
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and pictures → answers → a file."""
@@ -84,8 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         PredictArguments, argv, prog="predict", description="Names the species of pictures, as CSV or JSON lines."
     )
 
-    from seedling_hf.prediction import EightSymmetries, build_accelerator
+    from seedling_hf.prediction import EightSymmetries, build_accelerator, name_batch
+    from seedling_hf.tiles import check_scikit_image
 
+    if arguments.tiles:
+        check_scikit_image()
     # Processes wait for each other at the end only, and one may have the larger pictures.
     accelerator = build_accelerator(arguments.mixed_precision, timeout=int(timedelta(days=30).total_seconds()))
     if arguments.watch and accelerator.num_processes > 1:
@@ -96,19 +118,60 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.test_time_augmentation:
         model = EightSymmetries(model)
     model.to(accelerator.device)
-    predict = _predict_watched if arguments.watch else _predict_listed
-    code = predict(arguments, accelerator, model, image_processor, class_names)
+    name = partial(name_batch, model, accelerator, class_names, arguments.top_k)
+    load, answer = (_for_trays if arguments.tiles else _for_pictures)(arguments, image_processor, name)
+    code = (_predict_watched if arguments.watch else _predict_listed)(arguments, accelerator, load, answer)
     accelerator.end_training()
     return code
 
 
+def _for_pictures(arguments: PredictArguments, image_processor: Any, name: Callable) -> tuple[Any, Callable]:
+    """What reads the pictures of a batch, and what answers it."""
+    from seedling_hf.prediction import PictureLoader, name_pictures
+
+    return PictureLoader(image_processor), partial(name_pictures, name)
+
+
+def _for_trays(arguments: PredictArguments, image_processor: Any, name: Callable) -> tuple[Any, Callable]:
+    """The same for photographs of trays."""
+    from seedling_hf.tiles import MIN_SIDE
+    from seedling_hf.trays import TrayLoader, draw_answer, name_plants, write_image
+
+    load = TrayLoader(image_processor, arguments.min_plant_side or MIN_SIDE)
+
+    def answer(batch: dict[str, Any]) -> list[Answer]:
+        answers = name_plants(name, load, arguments.per_device_eval_batch_size, batch)
+        # Before the answers are kept: a run that is killed between the two draws again.
+        for answered, tray in zip(answers, batch["tray"], strict=True):
+            if arguments.boxes_dir and tray is not None:
+                write_image(draw_answer(tray, answered, arguments.threshold), _boxes_path(arguments, answered.file))
+        return answers
+
+    return load, answer
+
+
+def _boxes_path(arguments: PredictArguments, file: str) -> Path:
+    """Where a photograph with boxes goes: under its own name, with as much of its path as tells the folders apart."""
+    paths = map(os.path.abspath, arguments.images)
+    shared = os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in paths])
+    return Path(arguments.boxes_dir, os.path.relpath(os.path.abspath(file), shared))
+
+
+def _check_apart(boxes_dir: Path, images: Iterable[Path]) -> None:
+    """Refuses a folder in which photographs lie, or that lies among them: they would be replaced, or read as more."""
+    boxes_dir = boxes_dir.resolve()
+    for path in map(Path.resolve, images):
+        if boxes_dir == path or boxes_dir in path.parents or (path.is_dir() and path in boxes_dir.parents):
+            raise InputError(f"expected --boxes_dir apart from {path}, found {boxes_dir}; name another folder")
+
+
 def _predict_listed(
-    arguments: PredictArguments, accelerator: Any, model: Any, image_processor: Any, class_names: list[str]
+    arguments: PredictArguments, accelerator: Any, load: Any, answer: Callable[[dict[str, Any]], list[Answer]]
 ) -> int | None:
     """List on the disk → the share of each process → one file."""
     from seedling_hf.dataset import list_images
     from seedling_hf.journal import Claim, Journal, Part, discard, find_equal_name, prepare
-    from seedling_hf.prediction import build_picture_dataloader, name_pictures
+    from seedling_hf.prediction import build_picture_dataloader
     from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
 
     def open_journal() -> Path:
@@ -129,7 +192,7 @@ def _predict_listed(
             folder,
             map(str, list_images(arguments.images)),
             identity=_identity(arguments),
-            batch_size=arguments.per_device_eval_batch_size,
+            batch_size=arguments.files_at_once,
             num_parts=accelerator.num_processes,
         )
         return folder
@@ -154,13 +217,13 @@ def _predict_listed(
             if done and accelerator.is_main_process:
                 print(f"going on after {done:,} of {total:,} pictures", file=sys.stderr)
             dataloader = build_picture_dataloader(
-                journal, part.remaining, image_processor, num_workers=arguments.dataloader_num_workers
+                journal, part.remaining, load, num_workers=arguments.dataloader_num_workers
             )
             # Without an output file there is nothing to go on with.
             stopping = StopSignal() if arguments.output_file else contextlib.nullcontext()
             with stopping as stop, _Progress(done, total, quiet=not accelerator.is_main_process) as progress:
                 for batch in dataloader:
-                    part.append(name_pictures(model, batch, accelerator, class_names, arguments.top_k))
+                    part.append(answer(batch))
                     progress.update(len(batch["file"]))
                     if stop and stop.received:
                         print(f"stopped after {progress.done:,} of {total:,} pictures; the same command goes on",
@@ -171,17 +234,15 @@ def _predict_listed(
 
 
 def _predict_watched(
-    arguments: PredictArguments, accelerator: Any, model: Any, image_processor: Any, class_names: list[str]
+    arguments: PredictArguments, accelerator: Any, load: Any, answer: Callable[[dict[str, Any]], list[Answer]]
 ) -> int | None:
     """Look → answer what is new → wait, until a signal comes."""
     from concurrent.futures import ThreadPoolExecutor
 
     from seedling_hf.dataset import list_images
     from seedling_hf.ledger import Ledger
-    from seedling_hf.prediction import PictureLoader, name_pictures
     from seedling_hf.signals import StopSignal
 
-    load = PictureLoader(image_processor)
     path = Path(arguments.output_file) if arguments.output_file else None
     ledger_path = Path(f"{path}.watched") if path else ""
     if path and path.exists() and not ledger_path.exists():
@@ -193,7 +254,7 @@ def _predict_watched(
         pool = opened.enter_context(ThreadPoolExecutor(max(arguments.dataloader_num_workers, 1)))
         stream = opened.enter_context(open_text(path, "a")) if path else sys.stdout
         stop = opened.enter_context(StopSignal())
-        writer = AnswerWriter(stream, arguments.output_format, arguments.threshold)
+        writer = AnswerWriter(stream, arguments.output_format, arguments.threshold, tiles=arguments.tiles)
         if path:
             stream.truncate(ledger.length)
         if ledger.length == 0:
@@ -204,13 +265,14 @@ def _predict_watched(
             started = time.monotonic()
             try:
                 new = ledger.new(list_images(arguments.images))
-                while not stop.received and (files := list(islice(new, arguments.per_device_eval_batch_size))):
-                    batch = load.collate(files, list(pool.map(load, files)))
-                    answers = name_pictures(model, batch, accelerator, class_names, arguments.top_k)
-                    for answer in answers:
-                        writer.write(answer)
+                while not stop.received and (files := list(islice(new, arguments.files_at_once))):
+                    answers = answer(load.collate(files, list(pool.map(load, files))))
+                    for answered in answers:
+                        writer.write(answered)
                     stream.flush()
                     ledger.enter(answers, path.stat().st_size if path else 1)
+                    if arguments.tiles:
+                        _list_bare(answers)
             except InputError as error:  # a folder may be gone for a while
                 if complaint != str(error):
                     complaint = str(error)
@@ -219,7 +281,8 @@ def _predict_watched(
             _wait(max(SECONDS_BETWEEN_LOOKS, 5 * (time.monotonic() - started)), stop)
         if path:
             _write_bad(path, ledger.bad())
-            print(f"{ledger.count:,} pictures named in {path}", file=sys.stderr)
+            kind = "photographs" if arguments.tiles else "pictures"
+            print(f"{ledger.count:,} {kind} named in {path}", file=sys.stderr)
         _list_bad(ledger.bad(), path)
 
 
@@ -254,6 +317,9 @@ def _identity(arguments: PredictArguments) -> dict[str, Any]:
         "--test_time_augmentation": arguments.test_time_augmentation,
         "--top_k": arguments.top_k,
         "--threshold": arguments.threshold,
+        "--tiles": arguments.tiles,
+        "--boxes_dir": arguments.boxes_dir and os.path.abspath(arguments.boxes_dir),
+        "--min_plant_side": arguments.min_plant_side,
         "--output_format": arguments.output_format,
     }
 
@@ -299,18 +365,23 @@ def _write_and_show(arguments: PredictArguments, journal: Any) -> None:
         with replacing(path) as temporary, open_text(temporary) as stream:
             _write(stream, arguments, journal)
         _write_bad(path, _bad(journal))
-    if journal.num_pictures <= LONGEST_TABLE and (path or sys.stdout.isatty()):
-        print(format_table(list(journal.answers()), arguments.threshold))
+    plants = sum(len(answer.plants) for answer in journal.answers())
+    if (plants if arguments.tiles else journal.num_pictures) <= LONGEST_TABLE and (path or sys.stdout.isatty()):
+        if named := [answer for answer in journal.answers() if answer.species or answer.plants]:
+            print(format_table(named, arguments.threshold))
     elif not path:
         _write(sys.stdout, arguments, journal)
     if path:
         count = sum(answer.reason is None for answer in journal.answers())
-        print(f"{count:,} pictures named in {path}")
+        named = f"{plants:,} plants of {count:,} photographs" if arguments.tiles else f"{count:,} pictures"
+        print(f"{named} named in {path}")
+    if arguments.tiles:
+        _list_bare(journal.answers())
     _list_bad(_bad(journal), path)
 
 
 def _write(stream: Any, arguments: PredictArguments, journal: Any) -> None:
-    writer = AnswerWriter(stream, arguments.output_format, arguments.threshold)
+    writer = AnswerWriter(stream, arguments.output_format, arguments.threshold, tiles=arguments.tiles)
     writer.write_heading()
     for answer in journal.answers():
         writer.write(answer)
@@ -338,17 +409,22 @@ def _write_bad(path: Path, bad: Iterator[Answer]) -> None:
 
 
 def _list_bad(bad: Iterator[Answer], path: Path | None) -> None:
-    listed = list(islice(bad, MOST_BAD_FILES_LISTED))
+    further = [f"all of them are in {_bad_path(path)}"] if path else []
+    _list("left out, because they cannot be decoded", (f"{answer.file}: {answer.reason}" for answer in bad), further)
+
+
+def _list_bare(answers: Iterable[Answer]) -> None:
+    """Names the photographs that show no plant, which have no row."""
+    _list("no plant found", (answer.file for answer in answers if answer.reason is None and not answer.plants))
+
+
+def _list(heading: str, items: Iterator[str], further: Sequence[str] = ()) -> None:
+    listed = list(islice(items, MOST_FILES_LISTED))
     if not listed:
         return
-    more = sum(1 for _ in bad)
-    lines = [f"{answer.file}: {answer.reason}" for answer in listed]
-    if more:
-        lines.append(f"and {more:,} more")
-    if path:
-        lines.append(f"all of them are in {_bad_path(path)}")
-    heading = f"left out, because they cannot be decoded: {len(listed) + more:,}"
-    print(heading, *lines, sep="\n  ", file=sys.stderr)
+    more = sum(1 for _ in items)
+    lines = [*listed, *([f"and {more:,} more"] if more else []), *further]
+    print(f"{heading}: {len(listed) + more:,}", *lines, sep="\n  ", file=sys.stderr, flush=True)
 
 
 def _remove_if_empty(folder: Path) -> None:
