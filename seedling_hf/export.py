@@ -1,7 +1,8 @@
 """A classifier as one file for other systems: ONNX in float32 and int8, or a program of `torch.export`.
 
-Or as a model folder of half the size. A file holds the merged and folded model for pictures of one size in batches of any, and says in its metadata all that
-a program needs to predict with it: the classes, and how a picture becomes an input.
+Or as a model folder of half the size. A file holds the merged and folded model for pictures of one size in batches of
+any, and says in its metadata all that a program needs to predict with it: the classes, and how a picture becomes an
+input.
 """
 
 import copy

@@ -13,7 +13,7 @@ FLOORS = {
         "journal", "ledger", "metrics", "optimization", "outbox", "plots", "sampler", "signals", "statistics",
         "tiles", "transforms"},
     2: {"benchmark", "conversion", "dataset_card", "erf", "html_report", "hub", "inspection", "model_card",
-        "prediction", "probing", "saliency", "space", "stream"},
+        "prediction", "probing", "saliency", "space", "stream", "study"},
     3: {"batch_size", "demo", "embedding", "evaluation", "export", "hub_pusher", "trays"},
     4: {"comparison", "training"},
     5: {"commands"},

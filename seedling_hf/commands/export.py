@@ -18,9 +18,7 @@ class ExportArguments(ArgumentGroup):
     model_name_or_path: str = option(MISSING, "model folder that training wrote, or repository on the Hub")
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
-    output_file: str = option(
-        MISSING, "file to write, .onnx or .pt2; --int8 writes NAME.int8.onnx beside it; half: a folder"
-    )
+    output_file: str = option(MISSING, "file to write, .onnx or .pt2, --int8 beside it; half: a folder")
     format: str = option(
         "onnx",
         "ONNX; a program for torch.export.load; or a model folder with weights in float16, half the size",

@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from seedling_hf import study
+from seedling_hf.commands import run
+from seedling_hf.commands.study import main
+from seedling_hf.errors import InputError
+from seedling_hf.study import flags_of, format_results, interval_of, read_plan, read_results, write_results
+
+PLAN = {
+    "name": "trial",
+    "minutes": 0.02,
+    "seeds": [0],
+    "base": {"variant": "tiny", "image_size": 32, "no_duplicate_check": True, "max_train_samples": 48,
+             "max_eval_samples": 24, "per_device_train_batch_size": 8},
+    "rows": {"base": None, "kernels 3": {"kernel_sizes": [3]}},
+}  # fmt: skip
+THREE = [(0, 0.5), (1, 0.6), (2, 0.7)]
+
+
+def result(row, seed, accuracy, plan="trial"):
+    return {
+        "plan": plan, "row": row, "seed": seed, "cpu_minutes": 6.0, "steps": 400, "pictures": 12800,
+        "pictures_per_cpu_second": 35.5, "validation_pictures": 1000, "right": round(1000 * accuracy),
+        "accuracy": accuracy, "macro_f1": 0.5, "loss": 1.0,
+        "command": f"seedling-hf train --seed {seed} --x '[3, 4]'",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def plan_file(tmp_path) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    return path
+
+
+def test_a_row_is_the_base_with_its_own_flags_over_it():
+    plan = {**PLAN, "rows": {"timm": {"variant": None, "timm_architecture": "resnet18", "kernel_sizes": [3, 5]}}}
+    flags = " ".join(flags_of(plan, "timm", 7))
+    assert "--variant" not in flags
+    assert "--timm_architecture resnet18" in flags and "--kernel_sizes 3 5" in flags and "--seed 7" in flags
+    assert "--no_duplicate_check --max_train_samples 48" in flags
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"minutes": "long"}, "check minutes"), ({"rows": []}, "check rows"), ({"colour": 1}, "check colour")],
+)
+def test_a_plan_that_is_none_is_refused_by_name(tmp_path, change, sentence, capsys):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({**PLAN, **change}))
+    assert run(main, ["--plan", str(path)]) == 2
+    assert sentence in capsys.readouterr().err
+    with pytest.raises(InputError, match="expected a plan in"):
+        read_plan(tmp_path / "nowhere.yaml")
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    results = [result("base", 0, 0.5), result('kernels "3", all', 1, 0.25)]
+    write_results(tmp_path / "results.csv", results)
+    assert read_results(tmp_path / "results.csv") == results
+
+
+def test_the_table_has_the_best_row_first_with_the_mean_over_the_seeds_and_its_interval():
+    text = format_results([result("base", s, a) for s, a in THREE] + [result("better", 0, 0.9)])
+    assert text.index("| better | 1 | 90.0% |") < text.index("| base | 3 | 60.0% |")
+    # Student's t of two degrees of freedom is 4.303, the standard error 0.1 / sqrt(3).
+    assert np.allclose(interval_of([result("base", s, a) for s, a in THREE]), (0.3516, 0.8484), atol=1e-4)
+    assert "35.2% to 84.8%" in text
+    assert "- base: `seedling-hf train --seed 0" in text
+
+
+def test_a_plan_is_trained_row_by_row_and_goes_on_where_it_stopped(
+    plan_file, tmp_path, sample_dir, monkeypatch, capsys
+):
+    monkeypatch.setattr(study, "CALIBRATION_STEPS", 4)
+    flags = ["--plan", str(plan_file), "--train_dir", str(sample_dir), "--output_dir", str(tmp_path / "runs")]
+    assert run(main, flags) == 0
+    results = read_results(tmp_path / "results.csv")
+    assert [r["row"] for r in results] == ["base", "kernels 3"]
+    for row in results:
+        assert row["steps"] >= 1 and row["pictures"] == 8 * row["steps"]
+        assert row["validation_pictures"] == 24 and abs(row["accuracy"] - row["right"] / 24) < 1e-4
+        assert row["command"].startswith("seedling-hf train --train_dir seedlings ")
+    config = json.loads((tmp_path / "runs" / "trial_kernels_3_0" / "config.json").read_text())
+    assert config["kernel_sizes"] == [3, 3, 3, 3]
+    assert "| kernels 3 | 1 |" in (tmp_path / "results.md").read_text()
+
+    monkeypatch.setattr(study, "train_row", None)  # nothing is left to train
+    assert run(main, flags) == 0
+    assert read_results(tmp_path / "results.csv") == results
+
+
+def test_a_run_that_fails_is_told_with_its_own_words(plan_file, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    flags = ["--plan", str(plan_file), "--train_dir", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "runs")]
+    assert run(main, flags) == 2
+    assert "error: expected at least two classes in" in capsys.readouterr().err
