@@ -5,7 +5,8 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -103,8 +104,15 @@ class ExponentialMovingAverage:
         """Moves the average towards `model`, the bare one."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        averages, values = self.model.state_dict(), model.state_dict()
+        averages, values = _own_tensors(self.model), _own_tensors(model)
         moving = [name for name, value in values.items() if value.is_floating_point()]
         torch._foreach_lerp_([averages[n] for n in moving], [values[n] for n in moving], 1 - decay)
         for name in averages.keys() - set(moving):
             averages[name].copy_(values[name])
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model; of one that is divided among processes, this one's part."""
+    return {
+        name: value.to_local() if isinstance(value, DTensor) else value for name, value in model.state_dict().items()
+    }

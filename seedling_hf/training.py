@@ -1,5 +1,6 @@
 """The training loop: what a step, an evaluation and a checkpoint are, and when each is due."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast, gather_object, send_to_device
+from accelerate.utils import broadcast, fsdp2_prepare_model, gather_object, send_to_device
 from datasets import DatasetDict
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -38,6 +39,7 @@ from seedling_hf.optimization import ExponentialMovingAverage, build_optimizer, 
 from seedling_hf.outbox import Outbox, parse_hub_name
 from seedling_hf.prediction import predict
 from seedling_hf.sampler import EpochSampler
+from seedling_hf.sharding import gather, load_model_state, load_optimizer_state
 from seedling_hf.signals import StopSignal
 from seedling_hf.stream import PictureStream, Place, pop_place
 from seedling_hf.transforms import ExampleTransform, build_eval_transform, build_train_transform
@@ -74,20 +76,6 @@ def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> N
             (output_dir / "metrics.jsonl").unlink(missing_ok=True)
             shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
             Outbox(output_dir).clear(keep=None)
-
-
-def refuse_sharding(accelerator: Accelerator) -> None:
-    """Refuses launchers that divide a model among processes: a checkpoint would hold a part of it.
-
-    Raises:
-        InputError: for FSDP, DeepSpeed and Megatron-LM.
-    """
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise InputError(
-            f"expected whole models on each process, found {kind.value} in the configuration of accelerate; use "
-            "--multi_gpu, and --gradient_checkpointing where memory is small"
-        )
 
 
 def build_trainable_model(
@@ -281,7 +269,12 @@ class Training:
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.ema = ExponentialMovingAverage(model, arguments.ema_decay) if arguments.ema_decay else None
-        if self.ema:
+        self.blank = None  # a sharded model has another class, and cannot be saved as the one that it was
+        if accelerator.is_fsdp2:
+            self.blank = copy.deepcopy(model).to("meta")
+        if self.ema and accelerator.is_fsdp2:
+            fsdp2_prepare_model(accelerator, self.ema.model)
+        elif self.ema:
             self.ema.model.to(accelerator.device)
         if arguments.sync_bn and accelerator.device.type == "cuda" and accelerator.num_processes > 1:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -351,10 +344,12 @@ class Training:
         self.model.train()
         total = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(batches):
-            # Gradients travel between processes once a step, with the last of its batches.
+            # Gradients travel between processes once a step, with the last of its batches; under FSDP with each of
+            # them, since what has not travelled is whole.
             is_last = i == len(batches) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                loss = self.model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss / len(batches)
+            with nullcontext() if is_last or self.accelerator.is_fsdp2 else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():  # FSDP leaves it to us
+                    loss = self.model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss / len(batches)
                 total += loss.detach()
                 self.accelerator.backward(loss)
         # One message between processes: every one must know of a bad loss, and stop at the same step.
@@ -366,7 +361,8 @@ class Training:
             self._refuse_batch(batches, losses)
         grad_norm = None
         if self.arguments.max_grad_norm > 0:
-            grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm))
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+            grad_norm = float(gather(norm))
         self.last_learning_rate = max(self.scheduler.get_last_lr())
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -414,10 +410,11 @@ class Training:
     def save_model(self) -> None:
         """Puts the evaluated model and its processor into the output folder, file by file, each whole."""
         model = self.evaluated_model()
+        weights = gather(model.state_dict(), keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             staging = self.output_dir / ".model.tmp"
             shutil.rmtree(staging, ignore_errors=True)
-            model.save_pretrained(staging)
+            (self.blank or model).save_pretrained(staging, state_dict=weights)
             self.image_processor.save_pretrained(staging)
             for file in staging.iterdir():
                 os.replace(file, self.output_dir / file.name)
@@ -426,14 +423,14 @@ class Training:
 
     def save_checkpoint(self) -> None:
         """Writes everything that the next step depends on; a disk that fails does not end the run."""
-        optimizer, scaler = self.optimizer, self.accelerator.scaler
-        tensors = {"model": self.accelerator.get_state_dict(self.model)}
+        scaler, is_main = self.accelerator.scaler, self.accelerator.is_main_process
+        tensors = {"model": gather(self.accelerator.unwrap_model(self.model).state_dict(), keep=is_main)}
         if self.ema:
-            tensors["ema"] = self.ema.model.state_dict()
+            tensors["ema"] = gather(self.ema.model.state_dict(), keep=is_main)
         state = {
             "arguments": self._compared_arguments(),
             "counters": self.counters,
-            "optimizer": optimizer.state_dict(),
+            "optimizer": gather(self.optimizer.state_dict(), keep=is_main),
             "scheduler": self.scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
             "ema_updates": self.ema.updates if self.ema else None,
@@ -480,11 +477,11 @@ class Training:
             state["arguments"], self._compared_arguments(), allow=self.arguments.allow_changed_arguments
         ):
             logger.warning("changed: %s", change)
-        self.accelerator.unwrap_model(self.model).load_state_dict(checkpoint.tensors["model"])
+        load_model_state(self.accelerator.unwrap_model(self.model), checkpoint.tensors["model"])
         if self.ema:
-            self.ema.model.load_state_dict(checkpoint.tensors["ema"])
+            load_model_state(self.ema.model, checkpoint.tensors["ema"])
             self.ema.updates = state["ema_updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -534,7 +531,8 @@ class Training:
         return (
             f"{arguments.variant or arguments.timm_architecture or arguments.model_name_or_path}: "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {size}×{size} pixels, "
-            f"{self.accelerator.num_processes} × {self.accelerator.device.type}{threads}, "
+            f"{self.accelerator.num_processes} × {self.accelerator.device.type}{threads}"
+            f"{', divided by FSDP' if self.accelerator.is_fsdp2 else ''}, "
             f"{self.accelerator.mixed_precision}\n"
             f"{self.num_steps} steps of {self.global_batch_size} pictures, "
             f"{'streamed' if self.stream else f'{self.steps_per_epoch} an epoch'}"

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
     0: {"answers", "duplicates", "errors", "files", "replknet"},
     1: {"arguments", "baseline", "calibration", "cards", "checkpointing", "collator", "dataset", "feature_maps",
-        "journal", "ledger", "metrics", "optimization", "outbox", "plots", "sampler", "signals", "statistics",
-        "tiles", "transforms"},
-    2: {"benchmark", "conversion", "dataset_card", "erf", "html_report", "hub", "inspection", "model_card",
+        "journal", "ledger", "metrics", "optimization", "outbox", "plots", "sampler", "sharding", "signals",
+        "statistics", "tiles", "transforms"},
+    2: {"benchmark", "conversion", "dataset_card", "erf", "html_report", "hub", "inspection", "memory", "model_card",
         "prediction", "probing", "saliency", "space", "stream", "study"},
     3: {"batch_size", "demo", "embedding", "evaluation", "export", "hub_pusher", "trays"},
     4: {"comparison", "training"},

@@ -5,6 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
 
 from seedling_hf.arguments import TrainArguments, parse_arguments
 from seedling_hf.commands import COMMANDS
@@ -23,6 +26,31 @@ def test_a_recipe_is_read_as_the_command_on_top_of_it_says(path, monkeypatch):
     assert words[:2] == ["--config", f"scripts/recipes/{path.name}"]
     arguments = parse_arguments(TrainArguments, words, prog="train", description="")
     assert arguments.output_dir.startswith("outputs/")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_line_of_a_recipe_is_read_and_makes_steps_of_as_many_pictures(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = re.sub(r" \\\n# +", " ", path.read_text(encoding="utf-8"))
+    lines = re.findall(r"^#   accelerate launch (.*?)scripts/train\.py (.*)$", text, re.MULTILINE)
+    steps = set()
+    for launch, words in lines:
+        launched = launch_command_parser().parse_args([*shlex.split(launch), "scripts/train.py"])
+        number = launched.num_processes
+        if launched.config_file:
+            number = load_config_from_file(launched.config_file).num_processes
+        arguments = parse_arguments(TrainArguments, shlex.split(words), prog="train", description="")
+        steps.add(
+            (number or 1) * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        )  # fmt: skip
+    assert len(steps) == 1, steps
+
+
+def test_the_configuration_of_fsdp_is_one_of_accelerate_that_training_takes():
+    config = load_config_from_file(str(ROOT / "scripts" / "recipes" / "accelerate" / "fsdp.yaml"))
+    assert config.distributed_type == DistributedType.FSDP
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.fsdp_config) <= options
 
 
 def test_each_command_has_its_row():

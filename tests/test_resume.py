@@ -11,7 +11,7 @@ import pytest
 from training_runs import NUM_STEPS, Run, kill
 
 
-def _killed_again_and_again(make_run, kills: int, seed: int) -> list[int]:
+def killed_again_and_again(make_run, kills: int, seed: int) -> list[int]:
     """Kills and resumes runs until `kills` have died; each that reaches its end must equal one never killed.
 
     Returns:
@@ -53,13 +53,13 @@ SETTINGS = {
     pytest.param("two processes", marks=pytest.mark.slow), "two processes, two workers",
 ])  # fmt: skip
 def test_a_run_killed_a_few_times_ends_as_if_nothing_had_happened(tmp_path, pictures, name):
-    assert _killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=3, seed=0)
+    assert killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=3, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_killed_at_thirty_moments_ends_as_if_nothing_had_happened(tmp_path, pictures, name):
-    steps = _killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=30, seed=1)
+    steps = killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=30, seed=1)
     print(sorted(steps))
     assert len({*steps}) > 5  # the kills were spread

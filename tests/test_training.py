@@ -12,13 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from training_runs import FLAGS, Run
 
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.checkpointing import Checkpoints
-from seedling_hf.errors import InputError
-from seedling_hf.training import Training, refuse_sharding
+from seedling_hf.training import Training
 
 UNCHANGING = {"drop_path_rate": 0.0, "max_steps": 20, "resume_from_checkpoint": "latest"}
 
@@ -113,12 +111,6 @@ def _process_of_rank(rank: int, parent: int) -> int:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     (found,) = [c for c in children if f"\0RANK={rank}\0" in Path(f"/proc/{c}/environ").read_text()]
     return int(found)
-
-
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_a_launcher_that_divides_the_model_is_refused(kind):
-    with pytest.raises(InputError, match=f"found {kind} in the configuration of accelerate; use --multi_gpu"):
-        refuse_sharding(SimpleNamespace(distributed_type=DistributedType[kind]))
 
 
 def test_saving_at_the_end_of_an_epoch_waits_until_it_is_cheap(monkeypatch):

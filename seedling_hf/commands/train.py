@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.model_card import write_card
     from seedling_hf.plots import plot_curves
     from seedling_hf.prediction import build_accelerator, build_model
+    from seedling_hf.sharding import settle_sharding
     from seedling_hf.signals import RESUMABLE_EXIT_CODE
-    from seedling_hf.training import Training, build_trainable_model, prepare_output_dir, refuse_sharding
+    from seedling_hf.training import Training, build_trainable_model, prepare_output_dir
 
     output_dir = Path(arguments.output_dir)
     accelerator = build_accelerator(
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
     set_seed(arguments.seed)
 
-    refuse_sharding(accelerator)
+    settle_sharding(accelerator, auto_find_batch_size=arguments.auto_find_batch_size)
     prepare_output_dir(arguments, accelerator)
     pusher = None
     if arguments.push_to_hub and accelerator.is_main_process:

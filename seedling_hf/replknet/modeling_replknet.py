@@ -242,6 +242,7 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["RepLKNetLayer", "RepLKNetEmbeddings"]  # noqa: RUF012, the name of the library
+    _input_embed_layer = "embeddings"
     _can_compile_fullgraph = True
 
     @torch.no_grad()

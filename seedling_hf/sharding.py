@@ -1,0 +1,108 @@
+"""A model that FSDP divides among the processes: what may be combined with it, and whole tensors out of its shards.
+
+With version 2 of FSDP (`torch.distributed.fsdp.fully_shard`) each parameter, its gradient and AdamW's moments are
+`DTensor`s, of which every process holds a part; buffers, such as the statistics of BatchNorm, are whole on each.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from seedling_hf.errors import InputError
+
+
+def settle_sharding(accelerator: Accelerator, *, auto_find_batch_size: bool) -> None:
+    """Refuses what cannot be had together with a divided model, and sets what accelerate would choose otherwise.
+
+    Two of accelerate's choices are not taken. Weights stay in float32 and autocast decides about each operation, as
+    without FSDP, where accelerate would cast BatchNorm and the loss to bfloat16 as well. And every process reads the
+    weights from the disk, since reading on one of them alone cannot be had for a model with buffers.
+
+    Args:
+        accelerator: Of the run, before anything is prepared.
+        auto_find_batch_size: Whether the batch that fits is to be looked for.
+
+    Raises:
+        InputError: for DeepSpeed and Megatron-LM, for the first version of FSDP, and for what the second does not do
+            here.
+    """
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise InputError(
+            f"expected whole models on each process or FSDP, found {kind.value} in the configuration of accelerate; "
+            "use --multi_gpu, or --use_fsdp --fsdp_version 2"
+        )
+    if kind != DistributedType.FSDP:
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":  # and accelerate would do without
+            raise InputError("expected GPUs for FSDP, found none; leave out --use_fsdp")
+        return
+    plugin = accelerator.state.fsdp_plugin
+    refused = {
+        f"version {plugin.fsdp_version} of FSDP": (plugin.fsdp_version != 2, "use --fsdp_version 2"),
+        "weights kept on the CPU": (
+            isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+            "use --fsdp_offload_params false",
+        ),
+        "accelerate's checkpointing of activations": (
+            plugin.activation_checkpointing,
+            "which would count each batch twice in BatchNorm's statistics; use --gradient_checkpointing of train",
+        ),
+        "modules that FSDP ignores": (plugin.ignored_modules, "whose gradients would not be shared; ignore none"),
+        "further ways of dividing (--use_parallelism_config)": (accelerator.parallelism_config, "leave them out"),
+        "--mixed_precision fp16": (accelerator.mixed_precision == "fp16", "use bf16 or no"),
+        "--auto_find_batch_size": (auto_find_batch_size, "give --per_device_train_batch_size yourself"),
+    }
+    for found, (is_there, remedy) in refused.items():
+        if is_there:
+            raise InputError(f"expected what training under FSDP can do, found {found}; {remedy}")
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    plugin.cpu_ram_efficient_loading = False
+    disable_fsdp_ram_efficient_loading()
+
+
+def gather(values: Any, *, keep: bool = True) -> Any:
+    """Nested dicts and lists with each sharded tensor made whole, on the CPU; all processes must call it together.
+
+    Args:
+        values: What a `state_dict()` gives; what is no shard is returned as it is.
+        keep: Whether this process wants the whole tensors; where not, None stands in for each.
+    """
+    if isinstance(values, DTensor):
+        whole = values.full_tensor()
+        return whole.cpu() if keep else None
+    if isinstance(values, Mapping):
+        return {key: gather(value, keep=keep) for key, value in values.items()}
+    if isinstance(values, list):
+        return [gather(value, keep=keep) for value in values]
+    return values
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """`model.load_state_dict(state)` for a model that may be sharded, from whole tensors that every process has."""
+    own = model.state_dict()
+    model.load_state_dict({name: _shard_like(tensor, own.get(name)) for name, tensor in state.items()})
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """`optimizer.load_state_dict(state)` for parameters that may be sharded, from whole tensors that all have."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {name: _shard_like(value, parameters[index]) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
+
+
+def _shard_like(value: Any, like: Tensor | None) -> Any:
+    """This process's part of `value`, if `like` is sharded and of the same shape, as a count of steps is not."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    # None: every process has the whole, so that nothing need be sent.
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
