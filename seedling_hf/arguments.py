@@ -80,6 +80,11 @@ class DataArguments(ArgumentGroup):
     skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
     no_duplicate_check: bool = option(False, "do not look for validation pictures that are nearly in training too")
     dataloader_num_workers: int = option(0, "processes that load pictures, for each training process")
+    cache_pictures: int | None = option(
+        None,
+        "keep decoded pictures on the disk; those of training are shrunk to this shorter side in pixels (at least "
+        "image_size; from 1.5 times that on, default crops are never enlarged)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,10 +98,16 @@ class DataArguments(ArgumentGroup):
                 f"expected --dataloader_num_workers of 0 or 1 with --streaming, found {self.dataloader_num_workers}; "
                 "start more processes instead"
             )
+        if self.streaming and self.cache_pictures is not None:
+            raise InputError(
+                "expected --cache_pictures without --streaming, which keeps nothing on the disk, found both; leave one "
+                "out"
+            )
         check_range(self, "train_val_split", above=0, below=1)
         check_range(self, "max_train_samples", least=1)
         check_range(self, "max_eval_samples", least=1)
         check_range(self, "dataloader_num_workers", least=0)
+        check_range(self, "cache_pictures", least=32)
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -37,6 +38,12 @@ from seedling_hf.hub_pusher import HubPusher
 from seedling_hf.metrics import classification_metrics
 from seedling_hf.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler
 from seedling_hf.outbox import Outbox, parse_hub_name
+from seedling_hf.picture_cache import (
+    FromCache,
+    PreparedTransform,
+    cache_training_pictures,
+    cache_validation_pictures,
+)
 from seedling_hf.prediction import predict
 from seedling_hf.sampler import EpochSampler
 from seedling_hf.sharding import gather, load_model_state, load_optimizer_state
@@ -159,6 +166,21 @@ def build_trainable_model(
     return model, image_processor
 
 
+class TimedLoader:
+    """Batches of `loader`; the seconds spent waiting for them, its start among them, are added to `timing[name]`."""
+
+    def __init__(self, loader: DataLoader, timing: dict[str, float], name: str) -> None:
+        self.loader, self.timing, self.name = loader, timing, name
+        self.dataset = loader.dataset
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        started = time.perf_counter()
+        for batch in self.loader:
+            self.timing[self.name] += time.perf_counter() - started
+            yield batch
+            started = time.perf_counter()
+
+
 class Training:
     """One run: its parts, its counters, and the loop over them.
 
@@ -228,6 +250,7 @@ class Training:
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),
         )
+        self.timing = {"train": 0.0, "wait": 0.0, "evaluation": 0.0, "evaluation_wait": 0.0, "cpu": 0.0, "images": 0}
         self.global_batch_size = (
             arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
         )
@@ -248,18 +271,27 @@ class Training:
         else:
             self.files = train["file"]
             self.sampler = EpochSampler(len(train), accumulation=arguments.gradient_accumulation_steps, **shares)
-            self.train_loader = loader(
-                train.with_transform(self.train_transform), batch_sampler=self.sampler, collate_fn=self.collator
-            )
+            if arguments.cache_pictures is None:
+                pictures = train.with_transform(self.train_transform)
+            else:
+                pictures = cache_training_pictures(train, arguments.cache_pictures, image_processor)
+                pictures = pictures.with_transform(FromCache(self.train_transform))
+            self.train_loader = loader(pictures, batch_sampler=self.sampler, collate_fn=self.collator)
             self.steps_per_epoch = self.sampler.steps_per_epoch
-        eval_transform = ExampleTransform(build_eval_transform(image_processor), seed=arguments.seed)
-        self.eval_loader = accelerator.prepare(
+        self.validation = validation
+        if arguments.cache_pictures is None:
+            eval_transform = ExampleTransform(build_eval_transform(image_processor), seed=arguments.seed)
+        else:
+            validation, eval_transform = cache_validation_pictures(validation, image_processor), PreparedTransform()
+            loader = partial(loader, num_workers=0)  # to start one takes longer than to read
+        eval_loader = accelerator.prepare(
             loader(
                 validation.with_transform(eval_transform),
                 batch_size=arguments.per_device_eval_batch_size,
                 collate_fn=Collator(len(self.class_names), mixup_alpha=0, cutmix_alpha=0, label_smoothing=0),
             )
         )
+        self.eval_loader = TimedLoader(eval_loader, self.timing, "evaluation_wait")
 
         self.num_steps = arguments.max_steps
         if self.num_steps <= 0:
@@ -296,7 +328,6 @@ class Training:
         self.place = Place()  # in the stream, if there is one
         self.unsaved: str | None = None
         self.resumed_at_step = 0  # what is timed are the steps since
-        self.timing = {"train": 0.0, "wait": 0.0, "evaluation": 0.0, "cpu": 0.0, "images": 0}
 
     # The loop
 
@@ -518,6 +549,11 @@ class Training:
         return self.timing["images"] / max(1e-9, self.timing["train"] + self.timing["wait"])
 
     @property
+    def share_of_time_waiting(self) -> float:
+        """For training pictures, of the time of the steps with it."""
+        return self.timing["wait"] / max(1e-9, self.timing["train"] + self.timing["wait"])
+
+    @property
     def description(self) -> str:
         """The run in a few lines, before it starts."""
         arguments, model = self.arguments, self.accelerator.unwrap_model(self.model)
@@ -548,8 +584,9 @@ class Training:
             "train_cpu_time": timing["cpu"],  # of this process and its threads, its loading workers aside
             "train_samples_per_second": self.images_per_second,
             "train_steps_per_second": (self.counters["step"] - self.resumed_at_step) / max(1e-9, seconds),
-            "share_of_time_waiting_for_pictures": timing["wait"] / max(1e-9, seconds),
+            "share_of_time_waiting_for_pictures": self.share_of_time_waiting,
             "eval_runtime": timing["evaluation"],
+            "share_of_evaluation_waiting_for_pictures": timing["evaluation_wait"] / max(1e-9, timing["evaluation"]),
             "resumed_at_step": self.resumed_at_step,
             "num_processes": self.accelerator.num_processes,
             "device": torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else platform.processor(),
@@ -564,7 +601,7 @@ class Training:
         """Path of a validation picture, for a first prediction; a name to fill in where a data set has no files."""
         from datasets import Image
 
-        pictures = self.eval_loader.dataset.with_format(None).cast_column("image", Image(decode=False))
+        pictures = self.validation.cast_column("image", Image(decode=False))
         path = pictures[len(pictures) // 2]["image"]["path"]
         return path if path and Path(path).is_file() else "PICTURE.jpg"
 
@@ -591,7 +628,8 @@ class Training:
             self.sampler.set_position(epoch, first_step)
             self.train_transform.set_epoch(epoch)
             self.collator.set_epoch(epoch)
-        batches = iter(self.train_loader)
+        with self._timed("wait"):  # workers start here
+            batches = iter(self.train_loader)
         for _ in range(first_step, self.steps_per_epoch):
             try:
                 with self._timed("wait"):

@@ -708,7 +708,8 @@ def test_every_free_argument_is_an_argument():
 
 @pytest.mark.parametrize(
     "name", ["train_dir", "train_val_split", "seed", "learning_rate", "num_train_epochs", "mixup_alpha", "variant",
-             "ema_decay", "global_batch_size", "mixed_precision", "early_stopping_patience", "eval_steps"]
+             "ema_decay", "cache_pictures", "global_batch_size", "mixed_precision", "early_stopping_patience",
+             "eval_steps"]
 )  # fmt: skip
 def test_an_argument_that_alters_the_run_is_refused_with_both_values(name):
     with pytest.raises(

@@ -13,8 +13,8 @@ FLOORS = {
         "journal", "ledger", "metrics", "optimization", "outbox", "plots", "sampler", "sharding", "signals",
         "statistics", "tiles", "transforms"},
     2: {"benchmark", "conversion", "dataset_card", "erf", "html_report", "hub", "inspection", "memory", "model_card",
-        "prediction", "probing", "saliency", "space", "stream", "study"},
-    3: {"batch_size", "demo", "embedding", "evaluation", "export", "hub_pusher", "trays"},
+        "picture_cache", "prediction", "probing", "saliency", "space", "stream", "study"},
+    3: {"batch_size", "demo", "embedding", "evaluation", "export", "hub_pusher", "loading", "trays"},
     4: {"comparison", "training"},
     5: {"commands"},
 }  # fmt: skip

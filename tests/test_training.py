@@ -16,7 +16,7 @@ from training_runs import FLAGS, Run
 
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.checkpointing import Checkpoints
-from seedling_hf.training import Training
+from seedling_hf.training import TimedLoader, Training
 
 UNCHANGING = {"drop_path_rate": 0.0, "max_steps": 20, "resume_from_checkpoint": "latest"}
 
@@ -126,3 +126,22 @@ def test_saving_at_the_end_of_an_epoch_waits_until_it_is_cheap(monkeypatch):
     training.checkpoints = SimpleNamespace(are_affordable=lambda: True)
     training.counters = {"step": 10}
     assert training._is_save_due()
+
+
+def test_the_time_of_waiting_is_that_of_the_loader_and_its_start_alone():
+    class Slow:
+        dataset = range(2)
+
+        def __iter__(self):
+            time.sleep(0.2)
+            for batch in self.dataset:
+                time.sleep(0.1)
+                yield batch
+
+    timing = {"evaluation_wait": 1.0}
+    batches = []
+    for batch in TimedLoader(Slow(), timing, "evaluation_wait"):
+        time.sleep(0.5)
+        batches.append(batch)
+    assert batches == [0, 1]
+    assert timing["evaluation_wait"] == pytest.approx(1.4, abs=0.09)  # of which the 0.5 are no part

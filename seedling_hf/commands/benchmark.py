@@ -1,4 +1,4 @@
-"""`benchmark`: times the large-kernel convolution and whole models, beside plain PyTorch and other runtimes."""
+"""`benchmark`: times the large-kernel convolution, whole models and loading, beside other ways to do the same."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from seedling_hf.commands.evaluate import check_writable_folder
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
 
-PARTS = ("layers", "training", "inference", "memory", "growth")
+PARTS = ("layers", "training", "inference", "memory", "growth", "loading")
 
 
 @dataclass(kw_only=True)
@@ -21,6 +21,8 @@ class BenchmarkArguments(ArgumentGroup):
     output_dir: str = option(MISSING, "folder for benchmark.json, benchmark.md and growth.png")
     variant: str = option("31B", "model", choices=["nano", "tiny", "31B", "31L", "XL"])
     parts: str = option("layers,training,inference,memory", f"what to measure, of {', '.join(PARTS)}, by commas")
+    train_dir: str | None = option(None, "class folders for the part loading")
+    cache_pictures: int | None = option(None, "shorter side in its cache (default: 1.5 times image_size)")
     image_size: int = option(224, "side of the pictures in pixels")
     batch_size: int = option(4, "pictures of a step")
     repeats: int = option(5, "rounds that are counted, after one that is not")
@@ -37,17 +39,20 @@ class BenchmarkArguments(ArgumentGroup):
         unknown = set(self.parts.split(",")) - set(PARTS)
         if unknown:
             raise InputError(f"expected --parts of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
+        if "loading" in self.parts.split(",") and self.train_dir is None:
+            raise InputError("expected --train_dir with --parts loading, found none; name class folders of pictures")
         check_writable_folder(Path(self.output_dir), "--output_dir")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Layers, training, inference, memory, growth → table, JSON, plot."""
+    """Layers, training, inference, memory, growth, loading → table, JSON, plot."""
     arguments = parse_arguments(
         BenchmarkArguments, argv, prog="benchmark", description="Times the convolution and whole models."
     )
     import torch
 
     from seedling_hf import benchmark
+    from seedling_hf.loading import loading_row
     from seedling_hf.plots import plot_growth
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -74,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         results["memory"] = benchmark.memory_row(variant, size, batch, device, seed)
     if "growth" in parts:
         results["growth"] = benchmark.growth_rows(variant, size, batch, repeats, device, seed)
+    if "loading" in parts:
+        side = arguments.cache_pictures or size * 3 // 2
+        results["rows"].append(loading_row(arguments.train_dir, size, batch, repeats, side, seed))
 
     text = benchmark.format_results(results)
     folder = Path(arguments.output_dir)

@@ -140,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             print(f"warning: no card could be written into {output_dir}: {error}", file=sys.stderr)
         picture = training.example_picture
         print(format_report(report))
+        print(f"\n{training.share_of_time_waiting:.1%} of the time of training was spent waiting for pictures.")
         print(f"\nThe model and its report are in {output_dir}: open {output_dir / 'report.html'}.")
         print("Name the species of a picture with\n")
         print(f"  {predict_line(output_dir, picture)}\n")
