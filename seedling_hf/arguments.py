@@ -128,6 +128,10 @@ class ModelArguments(ArgumentGroup):
     depths: list[int] | None = field(default=None, metadata={"help": "its layers of each stage"})
     hidden_sizes: list[int] | None = field(default=None, metadata={"help": "its channels of each stage"})
     image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
+    crop_pct: float = option(
+        1.0, "share of a picture's side, in its middle, that evaluation and prediction see; below 1 plants are as large "
+        "there as in the random crops of training"
+    )  # fmt: skip
     drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
 
     def __post_init__(self) -> None:
@@ -142,6 +146,7 @@ class ModelArguments(ArgumentGroup):
         if shaped and self.variant is None:
             raise InputError(f"expected --variant with {shaped[0]}, found {found[0]}; leave {shaped[0]} out")
         check_range(self, "image_size", least=32)
+        check_range(self, "crop_pct", above=0, most=1)
         check_range(self, "drop_path_rate", least=0, below=1)
 
 

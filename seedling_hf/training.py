@@ -159,10 +159,11 @@ def build_trainable_model(
             "expected --layer_decay 1 for a network of timm, whose blocks have no names here, found "
             f"{arguments.layer_decay}; leave it out"
         )
-    if arguments.image_size:
-        # Seedlings are cut out square already: the whole picture is scaled, nothing is cropped away.
-        image_processor.size = {"shortest_edge": arguments.image_size}
-        image_processor.crop_size = {"height": arguments.image_size, "width": arguments.image_size}
+    if arguments.image_size or arguments.crop_pct < 1:
+        # Seedlings are cut out square already: unless it is asked for, nothing is cropped away.
+        side = arguments.image_size or image_processor.crop_size["height"]
+        image_processor.size = {"shortest_edge": round(side / arguments.crop_pct)}
+        image_processor.crop_size = {"height": side, "width": side}
     return model, image_processor
 
 

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from training_runs import FLAGS, Run
 
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.checkpointing import Checkpoints
-from seedling_hf.training import TimedLoader, Training
+from seedling_hf.training import TimedLoader, Training, build_trainable_model
 
 UNCHANGING = {"drop_path_rate": 0.0, "max_steps": 20, "resume_from_checkpoint": "latest"}
 
@@ -145,3 +146,14 @@ def test_the_time_of_waiting_is_that_of_the_loader_and_its_start_alone():
         batches.append(batch)
     assert batches == [0, 1]
     assert timing["evaluation_wait"] == pytest.approx(1.4, abs=0.09)  # of which the 0.5 are no part
+
+
+def test_the_middle_of_a_picture_is_evaluated_where_a_share_is_asked_for():
+    arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=96, crop_pct=0.857)
+    _, image_processor = build_trainable_model(arguments, ["a", "b"])
+    assert image_processor.size["shortest_edge"] == 112
+    picture = Image.new("RGB", (150, 150), "white")
+    picture.paste("black", (16, 16, 134, 134))  # the middle 118 pixels
+    pixels = image_processor(picture, do_normalize=False, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 96, 96)
+    assert pixels[0, :, 8:-8, 8:-8].max() == 0 and pixels[0, :, 0, 0].min() > 0
