@@ -129,9 +129,10 @@ class ModelArguments(ArgumentGroup):
     hidden_sizes: list[int] | None = field(default=None, metadata={"help": "its channels of each stage"})
     image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
     crop_pct: float = option(
-        1.0, "share of a picture's side, in its middle, that evaluation and prediction see; below 1 plants are as large "
-        "there as in the random crops of training"
-    )  # fmt: skip
+        1.0,
+        "share of a picture's side, in its middle, that evaluation and prediction see; below 1 plants are as large there "
+        "as in the random crops of training",
+    )
     drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
 
     def __post_init__(self) -> None:
