@@ -130,8 +130,8 @@ class ModelArguments(ArgumentGroup):
     image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
     crop_pct: float = option(
         1.0,
-        "share of a picture's side, in its middle, that evaluation and prediction see; below 1 plants are as large there "
-        "as in the random crops of training",
+        "share of a picture's side, in its middle, that evaluation and prediction see; below 1 plants are as large "
+        "there as in the random crops of training",
     )
     drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
 
