@@ -128,6 +128,9 @@ class ModelArguments(ArgumentGroup):
     depths: list[int] | None = field(default=None, metadata={"help": "its layers of each stage"})
     hidden_sizes: list[int] | None = field(default=None, metadata={"help": "its channels of each stage"})
     image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
+    image_size_start: int | None = option(
+        None, "side of the training pictures at first; it grows to image_size in two thirds of the passes"
+    )
     crop_pct: float = option(
         1.0,
         "share of a picture's side, in its middle, that evaluation and prediction see; below 1 plants are as large "
@@ -147,6 +150,7 @@ class ModelArguments(ArgumentGroup):
         if shaped and self.variant is None:
             raise InputError(f"expected --variant with {shaped[0]}, found {found[0]}; leave {shaped[0]} out")
         check_range(self, "image_size", least=32)
+        check_range(self, "image_size_start", least=32)
         check_range(self, "crop_pct", above=0, most=1)
         check_range(self, "drop_path_rate", least=0, below=1)
 
@@ -277,6 +281,9 @@ class TrainArguments(
                 "expected --max_steps and --eval_steps with --streaming, for the length of a pass is not known, found "
                 "one of them missing; give both"
             )
+        for name in ("streaming", "auto_find_batch_size"):  # passes of unknown length; memory that is not yet needed
+            if self.image_size_start is not None and getattr(self, name):
+                raise InputError(f"expected pictures of one size with --{name}, found --image_size_start; leave it out")
 
 
 class _HelpFormatter(HelpFormatter):

@@ -49,7 +49,7 @@ from seedling_hf.sampler import EpochSampler
 from seedling_hf.sharding import gather, load_model_state, load_optimizer_state
 from seedling_hf.signals import StopSignal
 from seedling_hf.stream import PictureStream, Place, pop_place
-from seedling_hf.transforms import ExampleTransform, build_eval_transform, build_train_transform
+from seedling_hf.transforms import ExampleTransform, Transform, build_eval_transform, build_train_transform
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,17 @@ def build_trainable_model(
         side = arguments.image_size or image_processor.crop_size["height"]
         image_processor.size = {"shortest_edge": round(side / arguments.crop_pct)}
         image_processor.crop_size = {"height": side, "width": side}
+    side = image_processor.crop_size["height"]
+    if arguments.image_size_start is not None and arguments.image_size_start > side:
+        raise InputError(
+            f"expected --image_size_start of at most {side}, the side of the pictures at the end, found "
+            f"{arguments.image_size_start}"
+        )
+    if arguments.image_size_start and "img_size" in getattr(model.config, "model_args", {}):
+        raise InputError(
+            "expected a network for pictures of any size with --image_size_start, found one that is built for one; "
+            "leave --image_size_start out"
+        )
     return model, image_processor
 
 
@@ -216,23 +227,8 @@ class Training:
         kept = [validation] if arguments.streaming else [train, validation]
         self.split = [row for split in kept for row in zip(split["file"], split["label"], strict=True)]
         self.eval_labels = np.asarray(validation["label"])
-        self.train_transform = ExampleTransform(
-            build_train_transform(
-                image_size=image_processor.crop_size["height"],
-                mean=image_processor.image_mean,
-                std=image_processor.image_std,
-                min_crop_scale=arguments.min_crop_scale,
-                horizontal_flip=arguments.horizontal_flip,
-                vertical_flip=arguments.vertical_flip,
-                rotation_degrees=arguments.rotation_degrees,
-                color_jitter=arguments.color_jitter,
-                randaugment_num_ops=arguments.randaugment_num_ops,
-                randaugment_magnitude=arguments.randaugment_magnitude,
-                random_erasing=arguments.random_erasing,
-                cutout_size=arguments.cutout_size,
-            ),
-            seed=arguments.seed,
-        )
+        self.image_size = image_processor.crop_size["height"]
+        self.train_transform = ExampleTransform(self._build_train_transform(self.image_size), seed=arguments.seed)
         self.collator = Collator(
             num_labels=len(self.class_names),
             mixup_alpha=arguments.mixup_alpha,
@@ -608,6 +604,33 @@ class Training:
 
     # Small print of the loop
 
+    def image_size_of(self, epoch: int) -> int:
+        """Side of the training pictures: it grows evenly, in steps of 16, over the first two thirds of the passes.
+
+        Small pictures first are Howard's progressive resizing (fast.ai, 2018); Tan and Le, EfficientNetV2, arXiv
+        2104.00298, section 4.
+        """
+        start = self.arguments.image_size_start or self.image_size
+        share = min(1.0, 1.5 * epoch * self.steps_per_epoch / self.num_steps)
+        return self.image_size if share == 1 else start + int(share * (self.image_size - start)) // 16 * 16
+
+    def _build_train_transform(self, image_size: int) -> Transform:
+        arguments, image_processor = self.arguments, self.image_processor
+        return build_train_transform(
+            image_size=image_size,
+            mean=image_processor.image_mean,
+            std=image_processor.image_std,
+            min_crop_scale=arguments.min_crop_scale,
+            horizontal_flip=arguments.horizontal_flip,
+            vertical_flip=arguments.vertical_flip,
+            rotation_degrees=arguments.rotation_degrees,
+            color_jitter=arguments.color_jitter,
+            randaugment_num_ops=arguments.randaugment_num_ops,
+            randaugment_magnitude=arguments.randaugment_magnitude,
+            random_erasing=arguments.random_erasing,
+            cutout_size=arguments.cutout_size * image_size // self.image_size,
+        )
+
     def _download(self, name: str) -> str:
         """The checkpoint of a run on the Hub, brought here by the main process for all."""
         path = error = None
@@ -628,6 +651,7 @@ class Training:
         else:
             self.sampler.set_position(epoch, first_step)
             self.train_transform.set_epoch(epoch)
+            self.train_transform.transform = self._build_train_transform(self.image_size_of(epoch))
             self.collator.set_epoch(epoch)
         with self._timed("wait"):  # workers start here
             batches = iter(self.train_loader)

@@ -32,7 +32,7 @@ def imported_names(path: Path) -> set[str]:
             names |= {
                 f"{node.module}.{alias.name}" if node.module == "seedling_hf" else node.module for alias in node.names
             }
-    return {n.split(".")[1] for n in names if n.startswith("seedling_hf.")} - {"__version__"}
+    return {n.split(".")[1] for n in names if n.startswith("seedling_hf.")} - {"__version__", "SHIPPED_MODEL"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from training_runs import FLAGS, Run
+from training_runs import FLAGS, Run, kill
 
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.checkpointing import Checkpoints
+from seedling_hf.errors import InputError
 from seedling_hf.training import TimedLoader, Training, build_trainable_model
 
 UNCHANGING = {"drop_path_rate": 0.0, "max_steps": 20, "resume_from_checkpoint": "latest"}
@@ -157,3 +158,38 @@ def test_the_middle_of_a_picture_is_evaluated_where_a_share_is_asked_for():
     pixels = image_processor(picture, do_normalize=False, return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 96, 96)
     assert pixels[0, :, 8:-8, 8:-8].max() == 0 and pixels[0, :, 0, 0].min() > 0
+
+
+def _note_sizes() -> None:
+    step = Training.optimization_step
+
+    def note_and_step(self, batches, stop):
+        with open("sizes.txt", "a") as file:
+            file.write(f"{self.counters['step']} {batches[0]['pixel_values'].shape[-1]}\n")
+        return step(self, batches, stop)
+
+    Training.optimization_step = note_and_step
+
+
+def test_pictures_grow_with_the_passes_and_after_a_resume_too(tmp_path, pictures):
+    grow = {"image_size": 64, "image_size_start": 32, "max_steps": 24}  # 4 steps a pass, so 6 passes
+    whole, cut = Run(tmp_path / "whole", pictures, **grow), Run(tmp_path / "cut", pictures, **grow)
+    whole.finish(before=_note_sizes)
+    sizes = dict(line.split() for line in (whole.folder / "sizes.txt").read_text().splitlines())
+    assert [sizes[str(step)] for step in range(0, 24, 4)] == ["32", "32", "48", "48", "64", "64"]
+    processes = cut.start(before=_note_sizes)
+    while len(list((cut.folder / "run" / "checkpoints").glob("step-*"))) < 2 and processes[0].is_alive():
+        time.sleep(0.05)
+    kill(processes)
+    cut.finish("--resume_from_checkpoint", "latest", before=_note_sizes)
+    assert "resumed at step" in cut.output
+    assert dict(line.split() for line in (cut.folder / "sizes.txt").read_text().splitlines()) == sizes
+    assert losses(cut) == losses(whole)
+
+
+def test_pictures_that_would_shrink_are_refused():
+    arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=64, image_size_start=96)
+    with pytest.raises(InputError, match=r"expected --image_size_start of at most 64, .* found 96"):
+        build_trainable_model(arguments, ["a", "b"])
+    with pytest.raises(InputError, match="expected pictures of one size with --auto_find_batch_size"):
+        TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size_start=32, auto_find_batch_size=True)
