@@ -105,10 +105,12 @@ def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path) -
     """Measures how many steps fit into the plan's minutes, trains for as many, and says how it ended."""
     folder = work_dir / "".join(c if c.isalnum() else "_" for c in f"{plan['name']} {row} {seed}")
     flags = ["--train_dir", train_dir, *flags_of(plan, row, seed)]
-    short = ["--max_steps", str(CALIBRATION_STEPS), "--eval_steps", "1000000", "--max_eval_samples", "12"]
-    _train([*flags, *short, "--output_dir", f"{folder}_calibration"])
-    timing = json.loads(Path(f"{folder}_calibration", "train_results.json").read_text())
-    steps = max(1, int(plan["minutes"] * 60 / (timing["train_cpu_time"] / CALIBRATION_STEPS)))
+    cost = _cpu_seconds_of_a_step(flags, folder)
+    values = {**plan["base"], **(plan["rows"][row] or {})}
+    if values.get("image_size_start"):
+        last = _cpu_seconds_of_a_step([*flags, "--image_size_start", str(values["image_size"])], folder)
+        cost = 2 / 3 * (cost + last) / 2 + last / 3  # pictures grow over two thirds of the passes
+    steps = max(1, int(plan["minutes"] * 60 / cost))
     flags += ["--max_steps", str(steps), "--eval_steps", str(steps), "--save_steps", str(steps)]
     _train([*flags, "--output_dir", str(folder)])
     timing = json.loads((folder / "train_results.json").read_text())
@@ -122,6 +124,13 @@ def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path) -
         "macro_f1": report["macro_f1"], "loss": timing["best_loss"],
         "command": shlex.join(["seedling-hf", "train", *flags]).replace(shlex.quote(train_dir), "seedlings"),
     }  # fmt: skip
+
+
+def _cpu_seconds_of_a_step(flags: list[str], folder: Path) -> float:
+    folder = Path(f"{folder}_calibration")
+    short = ["--max_steps", str(CALIBRATION_STEPS), "--eval_steps", "1000000", "--max_eval_samples", "12"]
+    _train([*flags, *short, "--output_dir", str(folder)])
+    return json.loads((folder / "train_results.json").read_text())["train_cpu_time"] / CALIBRATION_STEPS
 
 
 def _train(flags: list[str]) -> None:
