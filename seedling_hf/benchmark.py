@@ -8,7 +8,6 @@ import copy
 import importlib.util
 import logging
 import multiprocessing
-import platform
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seedling_hf.machine import device_name
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 from seedling_hf.replknet.large_kernel_conv import DepthwiseConv2d, depthwise_conv2d
 from seedling_hf.replknet.pointwise_conv import PointwiseConv2d
@@ -357,13 +357,8 @@ def memory_row(variant: str, image_size: int, batch_size: int, device: str, seed
 
 def describe_machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if device == "cpu" and info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = names[0] if names else name
     return {
-        "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 

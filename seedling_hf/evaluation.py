@@ -38,6 +38,7 @@ from seedling_hf.html_report import (
     percent,
     render_report,
 )
+from seedling_hf.machine import device_name
 from seedling_hf.metrics import CALIBRATION_BINS, HARD_PAIR, classification_metrics, confused_pair, crop_weed_costs
 from seedling_hf.plots import plot_confusion_matrix, plot_coverage_risk, plot_probes, plot_reliability
 from seedling_hf.prediction import EightSymmetries, build_dataloader, predict
@@ -162,7 +163,7 @@ def evaluate_model(
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 2),
             "images_per_second": round(len(labels) / seconds, 1),
-            "device": _device_name(accelerator.device),
+            "device": device_name(accelerator.device),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
             "versions": {
@@ -538,7 +539,3 @@ def _bar(share: float) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
 from seedling_hf.hub import download_run
 from seedling_hf.hub_pusher import HubPusher
+from seedling_hf.machine import device_name
 from seedling_hf.metrics import classification_metrics
 from seedling_hf.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler
 from seedling_hf.outbox import Outbox, parse_hub_name
@@ -586,7 +586,7 @@ class Training:
             "share_of_evaluation_waiting_for_pictures": timing["evaluation_wait"] / max(1e-9, timing["evaluation"]),
             "resumed_at_step": self.resumed_at_step,
             "num_processes": self.accelerator.num_processes,
-            "device": torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else platform.processor(),
+            "device": device_name(self.accelerator.device),
             "torch_threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "timm")},
             "date": time.strftime("%Y-%m-%d"),

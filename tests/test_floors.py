@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
-    0: {"answers", "duplicates", "errors", "files", "replknet"},
+    0: {"answers", "duplicates", "errors", "files", "machine", "replknet"},
     1: {"arguments", "baseline", "calibration", "cards", "checkpointing", "collator", "dataset", "feature_maps",
         "journal", "ledger", "metrics", "optimization", "outbox", "plots", "sampler", "sharding", "signals",
         "statistics", "tiles", "transforms"},
