@@ -491,6 +491,8 @@ class Training:
         checkpoint = self.checkpoints.load(source)
         if checkpoint is None:
             logger.info("no checkpoint in %s yet: the run starts at its first step", self.output_dir)
+            if self.accelerator.is_main_process:
+                self._cut_metrics(0)  # of a run that was killed before its first save
             return
         state, rank = checkpoint.state, self.accelerator.process_index
         if self.stream:

@@ -1,14 +1,28 @@
 """A run that was killed, at any moment, ends as if nothing had happened: every file the same, to the last bit.
 
-A random number of seconds after its start each run is killed by SIGKILL, and resumed, again and again.
+At random moments each run is killed by SIGKILL, and resumed, again and again.
 """
 
 import itertools
+import json
 import random
 import time
 
 import pytest
 from training_runs import NUM_STEPS, Run, kill
+
+
+def wait_for_a_moment(run: Run, processes: list, moments: random.Random, duration: float) -> None:
+    """Mostly in the steps, evaluations and saves, some of them later; else anywhere, in imports or in the report."""
+    if moments.random() < 0.25:
+        time.sleep(moments.uniform(0.1, 0.7) * duration)
+        return
+    saved = [int(path.name.split("-")[1]) for path in run.folder.glob("run/checkpoints/step-*")]
+    goal = max(saved, default=0) + moments.randint(1, 4)
+    metrics = run.folder / "run" / "metrics.jsonl"
+    while processes[0].is_alive() and not (metrics.exists() and f'"step": {goal},' in metrics.read_text()):
+        time.sleep(0.01)
+    time.sleep(moments.uniform(0, 0.3))
 
 
 def killed_again_and_again(make_run, kills: int, seed: int) -> list[int]:
@@ -28,8 +42,7 @@ def killed_again_and_again(make_run, kills: int, seed: int) -> list[int]:
         run = make_run(f"attempt-{attempt}")
         while kills > 0:
             processes = run.start()
-            # Few in the imports, most in the steps, evaluations and saves, a few in the report.
-            time.sleep(moments.uniform(0.2, 0.7) * duration)
+            wait_for_a_moment(run, processes, moments, duration)
             if not kill(processes):
                 break
             kills -= 1
@@ -54,6 +67,16 @@ SETTINGS = {
 ])  # fmt: skip
 def test_a_run_killed_a_few_times_ends_as_if_nothing_had_happened(tmp_path, pictures, name):
     assert killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=3, seed=0)
+
+
+def test_a_run_killed_before_its_first_save_logs_each_step_once(tmp_path, pictures):
+    run = Run(tmp_path / "run", pictures)
+    (run.folder / "run").mkdir()
+    (run.folder / "run" / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.25, "loss": 2.5}\n{"step": 2, "ep')
+    run.finish()
+    steps = [json.loads(line)["step"] for line in (run.folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [step for step, following in zip(steps, [*steps[1:], None], strict=True) if step != following]
+    assert losses == list(range(1, NUM_STEPS + 1))
 
 
 @pytest.mark.slow
