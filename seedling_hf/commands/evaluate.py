@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from seedling_hf import SHIPPED_MODEL
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
 
@@ -14,7 +15,9 @@ from seedling_hf.errors import InputError
 class InferenceArguments(ArgumentGroup):
     _argument_group_name = "Inference"
 
-    model_name_or_path: str = option(MISSING, "model folder that training wrote, or repository on the Hub")
+    model_name_or_path: str | None = option(
+        None, "model folder that training wrote, or repository on the Hub (default: the nano that comes along)"
+    )
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
     per_device_eval_batch_size: int = option(64, "pictures a batch on each process")
@@ -25,6 +28,7 @@ class InferenceArguments(ArgumentGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.model_name_or_path = self.model_name_or_path or str(SHIPPED_MODEL)
         check_range(self, "per_device_eval_batch_size", least=1)
         check_range(self, "dataloader_num_workers", least=0)
 
