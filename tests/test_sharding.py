@@ -160,7 +160,8 @@ def test_accumulation_clipping_checkpointing_and_bfloat16_give_what_they_give_wi
     norms = logged(one, "grad_norm")
     assert norms.min() > 0.5  # all were clipped
     torch.testing.assert_close(logged(two, "grad_norm")[:2], norms[:2], rtol=0.01, atol=0.01)
-    expected, found = weights(one), weights(two)
+    # Of the last step: which one is best may hang on a rounding.
+    expected, found = (weights(run, "checkpoints/step-00000006/model.safetensors") for run in (one, two))
     counts = [name for name in expected if name.endswith("num_batches_tracked")]
     assert counts
     assert all(2 * found[name] == expected[name] for name in counts)  # each process sees half of the batches, once

@@ -14,6 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     arguments = parse_arguments(TrainArguments, argv, prog="train", description="Trains a RepLKNet on seedlings.")
 
+    # Its first import draws from Python's generator: within the loop, a resumed run would draw once more.
+    import sklearn.metrics  # noqa: F401
     from accelerate.utils import set_seed
     from transformers.utils.logging import disable_progress_bar
 
