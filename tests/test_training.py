@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_a_process_that_dies_brings_the_others_down_and_its_rank_is_named(tmp_pa
         "100000",
     ]
     launcher = subprocess.Popen(
-        ["torchrun", "--standalone", "--nproc_per_node", "2", str(script), *flags],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), *flags],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
