@@ -14,13 +14,16 @@ from argparse import SUPPRESS, HelpFormatter
 from collections.abc import Sequence, Set
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
+
+if TYPE_CHECKING:
+    from seedling_hf.replknet import RepLKNetConfig
 
 T = TypeVar("T")
 
@@ -153,6 +156,20 @@ class ModelArguments(ArgumentGroup):
         check_range(self, "image_size_start", least=32)
         check_range(self, "crop_pct", above=0, most=1)
         check_range(self, "drop_path_rate", least=0, below=1)
+
+    def build_variant_config(self, **values: Any) -> "RepLKNetConfig":
+        """The configuration of `variant` in the shape that the flags give it, with `values` over its own.
+
+        Raises:
+            InputError: for a shape that no RepLKNet has.
+        """
+        from seedling_hf.replknet import RepLKNetConfig
+
+        shape = {name: getattr(self, name) for name in self.shape if getattr(self, name) is not None}
+        try:
+            return RepLKNetConfig.from_variant(self.variant, **shape, **values)
+        except ValueError as error:
+            raise InputError(f"expected --kernel_sizes, --depths and --hidden_sizes of a RepLKNet: {error}") from error
 
 
 @dataclass(kw_only=True)

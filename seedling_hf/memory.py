@@ -120,12 +120,7 @@ def load_config(arguments: TrainArguments) -> tuple[RepLKNetConfig, int]:
         InputError: if there is no RepLKNet, or none of such kernels, depths and channels.
     """
     if arguments.variant:
-        changes = {name: getattr(arguments, name) for name in arguments.shape}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        try:
-            config = RepLKNetConfig.from_variant(arguments.variant, num_labels=NUM_SPECIES, **changes)
-        except ValueError as error:
-            raise InputError(f"expected --kernel_sizes, --depths and --hidden_sizes of a RepLKNet: {error}") from error
+        config = arguments.build_variant_config(num_labels=NUM_SPECIES)
         image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
     else:
         name = arguments.model_name_or_path or arguments.timm_architecture

@@ -95,16 +95,12 @@ def build_trainable_model(
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-    from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+    from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
 
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     if arguments.variant:
-        changes = {name: getattr(arguments, name) for name in (*arguments.shape, "drop_path_rate")}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        try:
-            config = RepLKNetConfig.from_variant(arguments.variant, **changes, **labels)
-        except ValueError as error:
-            raise InputError(f"expected --kernel_sizes, --depths and --hidden_sizes of a RepLKNet: {error}") from error
+        changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
+        config = arguments.build_variant_config(**changes, **labels)
         model = RepLKNetForImageClassification(config)
         image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
     elif arguments.timm_architecture:

@@ -4,18 +4,13 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seedling_hf import SHIPPED_MODEL
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import check_range, option, parse_arguments
+from seedling_hf.commands.evaluate import ClassifierArguments
 from seedling_hf.errors import InputError
 
 
 @dataclass(kw_only=True)
-class DemoArguments(ArgumentGroup):
-    model_name_or_path: str | None = option(
-        None, "model folder that training wrote, or repository on the Hub (default: the nano that comes along)"
-    )
-    model_revision: str | None = option(None, "branch, tag or commit of that repository")
-    trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
+class DemoArguments(ClassifierArguments):
     threshold: float = option(0.5, "probability below which the answer is that the model is not sure")
     top_k: int = option(5, "species to show")
     host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
@@ -24,7 +19,6 @@ class DemoArguments(ArgumentGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.model_name_or_path = self.model_name_or_path or str(SHIPPED_MODEL)
         check_range(self, "threshold", least=0, most=1)
         check_range(self, "top_k", least=1)
         check_range(self, "port", least=1, most=65535)

@@ -12,14 +12,24 @@ from seedling_hf.errors import InputError
 
 
 @dataclass(kw_only=True)
-class InferenceArguments(ArgumentGroup):
-    _argument_group_name = "Inference"
+class ClassifierArguments(ArgumentGroup):
+    """Which classifier: the flags are part of the group of whoever inherits them."""
 
     model_name_or_path: str | None = option(
         None, "model folder that training wrote, or repository on the Hub (default: the nano that comes along)"
     )
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model_name_or_path = self.model_name_or_path or str(SHIPPED_MODEL)
+
+
+@dataclass(kw_only=True)
+class InferenceArguments(ClassifierArguments):
+    _argument_group_name = "Inference"
+
     per_device_eval_batch_size: int = option(64, "pictures a batch on each process")
     dataloader_num_workers: int = option(0, "processes that load pictures, for each process")
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
@@ -28,7 +38,6 @@ class InferenceArguments(ArgumentGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.model_name_or_path = self.model_name_or_path or str(SHIPPED_MODEL)
         check_range(self, "per_device_eval_batch_size", least=1)
         check_range(self, "dataloader_num_workers", least=0)
 

@@ -4,23 +4,17 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
-from seedling_hf import SHIPPED_MODEL
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import check_writable_folder
+from seedling_hf.arguments import check_range, option, parse_arguments
+from seedling_hf.commands.evaluate import ClassifierArguments, check_writable_folder
 from seedling_hf.errors import InputError
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
 
 
 @dataclass(kw_only=True)
-class ExportArguments(ArgumentGroup):
+class ExportArguments(ClassifierArguments):
     """Flags of `export`."""
 
-    model_name_or_path: str | None = option(
-        None, "model folder that training wrote, or repository on the Hub (default: the nano that comes along)"
-    )
-    model_revision: str | None = option(None, "branch, tag or commit of that repository")
-    trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
     output_file: str = option(MISSING, "file to write, .onnx or .pt2, --int8 beside it; half: a folder")
     format: str = option(
         "onnx",
@@ -41,7 +35,6 @@ class ExportArguments(ArgumentGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.model_name_or_path = self.model_name_or_path or str(SHIPPED_MODEL)
         check_range(self, "max_check_samples", least=1)
         check_range(self, "max_calibration_samples", least=1)
         check_range(self, "tolerance", above=0)

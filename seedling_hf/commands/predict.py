@@ -365,7 +365,7 @@ def _write_and_show(arguments: PredictArguments, journal: Any) -> None:
         with replacing(path) as temporary, open_text(temporary) as stream:
             _write(stream, arguments, journal)
         _write_bad(path, _bad(journal))
-    plants = sum(len(answer.plants) for answer in journal.answers())
+    plants = sum(len(answer.plants) for answer in journal.answers()) if arguments.tiles else 0
     if (plants if arguments.tiles else journal.num_pictures) <= LONGEST_TABLE and (path or sys.stdout.isatty()):
         if named := [answer for answer in journal.answers() if answer.species or answer.plants]:
             print(format_table(named, arguments.threshold))
