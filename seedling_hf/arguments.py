@@ -206,6 +206,21 @@ class AugmentationArguments(ArgumentGroup):
 
 
 @dataclass(kw_only=True)
+class DistillationArguments(ArgumentGroup):
+    _argument_group_name = "Distillation"
+
+    teacher_model_name_or_path: list[str] = field(
+        default_factory=list,
+        metadata={"help": "trained models, folders or on the Hub, whose mean answer becomes part of the targets"},
+    )
+    distillation_alpha: float = option(0.5, "share of the targets that is the teachers'")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "distillation_alpha", above=0, most=1)
+
+
+@dataclass(kw_only=True)
 class OptimizationArguments(ArgumentGroup):
     _argument_group_name = "Optimization"
 
@@ -215,8 +230,13 @@ class OptimizationArguments(ArgumentGroup):
     per_device_eval_batch_size: int = option(64, "validation pictures a step on each process")
     gradient_accumulation_steps: int = option(1, "batches whose gradients are summed for one optimizer step")
     auto_find_batch_size: bool = option(False, "take smaller batches, more of them a step, where memory is too small")
+    optim: str = option(
+        "adamw",
+        "optimizer; Muon takes AdamW's rates, and leaves vectors and depthwise kernels to it",
+        choices=["adamw", "muon"],
+    )
     learning_rate: float = option(1e-3, "highest learning rate")
-    weight_decay: float = option(0.05, "AdamW's decay of the weights that have two dimensions or more")
+    weight_decay: float = option(0.05, "decay of the weights that have two dimensions or more")
     adam_beta1: float = option(0.9, "AdamW's beta1")
     adam_beta2: float = option(0.999, "AdamW's beta2")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
@@ -287,7 +307,13 @@ class HubArguments(ArgumentGroup):
 
 @dataclass(kw_only=True)
 class TrainArguments(
-    HubArguments, RunArguments, OptimizationArguments, AugmentationArguments, ModelArguments, DataArguments
+    HubArguments,
+    RunArguments,
+    OptimizationArguments,
+    DistillationArguments,
+    AugmentationArguments,
+    ModelArguments,
+    DataArguments,
 ):
     """All flags of `train`."""
 
@@ -301,6 +327,11 @@ class TrainArguments(
         for name in ("streaming", "auto_find_batch_size"):  # passes of unknown length; memory that is not yet needed
             if self.image_size_start is not None and getattr(self, name):
                 raise InputError(f"expected pictures of one size with --{name}, found --image_size_start; leave it out")
+        if self.auto_find_batch_size and self.teacher_model_name_or_path:
+            raise InputError(
+                "expected no teachers with --auto_find_batch_size, which does not count their memory, found "
+                "--teacher_model_name_or_path; give --per_device_train_batch_size yourself"
+            )
 
 
 class _HelpFormatter(HelpFormatter):

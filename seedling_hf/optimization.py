@@ -56,9 +56,18 @@ def parameter_groups(
 
 
 def build_optimizer(model: nn.Module, arguments: Any) -> Optimizer:
-    """AdamW over `parameter_groups`, with the settings of `arguments`."""
+    """AdamW or Muon over `parameter_groups`, with the settings of `arguments`.
+
+    Muon (https://kellerjordan.github.io/posts/muon/) is timm's: the update of a matrix is made orthogonal, and is as
+    large as one of AdamW (arXiv 2502.16982), so that learning rate and decay mean the same. A depthwise kernel is no
+    matrix between channels; AdamW has it, as it has the vectors.
+    """
     groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, arguments.layer_decay)
     betas = (arguments.adam_beta1, arguments.adam_beta2)
+    if arguments.optim == "muon":
+        from timm.optim import Muon  # takes a second to import
+
+        return Muon(groups, lr=arguments.learning_rate, betas=betas, nesterov=True)
     return AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon)
 
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from seedling_hf.errors import InputError
 
 
-def settle_sharding(accelerator: Accelerator, *, auto_find_batch_size: bool) -> None:
+def settle_sharding(accelerator: Accelerator, *, auto_find_batch_size: bool, optim: str = "adamw") -> None:
     """Refuses what cannot be had together with a divided model, and sets what accelerate would choose otherwise.
 
     Two of accelerate's choices are not taken. Weights stay in float32 and autocast decides about each operation, as
@@ -28,6 +28,7 @@ def settle_sharding(accelerator: Accelerator, *, auto_find_batch_size: bool) -> 
     Args:
         accelerator: Of the run, before anything is prepared.
         auto_find_batch_size: Whether the batch that fits is to be looked for.
+        optim: Name of the optimizer.
 
     Raises:
         InputError: for DeepSpeed and Megatron-LM, for the first version of FSDP, and for what the second does not do
@@ -58,6 +59,7 @@ def settle_sharding(accelerator: Accelerator, *, auto_find_batch_size: bool) -> 
         "further ways of dividing (--use_parallelism_config)": (accelerator.parallelism_config, "leave them out"),
         "--mixed_precision fp16": (accelerator.mixed_precision == "fp16", "use bf16 or no"),
         "--auto_find_batch_size": (auto_find_batch_size, "give --per_device_train_batch_size yourself"),
+        "--optim muon": (optim == "muon", "which needs whole matrices; use adamw"),
     }
     for found, (is_there, remedy) in refused.items():
         if is_there:

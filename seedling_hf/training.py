@@ -30,6 +30,7 @@ from seedling_hf.arguments import TrainArguments
 from seedling_hf.baseline import build_timm_classifier, standard_image_processor, timm_arguments
 from seedling_hf.checkpointing import CheckpointError, Checkpoints, check_unchanged, set_random_state
 from seedling_hf.collator import Collator
+from seedling_hf.distillation import Teachers
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
 from seedling_hf.hub import download_run
@@ -293,6 +294,12 @@ class Training:
 
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        self.teachers = None
+        if arguments.teacher_model_name_or_path:
+            self.teachers = Teachers(
+                arguments.teacher_model_name_or_path, self.class_names, image_processor,
+                alpha=arguments.distillation_alpha, device=accelerator.device,
+            )  # fmt: skip
         self.ema = ExponentialMovingAverage(model, arguments.ema_decay) if arguments.ema_decay else None
         self.blank = None  # a sharded model has another class, and cannot be saved as the one that it was
         if accelerator.is_fsdp2:
@@ -372,8 +379,11 @@ class Training:
             # them, since what has not travelled is whole.
             is_last = i == len(batches) - 1
             with nullcontext() if is_last or self.accelerator.is_fsdp2 else self.accelerator.no_sync(self.model):
+                pixel_values, labels = batch["pixel_values"], batch["labels"]
                 with self.accelerator.autocast():  # FSDP leaves it to us
-                    loss = self.model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss / len(batches)
+                    if self.teachers:
+                        labels = self.teachers.soften(pixel_values, labels)
+                    loss = self.model(pixel_values=pixel_values, labels=labels).loss / len(batches)
                 total += loss.detach()
                 self.accelerator.backward(loss)
         # One message between processes: every one must know of a bad loss, and stop at the same step.

@@ -56,13 +56,14 @@ def killed_again_and_again(make_run, kills: int, seed: int) -> list[int]:
 SETTINGS = {
     "one process": {},
     "one process, two workers": {"num_workers": 2},
+    "one process, Muon": {"optim": "muon"},
     "two processes": {"num_processes": 2},
     "two processes, two workers": {"num_processes": 2, "num_workers": 2},
 }
 
 
 @pytest.mark.parametrize("name", [
-    "one process", pytest.param("one process, two workers", marks=pytest.mark.slow),
+    "one process", "one process, Muon", pytest.param("one process, two workers", marks=pytest.mark.slow),
     pytest.param("two processes", marks=pytest.mark.slow), "two processes, two workers",
 ])  # fmt: skip
 def test_a_run_killed_a_few_times_ends_as_if_nothing_had_happened(tmp_path, pictures, name):

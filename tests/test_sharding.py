@@ -218,6 +218,11 @@ def test_looking_for_the_batch_that_fits_is_refused():
         settle_sharding(accelerator(), auto_find_batch_size=True)
 
 
+def test_an_optimizer_that_needs_whole_matrices_is_refused():
+    with pytest.raises(InputError, match="found --optim muon; which needs whole matrices; use adamw"):
+        settle_sharding(accelerator(), auto_find_batch_size=False, optim="muon")
+
+
 def test_fsdp_without_gpus_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="expected GPUs for FSDP, found none"):

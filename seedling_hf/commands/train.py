@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
     set_seed(arguments.seed)
 
-    settle_sharding(accelerator, auto_find_batch_size=arguments.auto_find_batch_size)
+    settle_sharding(accelerator, auto_find_batch_size=arguments.auto_find_batch_size, optim=arguments.optim)
     prepare_output_dir(arguments, accelerator)
     pusher = None
     if arguments.push_to_hub and accelerator.is_main_process:
