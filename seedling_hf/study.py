@@ -5,6 +5,13 @@ minutes is measured first, in a short run of the same flags; then it trains for 
 with the time, and validates once, at the last step: no best of many is chosen. CPU time is that of the training
 process, on one thread; validation is not counted. Rows that `results.csv` holds already are not trained again, so that
 an interrupted study goes on. `results.md` is written anew from it, every row with its command.
+
+A plan may also name `evaluations` of rows that were trained: the mean over the eight symmetries of the square
+(`symmetries`), and over the seeds of a row the mean of the `answers` or of the `weights` (`combine`; a soup, Wortsman
+et al., arXiv 2203.05482). They take the time of all that they are made of.
+
+Which pictures were right is kept with every result, so that any two are compared on the same pictures: `against base`
+counts those that only the row and only the base has right, with the p of McNemar's exact test, for each seed.
 """
 
 import csv
@@ -23,19 +30,21 @@ import numpy as np
 import yaml
 from scipy import stats
 
+from seedling_hf.comparison import mcnemar_test
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
 from seedling_hf.metrics import wilson_interval
 
 FIELDS = [
     "plan", "row", "seed", "cpu_minutes", "steps", "pictures", "pictures_per_cpu_second", "validation_pictures",
-    "right", "accuracy", "macro_f1", "loss", "command",
+    "right", "accuracy", "macro_f1", "loss", "command", "right_pictures",
 ]  # fmt: skip
 CALIBRATION_STEPS = 40  # the first ones also prepare the kernels, and are a small part of these
 
 
 def read_plan(path: str | Path) -> dict:
-    """A plan: `name`, `minutes` of CPU time, `seeds`, `base` flags, and `rows`, each the flags that differ.
+    """A plan: `name`, `minutes` of CPU time, `seeds`, `base` flags, `rows`, each the flags that differ, and perhaps
+    `evaluations`.
 
     Raises:
         InputError: for a file that is no such plan.
@@ -47,11 +56,21 @@ def read_plan(path: str | Path) -> dict:
     keys = {"name": str, "minutes": (int, float), "seeds": list, "base": dict, "rows": dict}
     found = plan if isinstance(plan, dict) else {}
     bad = [key for key, kind in keys.items() if not isinstance(found.get(key), kind)]
-    if bad or set(found) - set(keys):
+    if bad or set(found) - {*keys, "evaluations"}:
         raise InputError(
             f"expected the keys {', '.join(keys)} in the plan {path}, found {', '.join(map(str, found)) or 'none'}; "
             f"check {', '.join(bad or sorted(set(found) - set(keys)))}"
         )
+    for name, evaluation in (plan.setdefault("evaluations", {}) or {}).items():
+        if (
+            evaluation.get("row") not in plan["rows"]
+            or set(evaluation) not in ({"row", "symmetries"}, {"row", "combine"})
+            or evaluation.get("combine", "answers") not in ("answers", "weights")
+        ):
+            raise InputError(
+                f"expected a row of the plan with `symmetries: true` or `combine: answers` or `combine: weights` for "
+                f"the evaluation {name} in {path}, found {evaluation}"
+            )
     return plan
 
 
@@ -86,6 +105,22 @@ def run_plan(plan: dict, results_file: Path, train_dir: str, work_dir: Path, *, 
 
     with ThreadPoolExecutor(num_jobs) as pool:
         list(pool.map(work, wanted))
+    for name, evaluation in plan["evaluations"].items():
+        groups = [plan["seeds"]] if "combine" in evaluation else [[seed] for seed in plan["seeds"]]
+        for seeds in groups:
+            if (plan["name"], name, seeds[0]) in known:
+                continue
+            members = [
+                r for r in done if r["plan"] == plan["name"] and r["row"] == evaluation["row"] and r["seed"] in seeds
+            ]
+            folders = [_folder(plan, evaluation["row"], seed, work_dir) for seed in seeds]
+            missing = [str(folder) for folder in folders if not (folder / "config.json").exists()]
+            if missing:
+                print(f"{name}: left out, since there is no model in {', '.join(missing)}", flush=True)
+                continue
+            done.append({**evaluate_again(evaluation, members, folders, train_dir), "row": name})
+            write_results(results_file, done)
+            print(f"{name}, seed {seeds[0]}: {done[-1]['accuracy']:.2%}", flush=True)
     return done
 
 
@@ -103,7 +138,7 @@ def flags_of(plan: dict, row: str, seed: int) -> list[str]:
 
 def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path) -> dict:
     """Measures how many steps fit into the plan's minutes, trains for as many, and says how it ended."""
-    folder = work_dir / "".join(c if c.isalnum() else "_" for c in f"{plan['name']} {row} {seed}")
+    folder = _folder(plan, row, seed, work_dir)
     flags = ["--train_dir", train_dir, *flags_of(plan, row, seed)]
     cost = _cpu_seconds_of_a_step(flags, folder)
     values = {**plan["base"], **(plan["rows"][row] or {})}
@@ -115,15 +150,81 @@ def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path) -
     _train([*flags, "--output_dir", str(folder)])
     timing = json.loads((folder / "train_results.json").read_text())
     report = json.loads((folder / "report.json").read_text())
-    count = report["num_examples"]
+    answers = np.load(folder / "probabilities.npz")
     pictures = round(timing["train_samples_per_second"] * timing["train_runtime"])
     return {
         "plan": plan["name"], "row": row, "seed": seed, "cpu_minutes": timing["train_cpu_time"] / 60, "steps": steps,
         "pictures": pictures, "pictures_per_cpu_second": pictures / timing["train_cpu_time"],
-        "validation_pictures": count, "right": round(report["accuracy"] * count), "accuracy": report["accuracy"],
-        "macro_f1": report["macro_f1"], "loss": timing["best_loss"],
+        "accuracy": report["accuracy"], "macro_f1": report["macro_f1"], "loss": timing["best_loss"],
         "command": shlex.join(["seedling-hf", "train", *flags]).replace(shlex.quote(train_dir), "seedlings"),
+        **_right_pictures(answers["probabilities"], answers["labels"], answers["files"]),
     }  # fmt: skip
+
+
+def evaluate_again(evaluation: dict, members: list[dict], folders: list[Path], train_dir: str) -> dict:
+    """A result of models that were trained already.
+
+    Args:
+        evaluation: `symmetries`, or `combine`: `answers` or `weights`.
+        members: The results of their trainings.
+        folders: Their folders, all of the same split.
+        train_dir: Folder of class folders.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    from seedling_hf.dataset import load_splits
+    from seedling_hf.metrics import classification_metrics
+    from seedling_hf.prediction import EightSymmetries, build_dataloader, build_model, predict
+
+    validation = load_splits(train_dir=train_dir, split_file=folders[0] / "split.csv")["validation"]
+    models = [build_model(str(folder), merge=False)[0] for folder in folders]
+    image_processor = build_model(str(folders[0]), merge=False)[1]
+    if evaluation.get("combine") == "weights":
+        states = [model.state_dict() for model in models]
+        models = models[:1]
+        models[0].load_state_dict(
+            {
+                key: torch.stack([state[key].float() for state in states]).mean(0).to(states[0][key].dtype)
+                for key in states[0]
+            }
+        )
+    if evaluation.get("symmetries"):
+        models = [EightSymmetries(model) for model in models]
+    accelerator = Accelerator(cpu=True)
+    loader = build_dataloader(validation, image_processor, accelerator, batch_size=64, num_workers=0)
+    probabilities = np.mean([predict(m, loader, accelerator)[0].double().softmax(-1).numpy() for m in models], axis=0)
+    labels, files = np.array(validation["label"]), np.array(validation["file"])
+    metrics = classification_metrics(probabilities, labels, validation.features["label"].names)
+    sums = {key: sum(member[key] for member in members) for key in ("cpu_minutes", "steps", "pictures")}
+    what = "the eight symmetries" if evaluation.get("symmetries") else f"the {evaluation['combine']}"
+    seeds = ", ".join(str(member["seed"]) for member in members)
+    return {
+        "plan": members[0]["plan"], "seed": members[0]["seed"], **sums,
+        "pictures_per_cpu_second": sums["pictures"] / sums["cpu_minutes"] / 60,
+        **{key: metrics[key] for key in ("accuracy", "macro_f1", "loss")},
+        "command": f"seedling-hf study: the mean over {what} of {evaluation['row']}, seed {seeds}",
+        **_right_pictures(probabilities, labels, files),
+    }  # fmt: skip
+
+
+def _right_pictures(probabilities: np.ndarray, labels: np.ndarray, files: np.ndarray) -> dict:
+    """How many pictures are right, and which: a bit for each, in the order of their names, in hexadecimal digits."""
+    right = (probabilities.argmax(1) == labels)[np.argsort(files)]
+    return {
+        "validation_pictures": len(right),
+        "right": int(right.sum()),
+        "right_pictures": np.packbits(right).tobytes().hex(),
+    }
+
+
+def _bits(result: dict) -> np.ndarray:
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(result["right_pictures"]), np.uint8))
+    return bits[: result["validation_pictures"]].astype(bool)
+
+
+def _folder(plan: dict, row: str, seed: int, work_dir: Path) -> Path:
+    return work_dir / "".join(c if c.isalnum() else "_" for c in f"{plan['name']} {row} {seed}")
 
 
 def _cpu_seconds_of_a_step(flags: list[str], folder: Path) -> float:
@@ -150,7 +251,7 @@ def read_results(path: Path) -> list[dict]:
         return []
     with open(path, newline="", encoding="utf-8") as file:
         return [
-            {k: v if k in ("plan", "row", "command") else json.loads(v) for k, v in row.items()}
+            {k: v if k in ("plan", "row", "command", "right_pictures") else json.loads(v) for k, v in row.items()}
             for row in csv.DictReader(file)
         ]
 
@@ -172,6 +273,11 @@ def interval_of(rows: list[dict]) -> tuple[float, float]:
     return float(np.mean(accuracies) - half), float(np.mean(accuracies) + half)
 
 
+def _against(base: dict, result: dict) -> str:
+    test = mcnemar_test(_bits(base), _bits(result))
+    return f"+{test['only_second']} −{test['only_first']}, p {test['p_value']:.2g}"
+
+
 def format_results(results: list[dict]) -> str:
     """One table a plan, the best row first, and the command of the first seed of every row."""
     blocks = ["# What helps at equal CPU time", __doc__.split("\n\n", 1)[1].strip()]
@@ -182,14 +288,16 @@ def format_results(results: list[dict]) -> str:
                 groups.setdefault(result["row"], []).append(result)
         order = sorted(groups.items(), key=lambda item: -np.mean([r["accuracy"] for r in item[1]]))
         lines = [
-            "| row | seeds | accuracy | 95 % | macro-F1 | pictures | pictures / CPU s | CPU min |",
-            "|:--|--:|--:|:--|--:|--:|--:|--:|",
+            "| row | seeds | accuracy | 95 % | macro-F1 | against base | pictures | pictures / CPU s | CPU min |",
+            "|:--|--:|--:|:--|--:|:--|--:|--:|--:|",
         ]
+        base = {r["seed"]: r for r in groups.get("base", [])}
         for row, rows in order:
             low, high = interval_of(rows)
-            mean = {k: float(np.mean([r[k] for r in rows])) for k in FIELDS[3:] if k != "command"}
+            mean = {k: float(np.mean([r[k] for r in rows])) for k in FIELDS[3:-2]}
             lines.append(
                 f"| {row} | {len(rows)} | {mean['accuracy']:.1%} | {low:.1%} to {high:.1%} | {mean['macro_f1']:.3f} | "
+                f"{'; '.join(_against(base[r['seed']], r) for r in rows if r['seed'] in base and row != 'base')} | "
                 f"{mean['pictures']:,.0f} | {mean['pictures_per_cpu_second']:.1f} | {mean['cpu_minutes']:.1f} |"
             )
         commands = [f"- {row}: `{rows[0]['command']}`" for row, rows in order]

@@ -18,6 +18,7 @@ PLAN = {
     "base": {"variant": "tiny", "image_size": 32, "no_duplicate_check": True, "max_train_samples": 48,
              "max_eval_samples": 24, "per_device_train_batch_size": 8},
     "rows": {"base": None, "kernels 3": {"kernel_sizes": [3]}},
+    "evaluations": {"eight": {"row": "base", "symmetries": True}, "soup": {"row": "base", "combine": "weights"}},
 }  # fmt: skip
 THREE = [(0, 0.5), (1, 0.6), (2, 0.7)]
 
@@ -28,6 +29,7 @@ def result(row, seed, accuracy, plan="trial"):
         "pictures_per_cpu_second": 35.5, "validation_pictures": 1000, "right": round(1000 * accuracy),
         "accuracy": accuracy, "macro_f1": 0.5, "loss": 1.0,
         "command": f"seedling-hf train --seed {seed} --x '[3, 4]'",
+        "right_pictures": np.packbits(np.arange(1000) < 1000 * accuracy).tobytes().hex(),
     }  # fmt: skip
 
 
@@ -48,7 +50,13 @@ def test_a_row_is_the_base_with_its_own_flags_over_it():
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"minutes": "long"}, "check minutes"), ({"rows": []}, "check rows"), ({"colour": 1}, "check colour")],
+    [
+        ({"evaluations": {"x": {"row": "base", "combine": "all"}}}, "expected a row of the plan with"),
+        ({"evaluations": {"x": {"row": "other", "symmetries": True}}}, "for the evaluation x in"),
+        ({"minutes": "long"}, "check minutes"),
+        ({"rows": []}, "check rows"),
+        ({"colour": 1}, "check colour"),
+    ],
 )
 def test_a_plan_that_is_none_is_refused_by_name(tmp_path, change, sentence, capsys):
     path = tmp_path / "plan.yaml"
@@ -72,6 +80,7 @@ def test_the_table_has_the_best_row_first_with_the_mean_over_the_seeds_and_its_i
     assert np.allclose(interval_of([result("base", s, a) for s, a in THREE]), (0.3516, 0.8484), atol=1e-4)
     assert "35.2% to 84.8%" in text
     assert "- base: `seedling-hf train --seed 0" in text
+    assert "| +400 −0, p 7.7e-121 |" in text  # 0.5 ** 399, of pictures that only `better` has right
 
 
 def test_a_plan_is_trained_row_by_row_and_goes_on_where_it_stopped(
@@ -81,8 +90,12 @@ def test_a_plan_is_trained_row_by_row_and_goes_on_where_it_stopped(
     flags = ["--plan", str(plan_file), "--train_dir", str(sample_dir), "--output_dir", str(tmp_path / "runs")]
     assert run(main, flags) == 0
     results = read_results(tmp_path / "results.csv")
-    assert [r["row"] for r in results] == ["base", "kernels 3"]
+    assert [r["row"] for r in results] == ["base", "kernels 3", "eight", "soup"]
+    assert results[3]["right_pictures"] == results[0]["right_pictures"] and results[3]["loss"] == results[0]["loss"]
+    assert results[2]["loss"] != results[0]["loss"]
     for row in results:
+        assert np.unpackbits(np.frombuffer(bytes.fromhex(row["right_pictures"]), np.uint8)).sum() == row["right"]
+    for row in results[:2]:
         assert row["steps"] >= 1 and row["pictures"] == 8 * row["steps"]
         assert row["validation_pictures"] == 24 and abs(row["accuracy"] - row["right"] / 24) < 1e-4
         assert row["command"].startswith("seedling-hf train --train_dir seedlings ")
