@@ -534,6 +534,10 @@ class Training:
         if self.accelerator.is_main_process:
             self._cut_metrics(checkpoint.step)
         logger.info("resumed at step %d from %s", checkpoint.step, checkpoint.path)
+        if self.counters["best_step"] is not None and not (self.output_dir / "config.json").exists():
+            # Another folder than the one that the best weights are in: here the best ones are these.
+            self.counters |= {"best_step": None, "best_accuracy": -1.0, "best_loss": math.inf}
+            self.evaluate()
 
     def log(self, values: dict[str, float | None]) -> None:
         """One line of metrics.jsonl, and the same to the trackers."""

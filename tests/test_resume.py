@@ -87,3 +87,14 @@ def test_a_run_killed_at_thirty_moments_ends_as_if_nothing_had_happened(tmp_path
     steps = killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=30, seed=1)
     print(sorted(steps))
     assert len({*steps}) > 5  # the kills were spread
+
+
+def test_a_finished_run_resumed_into_another_folder_leaves_a_model_there(tmp_path, pictures):
+    run = Run(tmp_path / "run", pictures)
+    run.finish()
+    run.finish(
+        "--output_dir", "other", "--resume_from_checkpoint", f"run/checkpoints/step-{NUM_STEPS:08d}"
+    )  # fmt: skip
+    results = json.loads((run.folder / "other" / "train_results.json").read_text())
+    assert results["best_step"] == NUM_STEPS
+    assert (run.folder / "other" / "model.safetensors").exists() and (run.folder / "other" / "report.html").exists()
