@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.dataset import read_picture
 from seedling_hf.errors import InputError
+from seedling_hf.pictures import read_picture
 from seedling_hf.prediction import build_model, rank_species
 from seedling_hf.transforms import build_eval_transform, to_rgb
 

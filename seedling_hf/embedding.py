@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.dataset import find_bad_pictures, list_images
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing, temporary_path
+from seedling_hf.pictures import find_bad_pictures, list_images
 from seedling_hf.transforms import build_eval_transform, to_rgb
 
 METADATA_KEY = b"seedling_hf"

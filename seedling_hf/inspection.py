@@ -19,7 +19,7 @@ from datasets import Dataset
 from jinja2 import Environment
 from PIL import Image, ImageOps
 
-from seedling_hf.dataset import find_bad_pictures, find_pictures, picture_sources
+from seedling_hf.dataset import picture_sources
 from seedling_hf.duplicates import (
     Fingerprints,
     connect,
@@ -28,6 +28,8 @@ from seedling_hf.duplicates import (
     fingerprint_pictures,
 )
 from seedling_hf.files import write_text
+from seedling_hf.folders import find_pictures
+from seedling_hf.pictures import find_bad_pictures
 from seedling_hf.transforms import to_rgb
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which a picture is an outlier

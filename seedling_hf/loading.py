@@ -14,9 +14,10 @@ from transformers import BaseImageProcessor
 from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.benchmark import OURS, row, time_in_turns
 from seedling_hf.collator import Collator
-from seedling_hf.dataset import choose_evenly, load_folder
 from seedling_hf.errors import InputError
+from seedling_hf.folders import load_folder
 from seedling_hf.picture_cache import FromCache, cache_training_pictures
+from seedling_hf.pictures import choose_evenly
 from seedling_hf.replknet import RepLKNetImageProcessor
 from seedling_hf.transforms import ExampleTransform, build_train_transform
 

@@ -12,10 +12,10 @@ from jinja2 import Environment, StrictUndefined, Template
 from safetensors import safe_open
 
 from seedling_hf.cards import check_card, count_split, describe_split, escape_cell, merge_cards
-from seedling_hf.dataset import hash_split
 from seedling_hf.files import write_text
 from seedling_hf.metrics import PLANT_SEEDLINGS
 from seedling_hf.outbox import CARD, model_files, parse_hub_name
+from seedling_hf.splits import hash_split
 
 NUM_WEAKEST = 3
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

@@ -22,8 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
 from seedling_hf.answers import Answer, Species
-from seedling_hf.dataset import read_picture
 from seedling_hf.errors import InputError
+from seedling_hf.pictures import read_picture
 from seedling_hf.transforms import build_eval_transform, to_rgb
 
 SECONDS_BETWEEN_LINES = 30

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from seedling_hf.answers import NOT_SURE, Answer, Plant, Species, certainty
-from seedling_hf.dataset import IMAGE_SUFFIXES
 from seedling_hf.files import replacing
+from seedling_hf.pictures import IMAGE_SUFFIXES
 from seedling_hf.prediction import PictureLoader
 from seedling_hf.tiles import Box, draw_boxes, find_plants
 

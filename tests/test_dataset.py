@@ -16,23 +16,13 @@ from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 from sklearn.model_selection import train_test_split
 
-from seedling_hf import dataset
-from seedling_hf.dataset import (
-    describe_splits,
-    draw_validation,
-    find_bad_pictures,
-    hash_split,
-    list_images,
-    load_folder,
-    load_folders,
-    load_splits,
-    picture_paths,
-    read_picture,
-    read_split_csv,
-    write_split_csv,
-)
+from seedling_hf import pictures as picture_files
+from seedling_hf.dataset import describe_splits, load_splits, picture_paths
 from seedling_hf.duplicates import cluster_duplicates
 from seedling_hf.errors import InputError
+from seedling_hf.folders import load_folder, load_folders
+from seedling_hf.pictures import find_bad_pictures, list_images, read_picture
+from seedling_hf.splits import draw_validation, hash_split, read_split_csv, write_split_csv
 from seedling_hf.transforms import ExampleTransform, build_train_transform
 
 SEEDLINGS = Path(__file__).resolve().parents[2] / "shared" / "seedlings"
@@ -677,7 +667,7 @@ def test_a_folder_too_large_for_memory_is_listed_in_the_same_order(tree, monkeyp
     (tree / "Maize" / "\U0001f331.jpg").write_bytes(b"")
     (tree / "Maize" / "\uff21.jpg").write_bytes(b"")
     expected = list(list_images([tree]))
-    monkeypatch.setattr(dataset, "MOST_NAMES_IN_MEMORY", 2)
+    monkeypatch.setattr(picture_files, "MOST_NAMES_IN_MEMORY", 2)
     assert list(list_images([tree])) == expected == sorted(expected)
 
 

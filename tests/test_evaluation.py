@@ -10,7 +10,6 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score, log_loss
 
-from seedling_hf.dataset import load_folder
 from seedling_hf.evaluation import (
     evaluate_model,
     format_confusion_matrix,
@@ -19,6 +18,7 @@ from seedling_hf.evaluation import (
     top_confusions,
     write_report,
 )
+from seedling_hf.folders import load_folder
 from seedling_hf.metrics import HARD_PAIR, confused_pair
 from seedling_hf.prediction import build_accelerator, build_dataloader, build_model
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor

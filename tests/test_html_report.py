@@ -12,8 +12,8 @@ from PIL import Image
 from test_evaluation import SPECIES, write_model
 
 from seedling_hf.comparison import compare_models, write_comparison
-from seedling_hf.dataset import load_folder
 from seedling_hf.evaluation import evaluate_model, write_report
+from seedling_hf.folders import load_folder
 from seedling_hf.html_report import describe_not_sure, describe_pair_of_models, percent, picture_uri, render_report
 from seedling_hf.prediction import build_accelerator, build_model
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from seedling_hf.commands import run
 from seedling_hf.commands.inspect_dataset import main
-from seedling_hf.dataset import load_splits, write_split_csv
+from seedling_hf.dataset import load_splits
 from seedling_hf.inspection import (
     find_shared_pictures,
     inspect_folder,
@@ -17,6 +17,7 @@ from seedling_hf.inspection import (
     report_shared_pictures,
     write_inspection,
 )
+from seedling_hf.splits import write_split_csv
 
 
 @pytest.fixture

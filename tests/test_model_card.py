@@ -13,8 +13,8 @@ from jinja2 import Environment, meta
 from local_hub import check_card as check_as_the_hub
 from safetensors.torch import load_file
 
-from seedling_hf.dataset import hash_split
 from seedling_hf.model_card import card_values, render_card, write_card
+from seedling_hf.splits import hash_split
 
 pytest_plugins = ("hub_fixtures",)
 

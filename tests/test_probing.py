@@ -13,8 +13,8 @@ from test_evaluation import SPECIES
 from seedling_hf import probing
 from seedling_hf.commands import run
 from seedling_hf.commands.probe import main
-from seedling_hf.dataset import load_folder
 from seedling_hf.errors import InputError
+from seedling_hf.folders import load_folder
 from seedling_hf.metrics import wilson_interval
 from seedling_hf.prediction import build_accelerator, build_dataloader, build_model, predict
 from seedling_hf.probing import PROBES, Probe, ProbeTransform, plant_mask, probe, shuffle_patches

@@ -13,8 +13,9 @@ from local_hub import Fault
 from local_hub import check_card as check_as_the_hub
 from PIL import Image
 
-from seedling_hf.dataset import hash_split, load_splits, write_split_csv
+from seedling_hf.dataset import load_splits
 from seedling_hf.dataset_card import Picture, find_duplicates
+from seedling_hf.splits import hash_split, write_split_csv
 
 pytest_plugins = ("hub_fixtures",)
 
@@ -23,7 +24,8 @@ LICENSE = "cc-by-sa-4.0"
 LOAD = """
 import hashlib, json, sys
 from pathlib import Path
-from seedling_hf.dataset import load_splits, write_split_csv
+from seedling_hf.dataset import load_splits
+from seedling_hf.splits import write_split_csv
 
 source, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 splits = load_splits(**source)

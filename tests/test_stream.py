@@ -16,8 +16,8 @@ from seedling_hf.arguments import TrainArguments
 from seedling_hf.collator import Collator
 from seedling_hf.commands import run as run_command
 from seedling_hf.commands.train import main
-from seedling_hf.dataset import load_streamed
 from seedling_hf.errors import InputError
+from seedling_hf.hub_dataset import load_streamed
 from seedling_hf.stream import PictureStream, Place
 from seedling_hf.transforms import ExampleTransform, build_train_transform
 

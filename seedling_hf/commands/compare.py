@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
 
     from seedling_hf.comparison import compare_models, format_comparison, write_comparison
-    from seedling_hf.dataset import load_folder
     from seedling_hf.evaluation import evaluate_model
+    from seedling_hf.folders import load_folder
     from seedling_hf.prediction import build_accelerator, build_model
 
     accelerator = build_accelerator(arguments.mixed_precision)

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         DescribeArguments, argv, prog="describe_dataset", description="Counts and measures pictures."
     )
-    from seedling_hf.dataset import describe_splits, load_folders, picture_paths
+    from seedling_hf.dataset import describe_splits, picture_paths
+    from seedling_hf.folders import load_folders
     from seedling_hf.statistics import measure_pictures
     from seedling_hf.transforms import to_rgb
 

@@ -48,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         EmbedArguments, argv, prog="embed", description="Writes features of pictures, and finds pictures alike."
     )
 
-    from seedling_hf.dataset import list_images
     from seedling_hf.embedding import (
         check_embeddings,
         embed_picture,
@@ -57,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         hash_weights,
         write_embeddings,
     )
+    from seedling_hf.pictures import list_images
     from seedling_hf.prediction import build_accelerator, build_model
 
     if arguments.images and next(list_images(arguments.images), None) is None:

@@ -98,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         EvaluateArguments, argv, prog="evaluate", description="Reports how well a model names labelled pictures."
     )
 
-    from seedling_hf.dataset import load_folder
     from seedling_hf.evaluation import evaluate_model, format_report, write_report
+    from seedling_hf.folders import load_folder
     from seedling_hf.prediction import build_accelerator
     from seedling_hf.probing import probe
     from seedling_hf.saliency import check_captum, explain

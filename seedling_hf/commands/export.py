@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.format == "onnx":
         export.check_packages()
 
-    from seedling_hf.dataset import load_folder
+    from seedling_hf.folders import load_folder
     from seedling_hf.prediction import build_model
 
     model, image_processor = build_model(
@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def _pictures(paths: Sequence[str], most: int) -> list[str]:
     """At most so many pictures, spread evenly, all of which can be decoded."""
-    from seedling_hf.dataset import find_bad_pictures, list_images
     from seedling_hf.export import take_evenly
+    from seedling_hf.pictures import find_bad_pictures, list_images
 
     files = list(list_images(paths))
     if not files:

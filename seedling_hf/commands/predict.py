@@ -169,8 +169,8 @@ def _predict_listed(
     arguments: PredictArguments, accelerator: Any, load: Any, answer: Callable[[dict[str, Any]], list[Answer]]
 ) -> int | None:
     """List on the disk → the share of each process → one file."""
-    from seedling_hf.dataset import list_images
     from seedling_hf.journal import Claim, Journal, Part, discard, find_equal_name, prepare
+    from seedling_hf.pictures import list_images
     from seedling_hf.prediction import build_picture_dataloader
     from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
 
@@ -239,8 +239,8 @@ def _predict_watched(
     """Look → answer what is new → wait, until a signal comes."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from seedling_hf.dataset import list_images
     from seedling_hf.ledger import Ledger
+    from seedling_hf.pictures import list_images
     from seedling_hf.signals import StopSignal
 
     path = Path(arguments.output_file) if arguments.output_file else None
@@ -327,7 +327,7 @@ def _identity(arguments: PredictArguments) -> dict[str, Any]:
 def _refuse_bad_pictures(journal: Any, batches: range, accelerator: Any) -> None:
     from accelerate.utils import gather_object
 
-    from seedling_hf.dataset import find_bad_pictures
+    from seedling_hf.pictures import find_bad_pictures
 
     bad = find_bad_pictures(Path(file) for number in batches for file in journal[number])
     named = [f"{file} ({reason})" for file, reason in islice(bad, MOST_FILES_NAMED)]

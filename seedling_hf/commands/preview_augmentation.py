@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         PreviewArguments, argv, prog="preview_augmentation", description="Draws what training does to the pictures."
     )
-    from seedling_hf.dataset import load_folders
+    from seedling_hf.folders import load_folders
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pictures = load_folders(arguments.train_dir)["train"]

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
 
     from seedling_hf import probing
-    from seedling_hf.dataset import choose_evenly, load_folder
+    from seedling_hf.folders import load_folder
+    from seedling_hf.pictures import choose_evenly
     from seedling_hf.plots import plot_contact_sheet, plot_probes
     from seedling_hf.prediction import build_accelerator
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import torch
     from PIL import Image
 
-    from seedling_hf.dataset import choose_evenly, find_bad_pictures, list_images
+    from seedling_hf.pictures import choose_evenly, find_bad_pictures, list_images
     from seedling_hf.plots import plot_contact_sheet, plot_saliency
     from seedling_hf.prediction import build_accelerator, rank_species
     from seedling_hf.saliency import crop_to_view, overlay, saliency_maps

@@ -21,8 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from seedling_hf.batch_size import fit_batch_size
     from seedling_hf.checkpointing import UNSAVED_EXIT_CODE
-    from seedling_hf.dataset import describe_splits, load_splits, load_streamed, write_split_csv
+    from seedling_hf.dataset import describe_splits, load_splits
     from seedling_hf.evaluation import evaluate_model, format_report, write_report
+    from seedling_hf.hub_dataset import load_streamed
     from seedling_hf.hub_pusher import HubPusher
     from seedling_hf.inspection import SHARED_PICTURES, report_shared_pictures
     from seedling_hf.model_card import write_card
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.prediction import build_accelerator, build_model
     from seedling_hf.sharding import settle_sharding
     from seedling_hf.signals import RESUMABLE_EXIT_CODE
+    from seedling_hf.splits import write_split_csv
     from seedling_hf.training import Training, build_trainable_model, prepare_output_dir
 
     output_dir = Path(arguments.output_dir)

@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import numpy as np
     from tqdm.auto import tqdm
 
-    from seedling_hf.dataset import choose_evenly, find_bad_pictures, list_images
     from seedling_hf.erf import area_ratios, build_untrained, load_pictures, measure_erf, settle_batch_norms
+    from seedling_hf.pictures import choose_evenly, find_bad_pictures, list_images
     from seedling_hf.plots import plot_erf
     from seedling_hf.prediction import build_accelerator, build_model
 
