@@ -124,22 +124,26 @@ def run_plan(plan: dict, results_file: Path, train_dir: str, work_dir: Path, *, 
     return done
 
 
-def flags_of(plan: dict, row: str, seed: int) -> list[str]:
-    """The flags of `train` that a row stands for; null in the row takes a flag of the base away."""
+def flags_of(plan: dict, row: str, seed: int, work_dir: Path) -> list[str]:
+    """The flags of `train` that a row stands for; null in the row takes a flag of the base away.
+
+    In words, `{runs}` stands for the folder of the runs and `{seed}` for the seed.
+    """
     values = {**plan["base"], **(plan["rows"][row] or {}), "seed": seed}
     flags = []
     for name, value in values.items():
         if value is True:
             flags.append(f"--{name}")
         elif value is not None and value is not False:
-            flags += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+            words = value if isinstance(value, list) else [value]
+            flags += [f"--{name}", *(str(word).format(runs=work_dir, seed=seed) for word in words)]
     return flags
 
 
 def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path) -> dict:
     """Measures how many steps fit into the plan's minutes, trains for as many, and says how it ended."""
     folder = _folder(plan, row, seed, work_dir)
-    flags = ["--train_dir", train_dir, *flags_of(plan, row, seed)]
+    flags = ["--train_dir", train_dir, *flags_of(plan, row, seed, work_dir)]
     cost = _cpu_seconds_of_a_step(flags, folder)
     values = {**plan["base"], **(plan["rows"][row] or {})}
     if values.get("image_size_start"):
@@ -156,7 +160,9 @@ def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path) -
         "plan": plan["name"], "row": row, "seed": seed, "cpu_minutes": timing["train_cpu_time"] / 60, "steps": steps,
         "pictures": pictures, "pictures_per_cpu_second": pictures / timing["train_cpu_time"],
         "accuracy": report["accuracy"], "macro_f1": report["macro_f1"], "loss": timing["best_loss"],
-        "command": shlex.join(["seedling-hf", "train", *flags]).replace(shlex.quote(train_dir), "seedlings"),
+        "command": shlex.join(["seedling-hf", "train", *flags])
+        .replace(shlex.quote(train_dir), "seedlings")
+        .replace(str(work_dir), "outputs/study"),
         **_right_pictures(answers["probabilities"], answers["labels"], answers["files"]),
     }  # fmt: skip
 

@@ -41,10 +41,21 @@ def plan_file(tmp_path) -> Path:
 
 
 def test_a_row_is_the_base_with_its_own_flags_over_it():
-    plan = {**PLAN, "rows": {"timm": {"variant": None, "timm_architecture": "resnet18", "kernel_sizes": [3, 5]}}}
-    flags = " ".join(flags_of(plan, "timm", 7))
+    plan = {
+        **PLAN,
+        "rows": {
+            "timm": {
+                "variant": None,
+                "timm_architecture": "resnet18",
+                "kernel_sizes": [3, 5],
+                "teacher_model_name_or_path": ["{runs}/base_{seed}"],
+            }
+        },
+    }
+    flags = " ".join(flags_of(plan, "timm", 7, Path("runs")))
     assert "--variant" not in flags
     assert "--timm_architecture resnet18" in flags and "--kernel_sizes 3 5" in flags and "--seed 7" in flags
+    assert "--teacher_model_name_or_path runs/base_7" in flags
     assert "--no_duplicate_check --max_train_samples 48" in flags
 
 
