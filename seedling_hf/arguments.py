@@ -179,6 +179,7 @@ class AugmentationArguments(ArgumentGroup):
     min_crop_scale: float = option(0.6, "smallest area of a random resized crop; 1 switches the crop off")
     horizontal_flip: float = option(0.5, "probability of a flip left to right")
     vertical_flip: float = option(0.5, "probability of a flip upside down")
+    quarter_turns: float = option(0.0, "probability of a turn by 0, 90, 180 or 270 degrees, which mixes no pixels")
     rotation_degrees: float = option(180.0, "largest rotation either way; pictures from above have no right way up")
     color_jitter: float = option(0.2, "strength of brightness, contrast and saturation jitter")
     randaugment_num_ops: int = option(0, "RandAugment operations a picture; 0 is off")
@@ -195,7 +196,14 @@ class AugmentationArguments(ArgumentGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "min_crop_scale", above=0, most=1)
-        for name in ("horizontal_flip", "vertical_flip", "random_erasing", "mixup_prob", "mixup_switch_prob"):
+        for name in (
+            "horizontal_flip",
+            "vertical_flip",
+            "quarter_turns",
+            "random_erasing",
+            "mixup_prob",
+            "mixup_switch_prob",
+        ):
             check_range(self, name, least=0, most=1)
         check_range(self, "rotation_degrees", least=0, most=180)
         check_range(self, "color_jitter", least=0, most=1)

@@ -90,18 +90,22 @@ def _one_pass(loader: Iterable[Any], count: int, image_size: int) -> Callable[[]
 
 def _our_transform(processor: BaseImageProcessor) -> Callable[..., torch.Tensor]:
     size = processor.crop_size["height"]
-    return build_train_transform(image_size=size, mean=processor.image_mean, std=processor.image_std)
+    return build_train_transform(
+        image_size=size, mean=processor.image_mean, std=processor.image_std, resample=processor.resample
+    )
 
 
 def _rotation(processor: BaseImageProcessor) -> v2.RandomRotation:
     fill = [round(255 * value) for value in processor.image_mean]
-    return v2.RandomRotation(DEFAULTS.rotation_degrees, interpolation=InterpolationMode.BILINEAR, fill=fill)
+    return v2.RandomRotation(DEFAULTS.rotation_degrees, interpolation=InterpolationMode.BICUBIC, fill=fill)
 
 
 def _torchvision_transform(processor: BaseImageProcessor) -> v2.Transform:
     return v2.Compose(
         [
-            v2.RandomResizedCrop(processor.crop_size["height"], scale=CROP_SCALE),
+            v2.RandomResizedCrop(
+                processor.crop_size["height"], scale=CROP_SCALE, interpolation=InterpolationMode.BICUBIC
+            ),
             v2.RandomHorizontalFlip(DEFAULTS.horizontal_flip),
             v2.RandomVerticalFlip(DEFAULTS.vertical_flip),
             _rotation(processor),
@@ -120,8 +124,8 @@ def _timm_loader(folder: str, batch_size: int, processor: BaseImageProcessor) ->
     loader = create_loader(
         create_dataset("", folder, is_training=True), (3, size, size), batch_size, is_training=True, scale=CROP_SCALE,
         hflip=DEFAULTS.horizontal_flip, vflip=DEFAULTS.vertical_flip, color_jitter=DEFAULTS.color_jitter,
-        mean=processor.image_mean, std=processor.image_std, num_workers=0, persistent_workers=False,
-        device=torch.device("cpu"), collate_fn=None,
+        interpolation="bicubic", mean=processor.image_mean, std=processor.image_std, num_workers=0,
+        persistent_workers=False, device=torch.device("cpu"), collate_fn=None,
     )  # fmt: skip
     loader.dataset.transform.transforms.insert(3, _rotation(processor))  # after crop and flips
     return loader

@@ -9,13 +9,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 FLOORS = {
     0: {"answers", "duplicates", "errors", "files", "machine", "replknet"},
+    # Between two floors: the steps from files to a DatasetDict.
+    0.2: {"pictures"}, 0.4: {"splits"}, 0.6: {"folders"}, 0.8: {"hub_dataset"},
     1: {"arguments", "baseline", "calibration", "cards", "checkpointing", "collator", "dataset", "feature_maps",
         "journal", "ledger", "metrics", "optimization", "outbox", "plots", "sampler", "sharding", "signals",
         "statistics", "tiles", "transforms"},
     2: {"benchmark", "conversion", "dataset_card", "erf", "html_report", "hub", "inspection", "memory", "model_card",
-        "picture_cache", "prediction", "probing", "saliency", "space", "stream", "study"},
-    3: {"batch_size", "demo", "embedding", "evaluation", "export", "hub_pusher", "loading", "trays"},
-    4: {"comparison", "training"},
+        "picture_cache", "prediction", "probing", "saliency", "space", "stream"},
+    3: {"batch_size", "demo", "distillation", "embedding", "evaluation", "export", "hub_pusher", "loading", "trays"},
+    4: {"comparison", "training"}, 4.5: {"study"},
     5: {"commands"},
 }  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
