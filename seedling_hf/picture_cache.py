@@ -60,7 +60,7 @@ def cache_training_pictures(split: Dataset, side: int, image_processor: BaseImag
             "it"
         )
     what = f"training pictures, shorter side at most {side} pixels"
-    return _cache(split, partial(_shrink, side=side), ["shrunk", side], what)
+    return _cache(split, partial(_shrink, side=side), ["shrunk", side], what, "train")
 
 
 def cache_validation_pictures(split: Dataset, image_processor: BaseImageProcessor) -> Dataset:
@@ -78,7 +78,8 @@ def cache_validation_pictures(split: Dataset, image_processor: BaseImageProcesso
     """
     prepare = build_eval_transform(image_processor)
     settings = ["prepared", json.loads(image_processor.to_json_string())]
-    return _cache(split, lambda image: prepare(image).numpy(), settings, "validation pictures as the model sees them")
+    what = "validation pictures as the model sees them"
+    return _cache(split, lambda image: prepare(image).numpy(), settings, what, "validation")
 
 
 class FromCache:
@@ -117,7 +118,9 @@ def _shrink(image: PILImage.Image, side: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def _cache(split: Dataset, make: Callable[[PILImage.Image], np.ndarray], settings: list[Any], what: str) -> Dataset:
+def _cache(
+    split: Dataset, make: Callable[[PILImage.Image], np.ndarray], settings: list[Any], what: str, name: str
+) -> Dataset:
     pictures = split.select_columns("image").cast_column("image", Image(decode=False))
     folder = Path(datasets.config.HF_DATASETS_CACHE, "seedling_hf")
     started, written = time.perf_counter(), []
@@ -129,7 +132,7 @@ def _cache(split: Dataset, make: Callable[[PILImage.Image], np.ndarray], setting
     try:
         cached = Dataset.from_generator(
             generate, features=FEATURES, cache_dir=str(folder), fingerprint=_key(pictures, settings),
-            writer_batch_size=ROWS_IN_MEMORY,
+            writer_batch_size=ROWS_IN_MEMORY, split=name,
         )  # fmt: skip
     except (DatasetGenerationError, OSError) as error:
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
