@@ -30,7 +30,7 @@ from transformers import BaseImageProcessor
 from seedling_hf.errors import InputError
 from seedling_hf.transforms import build_eval_transform, to_rgb
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # 64-bit offsets, since 2 GB are soon reached by large pictures.
 FEATURES = Features({"data": Value("large_binary"), "shape": List(Value("int32"))})
 ROWS_IN_MEMORY = 32
