@@ -15,7 +15,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.folders import load_folders, number_rows
 from seedling_hf.hub_dataset import load_hub
 from seedling_hf.pictures import a_few
-from seedling_hf.splits import SPLITS, Row, draw_validation, parse_fold, split_as_written, take_evenly
+from seedling_hf.splits import SPLITS, Row, choose_of_each_class, draw_validation, parse_fold, split_as_written
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def load_splits(
     for split, limit in (("train", max_train_samples), ("validation", max_eval_samples)):
         if limit is not None:
             labels = pools[split].select(members[split])["label"]
-            members[split] = [members[split][i] for i in take_evenly(list(labels), limit, split_seed)]
+            members[split] = [members[split][i] for i in choose_of_each_class(list(labels), limit, split_seed)]
         if not members[split]:
             raise InputError(f"expected pictures for {split}, found none; change --train_val_split or add pictures")
     splits = DatasetDict({name: number_rows(pools[name], members[name]) for name in SPLITS if name in pools})

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Image, IterableDataset
 from seedling_hf.errors import InputError
 from seedling_hf.folders import check_classes, check_known_classes, number_rows
 from seedling_hf.pictures import a_few, find_good_pictures
-from seedling_hf.splits import SPLITS, take_evenly
+from seedling_hf.splits import SPLITS, choose_of_each_class
 
 HUB_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
@@ -109,7 +109,7 @@ def load_streamed(
     )  # fmt: skip
     members = list(range(len(pool)))
     if max_eval_samples is not None:
-        members = take_evenly(list(pool["label"]), max_eval_samples, split_seed)
+        members = choose_of_each_class(list(pool["label"]), max_eval_samples, split_seed)
     stream = _undecoded(stream.select_columns([image_column, label_column]))
     renamed = {image_column: "image", label_column: "label"}
     stream = stream.rename_columns({old: new for old, new in renamed.items() if old != new})

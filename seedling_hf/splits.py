@@ -137,7 +137,7 @@ def split_as_written(rows: list[Row], split_file: str | os.PathLike, *, ignore_t
     return split_of
 
 
-def take_evenly(labels: Sequence[int], count: int, seed: int) -> list[int]:
+def choose_of_each_class(labels: Sequence[int], count: int, seed: int) -> list[int]:
     """Positions of `count` rows, as many of each class as can be."""
     order = list(range(len(labels)))
     random.Random(seed).shuffle(order)

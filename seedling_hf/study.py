@@ -61,9 +61,11 @@ def read_plan(path: str | Path) -> dict:
             f"expected the keys {', '.join(keys)} in the plan {path}, found {', '.join(map(str, found)) or 'none'}; "
             f"check {', '.join(bad or sorted(set(found) - set(keys)))}"
         )
-    for name, evaluation in (plan.setdefault("evaluations", {}) or {}).items():
+    plan["evaluations"] = plan.get("evaluations") or {}
+    for name, evaluation in plan["evaluations"].items():
         if (
-            evaluation.get("row") not in plan["rows"]
+            not isinstance(evaluation, dict)
+            or evaluation.get("row") not in plan["rows"]
             or set(evaluation) not in ({"row", "symmetries"}, {"row", "combine"})
             or evaluation.get("combine", "answers") not in ("answers", "weights")
         ):
@@ -177,15 +179,13 @@ def evaluate_again(evaluation: dict, members: list[dict], folders: list[Path], t
         train_dir: Folder of class folders.
     """
     import torch
-    from accelerate import Accelerator
 
     from seedling_hf.dataset import load_splits
     from seedling_hf.metrics import classification_metrics
-    from seedling_hf.prediction import EightSymmetries, build_dataloader, build_model, predict
+    from seedling_hf.prediction import EightSymmetries, build_accelerator, build_dataloader, build_model, predict
 
     validation = load_splits(train_dir=train_dir, split_file=folders[0] / "split.csv")["validation"]
-    models = [build_model(str(folder), merge=False)[0] for folder in folders]
-    image_processor = build_model(str(folders[0]), merge=False)[1]
+    models, processors = zip(*(build_model(str(folder), merge=False) for folder in folders), strict=True)
     if evaluation.get("combine") == "weights":
         states = [model.state_dict() for model in models]
         models = models[:1]
@@ -197,8 +197,8 @@ def evaluate_again(evaluation: dict, members: list[dict], folders: list[Path], t
         )
     if evaluation.get("symmetries"):
         models = [EightSymmetries(model) for model in models]
-    accelerator = Accelerator(cpu=True)
-    loader = build_dataloader(validation, image_processor, accelerator, batch_size=64, num_workers=0)
+    accelerator = build_accelerator()
+    loader = build_dataloader(validation, processors[0], accelerator, batch_size=64, num_workers=0)
     probabilities = np.mean([predict(m, loader, accelerator)[0].double().softmax(-1).numpy() for m in models], axis=0)
     labels, files = np.array(validation["label"]), np.array(validation["file"])
     metrics = classification_metrics(probabilities, labels, validation.features["label"].names)

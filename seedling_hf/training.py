@@ -52,6 +52,8 @@ from seedling_hf.signals import StopSignal
 from seedling_hf.stream import PictureStream, Place, pop_place
 from seedling_hf.transforms import ExampleTransform, Transform, build_eval_transform, build_train_transform
 
+NO_BEST = {"best_step": None, "best_accuracy": -1.0, "best_loss": math.inf, "evaluations_since_best": 0}
+
 logger = logging.getLogger(__name__)
 
 
@@ -316,9 +318,7 @@ class Training:
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
-        self.counters: dict[str, Any] = {
-            "step": 0, "best_step": None, "best_accuracy": -1.0, "best_loss": math.inf, "evaluations_since_best": 0
-        }  # fmt: skip
+        self.counters: dict[str, Any] = {"step": 0, **NO_BEST}
         self.checkpoints = Checkpoints(
             self.output_dir,
             arguments.save_total_limit,
@@ -536,7 +536,7 @@ class Training:
         logger.info("resumed at step %d from %s", checkpoint.step, checkpoint.path)
         if self.counters["best_step"] is not None and not (self.output_dir / "config.json").exists():
             # Another folder than the one that the best weights are in: here the best ones are these.
-            self.counters |= {"best_step": None, "best_accuracy": -1.0, "best_loss": math.inf}
+            self.counters |= NO_BEST
             self.evaluate()
 
     def log(self, values: dict[str, float | None]) -> None:

@@ -63,6 +63,7 @@ def test_a_row_is_the_base_with_its_own_flags_over_it():
     ("change", "sentence"),
     [
         ({"evaluations": {"x": {"row": "base", "combine": "all"}}}, "expected a row of the plan with"),
+        ({"evaluations": {"x": "base"}}, "for the evaluation x in"),
         ({"evaluations": {"x": {"row": "other", "symmetries": True}}}, "for the evaluation x in"),
         ({"minutes": "long"}, "check minutes"),
         ({"rows": []}, "check rows"),
