@@ -599,6 +599,7 @@ class Training:
             "resumed_at_step": self.resumed_at_step,
             "num_processes": self.accelerator.num_processes,
             "device": device_name(self.accelerator.device),
+            "peak_gpu_memory": torch.cuda.max_memory_allocated() if self.accelerator.device.type == "cuda" else None,
             "torch_threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "timm")},
             "date": time.strftime("%Y-%m-%d"),

@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise InputError("expected a GPU for --device cuda, found none; use --device cpu")
     if arguments.num_threads:
         torch.set_num_threads(arguments.num_threads)
+    # TF32 has 10 bits of float32's 23, and not every way uses it: all are to compute the same.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     dtype = getattr(torch, arguments.dtype)
     parts, variant, seed = arguments.parts.split(","), arguments.variant, arguments.seed
     size, batch, repeats = arguments.image_size, arguments.batch_size, arguments.repeats
