@@ -1,10 +1,12 @@
 """What helps at equal CPU time: every row of a plan, trained with each seed for so many CPU minutes, in one table.
 
-A row of the plan is a name and the flags of `seedling-hf train` that differ from the base. How many steps fit into its
-minutes is measured first, in a short run of the same flags; then it trains for those steps, so that the schedule ends
-with the time, and validates once, at the last step: no best of many is chosen. CPU time is that of the training
-process, on one thread; validation is not counted. Rows that `results.csv` holds already are not trained again, so that
-an interrupted study goes on. `results.md` is written anew from it, every row with its command.
+A row of the plan is a name and the flags of `seedling-hf train` that differ from the base. What a step of it costs on
+the CPU is measured first, in a short run of the same flags on one thread, loading and augmentation among it; from that
+follows how many steps fit into its minutes. It trains for those, so that the schedule ends with the time, and validates
+once, at the last step: no best of many is chosen, and validation is not counted. What was measured is kept in
+`results_costs.json`: since a network learns by its steps and not by the clock, the rows may then be trained anywhere,
+on a GPU too, and still be compared at equal CPU time. Rows that `results.csv` holds already are not trained again, so
+that an interrupted study goes on. `results.md` is written anew from it, every row with its command.
 
 A plan may also name `evaluations` of rows that were trained: the mean over the eight symmetries of the square
 (`symmetries`), and over the seeds of a row the mean of the `answers` or of the `weights` (`combine`; a soup, Wortsman
@@ -37,9 +39,15 @@ from seedling_hf.metrics import wilson_interval
 
 FIELDS = [
     "plan", "row", "seed", "cpu_minutes", "steps", "pictures", "pictures_per_cpu_second", "validation_pictures",
-    "right", "accuracy", "macro_f1", "loss", "command", "right_pictures",
+    "right", "accuracy", "macro_f1", "loss", "device", "command", "right_pictures",
 ]  # fmt: skip
+WORDS = ("plan", "row", "device", "command", "right_pictures")
 CALIBRATION_STEPS = 40  # the first ones also prepare the kernels, and are a small part of these
+# Flags that change what is learned and not how long a step takes: rows that differ by them alone share a measurement.
+FREE_FLAGS = (
+    "learning_rate", "weight_decay", "warmup_ratio", "label_smoothing_factor", "drop_path_rate", "mixup_prob",
+    "min_crop_scale", "crop_pct", "color_jitter",
+)  # fmt: skip
 
 
 def read_plan(path: str | Path) -> dict:
@@ -92,14 +100,13 @@ def run_plan(plan: dict, results_file: Path, train_dir: str, work_dir: Path, *, 
     Raises:
         InputError: with what `train` said, if a run fails.
     """
-    done = read_results(results_file)
+    done, costs = read_results(results_file), measure_costs(plan, results_file, train_dir, work_dir, num_jobs=num_jobs)
     known = {(result["plan"], result["row"], result["seed"]) for result in done}
     wanted = [(row, seed) for seed in plan["seeds"] for row in plan["rows"] if (plan["name"], row, seed) not in known]
-    work_dir.mkdir(parents=True, exist_ok=True)
     lock = Lock()
 
     def work(item: tuple[str, int]) -> None:
-        result = train_row(plan, *item, train_dir, work_dir)
+        result = train_row(plan, *item, train_dir, work_dir, costs[item[0]])
         with lock:
             done.append(result)
             write_results(results_file, done)
@@ -126,7 +133,7 @@ def run_plan(plan: dict, results_file: Path, train_dir: str, work_dir: Path, *, 
     return done
 
 
-def flags_of(plan: dict, row: str, seed: int, work_dir: Path) -> list[str]:
+def flags_of(plan: dict, row: str, seed: int | None, work_dir: Path) -> list[str]:
     """The flags of `train` that a row stands for; null in the row takes a flag of the base away.
 
     In words, `{runs}` stands for the folder of the runs and `{seed}` for the seed.
@@ -142,16 +149,69 @@ def flags_of(plan: dict, row: str, seed: int, work_dir: Path) -> list[str]:
     return flags
 
 
-def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path) -> dict:
-    """Measures how many steps fit into the plan's minutes, trains for as many, and says how it ended."""
-    folder = _folder(plan, row, seed, work_dir)
-    flags = ["--train_dir", train_dir, *flags_of(plan, row, seed, work_dir)]
-    cost = _cpu_seconds_of_a_step(flags, folder)
+def measure_costs(
+    plan: dict, results_file: Path, train_dir: str, work_dir: Path, *, num_jobs: int = 1, again: bool = False
+) -> dict[str, float]:
+    """The CPU seconds of a step of each row, on one thread; those that are kept beside the results are not measured.
+
+    Args:
+        plan: As `read_plan` gives it.
+        results_file: CSV of the results; the costs are kept beside it.
+        train_dir: Folder of class folders.
+        work_dir: Folder for the short runs.
+        num_jobs: Runs at a time, each on one thread.
+        again: Measure those too that are kept; the smaller stays, since what disturbs a machine only adds time.
+
+    Raises:
+        InputError: with what `train` said, if a run fails.
+    """
+    path = results_file.with_name(f"{results_file.stem}_costs.json")
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    base = {name: value for name, value in plan["base"].items() if name not in FREE_FLAGS}
+    names, wanted = {}, {}
+    for row, values in plan["rows"].items():
+        values = {name: value for name, value in (values or {}).items() if name not in FREE_FLAGS}
+        names[row] = shlex.join(flags_of({"base": base, "rows": {row: values}}, row, None, Path("outputs/study")))
+        if again or names[row] not in kept:
+            wanted.setdefault(names[row], row)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = Lock()
+
+    def measure(name: str) -> None:
+        cost = _cpu_seconds_of_a_step(plan, wanted[name], train_dir, work_dir)
+        with lock:
+            kept[name] = round(min(cost, kept.get(name, cost)), 4)
+            write_text(path, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+            print(f"{wanted[name]}: {cost:.3f} s of CPU a step", flush=True)
+
+    with ThreadPoolExecutor(num_jobs) as pool:
+        list(pool.map(measure, wanted))
+    return {row: kept[name] for row, name in names.items()}
+
+
+def _cpu_seconds_of_a_step(plan: dict, row: str, train_dir: str, work_dir: Path) -> float:
+    flags = ["--train_dir", train_dir, *flags_of(plan, row, plan["seeds"][0], work_dir)]
     values = {**plan["base"], **(plan["rows"][row] or {})}
-    if values.get("image_size_start"):
-        last = _cpu_seconds_of_a_step([*flags, "--image_size_start", str(values["image_size"])], folder)
-        cost = 2 / 3 * (cost + last) / 2 + last / 3  # pictures grow over two thirds of the passes
+    folder = Path(f"{_folder(plan, row, plan['seeds'][0], work_dir)}_cost")
+    short = ["--max_steps", str(CALIBRATION_STEPS), "--eval_steps", "1000000", "--max_eval_samples", "12"]
+
+    def cost(*more: str) -> float:
+        # Without a GPU that may be there, since it is the CPU's time that is to be equal.
+        _train([*flags, *short, *more, "--output_dir", str(folder)], CUDA_VISIBLE_DEVICES="")
+        return json.loads((folder / "train_results.json").read_text())["train_cpu_time"] / CALIBRATION_STEPS
+
+    first = cost()
+    if not values.get("image_size_start"):
+        return first
+    last = cost("--image_size_start", str(values["image_size"]))
+    return 2 / 3 * (first + last) / 2 + last / 3  # pictures grow over two thirds of the passes
+
+
+def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path, cost: float) -> dict:
+    """Trains a row for the plan's minutes, at `cost` CPU seconds a step, and says how it ended."""
+    folder = _folder(plan, row, seed, work_dir)
     steps = max(1, int(plan["minutes"] * 60 / cost))
+    flags = ["--train_dir", train_dir, *flags_of(plan, row, seed, work_dir)]
     flags += ["--max_steps", str(steps), "--eval_steps", str(steps), "--save_steps", str(steps)]
     _train([*flags, "--output_dir", str(folder)])
     timing = json.loads((folder / "train_results.json").read_text())
@@ -159,8 +219,8 @@ def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path) -
     answers = np.load(folder / "probabilities.npz")
     pictures = round(timing["train_samples_per_second"] * timing["train_runtime"])
     return {
-        "plan": plan["name"], "row": row, "seed": seed, "cpu_minutes": timing["train_cpu_time"] / 60, "steps": steps,
-        "pictures": pictures, "pictures_per_cpu_second": pictures / timing["train_cpu_time"],
+        "plan": plan["name"], "row": row, "seed": seed, "cpu_minutes": steps * cost / 60, "steps": steps,
+        "pictures": pictures, "pictures_per_cpu_second": pictures / steps / cost, "device": timing["device"],
         "accuracy": report["accuracy"], "macro_f1": report["macro_f1"], "loss": timing["best_loss"],
         "command": shlex.join(["seedling-hf", "train", *flags])
         .replace(shlex.quote(train_dir), "seedlings")
@@ -181,6 +241,7 @@ def evaluate_again(evaluation: dict, members: list[dict], folders: list[Path], t
     import torch
 
     from seedling_hf.dataset import load_splits
+    from seedling_hf.machine import device_name
     from seedling_hf.metrics import classification_metrics
     from seedling_hf.prediction import EightSymmetries, build_accelerator, build_dataloader, build_model, predict
 
@@ -198,6 +259,7 @@ def evaluate_again(evaluation: dict, members: list[dict], folders: list[Path], t
     if evaluation.get("symmetries"):
         models = [EightSymmetries(model) for model in models]
     accelerator = build_accelerator()
+    models = [model.to(accelerator.device) for model in models]
     loader = build_dataloader(validation, processors[0], accelerator, batch_size=64, num_workers=0)
     probabilities = np.mean([predict(m, loader, accelerator)[0].double().softmax(-1).numpy() for m in models], axis=0)
     labels, files = np.array(validation["label"]), np.array(validation["file"])
@@ -208,6 +270,7 @@ def evaluate_again(evaluation: dict, members: list[dict], folders: list[Path], t
     return {
         "plan": members[0]["plan"], "seed": members[0]["seed"], **sums,
         "pictures_per_cpu_second": sums["pictures"] / sums["cpu_minutes"] / 60,
+        "device": device_name(accelerator.device),
         **{key: metrics[key] for key in ("accuracy", "macro_f1", "loss")},
         "command": f"seedling-hf study: the mean over {what} of {evaluation['row']}, seed {seeds}",
         **_right_pictures(probabilities, labels, files),
@@ -233,17 +296,10 @@ def _folder(plan: dict, row: str, seed: int, work_dir: Path) -> Path:
     return work_dir / "".join(c if c.isalnum() else "_" for c in f"{plan['name']} {row} {seed}")
 
 
-def _cpu_seconds_of_a_step(flags: list[str], folder: Path) -> float:
-    folder = Path(f"{folder}_calibration")
-    short = ["--max_steps", str(CALIBRATION_STEPS), "--eval_steps", "1000000", "--max_eval_samples", "12"]
-    _train([*flags, *short, "--output_dir", str(folder)])
-    return json.loads((folder / "train_results.json").read_text())["train_cpu_time"] / CALIBRATION_STEPS
-
-
-def _train(flags: list[str]) -> None:
+def _train(flags: list[str], **variables: str) -> None:
     code = "import sys; from seedling_hf.commands import main; sys.exit(main())"
     # One thread each: two runs at a time give more than one run on two threads, and CPU time means the same for all.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     flags = [*flags, "--overwrite_output_dir"]
     done = subprocess.run(
         [sys.executable, "-c", code, "train", *flags], env=environment, capture_output=True, text=True
@@ -256,10 +312,7 @@ def read_results(path: Path) -> list[dict]:
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {k: v if k in ("plan", "row", "command", "right_pictures") else json.loads(v) for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
+        return [{k: v if k in WORDS else json.loads(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def write_results(path: Path, results: list[dict]) -> None:
@@ -300,7 +353,7 @@ def format_results(results: list[dict]) -> str:
         base = {r["seed"]: r for r in groups.get("base", [])}
         for row, rows in order:
             low, high = interval_of(rows)
-            mean = {k: float(np.mean([r[k] for r in rows])) for k in FIELDS[3:-2]}
+            mean = {k: float(np.mean([r[k] for r in rows])) for k in FIELDS[3:-3]}
             lines.append(
                 f"| {row} | {len(rows)} | {mean['accuracy']:.1%} | {low:.1%} to {high:.1%} | {mean['macro_f1']:.3f} | "
                 f"{'; '.join(_against(base[r['seed']], r) for r in rows if r['seed'] in base and row != 'base')} | "

@@ -27,7 +27,7 @@ def result(row, seed, accuracy, plan="trial"):
     return {
         "plan": plan, "row": row, "seed": seed, "cpu_minutes": 6.0, "steps": 400, "pictures": 12800,
         "pictures_per_cpu_second": 35.5, "validation_pictures": 1000, "right": round(1000 * accuracy),
-        "accuracy": accuracy, "macro_f1": 0.5, "loss": 1.0,
+        "accuracy": accuracy, "macro_f1": 0.5, "loss": 1.0, "device": "Some CPU",
         "command": f"seedling-hf train --seed {seed} --x '[3, 4]'",
         "right_pictures": np.packbits(np.arange(1000) < 1000 * accuracy).tobytes().hex(),
     }  # fmt: skip
@@ -107,6 +107,11 @@ def test_a_plan_is_trained_row_by_row_and_goes_on_where_it_stopped(
     assert results[2]["loss"] != results[0]["loss"]
     for row in results:
         assert np.unpackbits(np.frombuffer(bytes.fromhex(row["right_pictures"]), np.uint8)).sum() == row["right"]
+    costs = json.loads((tmp_path / "results_costs.json").read_text())
+    assert len(costs) == 2 and all("--variant tiny" in flags for flags in costs)
+    for row, cost in zip(results[:2], costs.values(), strict=True):
+        assert row["steps"] == max(1, int(PLAN["minutes"] * 60 / cost))
+        assert abs(row["cpu_minutes"] - row["steps"] * cost / 60) < 1e-4
     for row in results[:2]:
         assert row["steps"] >= 1 and row["pictures"] == 8 * row["steps"]
         assert row["validation_pictures"] == 24 and abs(row["accuracy"] - row["right"] / 24) < 1e-4
@@ -118,6 +123,44 @@ def test_a_plan_is_trained_row_by_row_and_goes_on_where_it_stopped(
     monkeypatch.setattr(study, "train_row", None)  # nothing is left to train
     assert run(main, flags) == 0
     assert read_results(tmp_path / "results.csv") == results
+
+
+def test_the_cost_of_a_step_is_measured_once_for_all_rows_that_do_the_same_work(tmp_path, monkeypatch):
+    plan = {
+        **PLAN,
+        "rows": {
+            "base": None, "slow": {"kernel_sizes": [31]}, "other rate": {"learning_rate": 1.0},
+            "growing": {"image_size": 64, "image_size_start": 32},
+        },
+    }  # fmt: skip
+    seconds, runs = iter([40, 80, 20, 60, 80, 40, 20, 20]), []
+
+    def train(flags, **variables):
+        assert variables == {"CUDA_VISIBLE_DEVICES": ""}
+        runs.append(flags)
+        folder = Path(flags[flags.index("--output_dir") + 1])
+        folder.mkdir(exist_ok=True)
+        (folder / "train_results.json").write_text(json.dumps({"train_cpu_time": next(seconds)}))
+
+    monkeypatch.setattr(study, "_train", train)
+    # Growing pictures: two thirds of the passes between the first size and the last, one third at the last.
+    expected = {"base": 1.0, "slow": 2.0, "other rate": 1.0, "growing": 2 / 3 * (0.5 + 1.5) / 2 + 1.5 / 3}
+    measure = [plan, tmp_path / "results.csv", "pictures", tmp_path / "runs"]
+    costs = study.measure_costs(*measure)
+    assert len(runs) == 4 and costs == pytest.approx(expected, abs=1e-4)
+    assert study.measure_costs(*measure) == costs and len(runs) == 4
+    again = study.measure_costs(*measure, again=True)  # 2, 1 and 0.5 seconds: the smaller ones stay
+    assert len(runs) == 8 and again == pytest.approx({**expected, "slow": 1.0, "growing": 0.5}, abs=1e-4)
+
+
+def test_only_costs_are_measured_if_only_they_are_asked_for(plan_file, tmp_path, sample_dir, monkeypatch, capsys):
+    monkeypatch.setattr(study, "CALIBRATION_STEPS", 2)
+    flags = ["--plan", str(plan_file), "--costs_only", "--output_dir", str(tmp_path / "runs")]
+    assert run(main, flags) == 2
+    assert "expected --train_dir with --costs_only" in capsys.readouterr().err
+    assert run(main, [*flags, "--train_dir", str(sample_dir)]) == 0
+    assert "base: 0." in capsys.readouterr().out
+    assert (tmp_path / "results_costs.json").exists() and not (tmp_path / "results.csv").exists()
 
 
 def test_a_run_that_fails_is_told_with_its_own_words(plan_file, tmp_path, capsys):

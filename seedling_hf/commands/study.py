@@ -16,6 +16,7 @@ class StudyArguments(ArgumentGroup):
     train_dir: str | None = option(None, "folder of class folders; without it only the table is written anew")
     output_dir: str = option("outputs/study", "folder for the runs")
     results_file: str | None = option(None, "CSV of the results (default: results.csv beside the plan)")
+    costs_only: bool = option(False, "measure, or measure again, what a step costs on this CPU; train nothing")
     num_jobs: int = option(1, "runs at a time, each on one thread")
 
     def __post_init__(self) -> None:
@@ -32,10 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
 
     from seedling_hf.files import write_text
-    from seedling_hf.study import format_results, read_plan, read_results, run_plan
+    from seedling_hf.study import format_results, measure_costs, read_plan, read_results, run_plan
 
     plan = read_plan(arguments.plan)
     results_file = Path(arguments.results_file or Path(arguments.plan).with_name("results.csv"))
+    if arguments.costs_only:
+        if arguments.train_dir is None:
+            raise InputError("expected --train_dir with --costs_only, found none; give a folder of class folders")
+        work_dir = Path(arguments.output_dir)
+        measure_costs(plan, results_file, arguments.train_dir, work_dir, num_jobs=arguments.num_jobs, again=True)
+        return
     if arguments.train_dir is None:
         results = read_results(results_file)
     else:
