@@ -347,8 +347,8 @@ def format_results(results: list[dict]) -> str:
                 groups.setdefault(result["row"], []).append(result)
         order = sorted(groups.items(), key=lambda item: -np.mean([r["accuracy"] for r in item[1]]))
         lines = [
-            "| row | seeds | accuracy | 95 % | macro-F1 | against base | pictures | pictures / CPU s | CPU min |",
-            "|:--|--:|--:|:--|--:|:--|--:|--:|--:|",
+            "| row | seeds | accuracy | 95 % | macro-F1 | against base | pictures | per CPU s | CPU min | device |",
+            "|:--|--:|--:|:--|--:|:--|--:|--:|--:|:--|",
         ]
         base = {r["seed"]: r for r in groups.get("base", [])}
         for row, rows in order:
@@ -357,7 +357,8 @@ def format_results(results: list[dict]) -> str:
             lines.append(
                 f"| {row} | {len(rows)} | {mean['accuracy']:.1%} | {low:.1%} to {high:.1%} | {mean['macro_f1']:.3f} | "
                 f"{'; '.join(_against(base[r['seed']], r) for r in rows if r['seed'] in base and row != 'base')} | "
-                f"{mean['pictures']:,.0f} | {mean['pictures_per_cpu_second']:.1f} | {mean['cpu_minutes']:.1f} |"
+                f"{mean['pictures']:,.0f} | {mean['pictures_per_cpu_second']:.1f} | {mean['cpu_minutes']:.1f} | "
+                f"{', '.join(dict.fromkeys(r['device'] for r in rows))} |"
             )
         commands = [f"- {row}: `{rows[0]['command']}`" for row, rows in order]
         blocks += [f"## {plan}", "\n".join(lines), "\n".join(commands)]
