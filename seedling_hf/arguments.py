@@ -184,6 +184,7 @@ class AugmentationArguments(ArgumentGroup):
     color_jitter: float = option(0.2, "strength of brightness, contrast and saturation jitter")
     randaugment_num_ops: int = option(0, "RandAugment operations a picture; 0 is off")
     randaugment_magnitude: int = option(7, "RandAugment magnitude, 0 to 30")
+    jpeg_prob: float = option(0.0, "probability that a picture is first made a JPEG, of quality 50 to 100")
     random_erasing: float = option(0.0, "probability of Random Erasing")
     cutout_size: int = option(0, "side in pixels of the square that Cutout greys; 0 is off")
     mixup_alpha: float = option(0.8, "MixUp's beta; 0 is off")
@@ -200,6 +201,7 @@ class AugmentationArguments(ArgumentGroup):
             "horizontal_flip",
             "vertical_flip",
             "quarter_turns",
+            "jpeg_prob",
             "random_erasing",
             "mixup_prob",
             "mixup_switch_prob",

@@ -642,6 +642,7 @@ class Training:
             color_jitter=arguments.color_jitter,
             randaugment_num_ops=arguments.randaugment_num_ops,
             randaugment_magnitude=arguments.randaugment_magnitude,
+            jpeg_prob=arguments.jpeg_prob,
             random_erasing=arguments.random_erasing,
             cutout_size=arguments.cutout_size * image_size // self.image_size,
         )

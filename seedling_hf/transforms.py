@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,26 @@ class RandomRotation(nn.Module):
         return turned.clamp_(0, 1)  # where a cubic overshoots
 
 
+class RandomJPEG(nn.Module):
+    """Makes a picture the JPEG that Pillow makes of it, its colours at half their resolution.
+
+    Args:
+        probability: That it is made one; the quality is drawn evenly from 50 to 100.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Compresses the bytes of an `image` (3, H, W)."""
+        if torch.rand(()) >= self.probability:
+            return image
+        quality, file = int(torch.randint(50, 101, ())), BytesIO()
+        v2.functional.to_pil_image(image).save(file, "JPEG", quality=quality)
+        return v2.functional.pil_to_tensor(Image.open(file))
+
+
 class Cutout(nn.Module):
     """Greys a square at a random place, which may reach over the edge (arXiv 1708.04552, section 3.2).
 
@@ -106,6 +127,7 @@ def build_train_transform(
     color_jitter: float = 0.2,
     randaugment_num_ops: int = 0,
     randaugment_magnitude: int = 7,
+    jpeg_prob: float = 0.0,
     random_erasing: float = 0.0,
     cutout_size: int = 0,
 ) -> Transform:
@@ -125,6 +147,8 @@ def build_train_transform(
         color_jitter: Strength for brightness, contrast and saturation.
         randaugment_num_ops: Operations of RandAugment (arXiv 1909.13719); 0 is off.
         randaugment_magnitude: From 0 to 30.
+        jpeg_prob: Probability that a picture is made a JPEG first: a network that has seen none takes what compression
+            leaves for a sign of species.
         random_erasing: Probability of Random Erasing (arXiv 1708.04896).
         cutout_size: Side of Cutout's square in pixels; 0 is off.
     """
@@ -132,6 +156,8 @@ def build_train_transform(
     kind = {Image.Resampling.NEAREST: "nearest", Image.Resampling.BILINEAR: "bilinear"}.get(resample, "bicubic")
     how = {"interpolation": InterpolationMode(kind), "antialias": True}
     steps: list[nn.Module] = [v2.PILToTensor()]
+    if jpeg_prob:
+        steps.append(RandomJPEG(jpeg_prob))  # before anything else, as cameras do it
     if min_crop_scale < 1:
         steps.append(v2.RandomResizedCrop(image_size, scale=(min_crop_scale, 1.0), **how))
     else:

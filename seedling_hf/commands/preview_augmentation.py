@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PICTURES_OF_A_CLASS, MOST_CLASSES_ON_A_SHEET = 4, 12
 OFF = {
     "min_crop_scale": 1.0, "horizontal_flip": 0.0, "vertical_flip": 0.0, "quarter_turns": 0.0, "rotation_degrees": 0.0,
-    "color_jitter": 0.0, "randaugment_num_ops": 0, "random_erasing": 0.0, "cutout_size": 0,
+    "color_jitter": 0.0, "randaugment_num_ops": 0, "jpeg_prob": 0.0, "random_erasing": 0.0, "cutout_size": 0,
 }  # fmt: skip
 MIXING = ("mixup_alpha", "cutmix_alpha", "mixup_prob", "mixup_switch_prob", "mixup_mode", "label_smoothing_factor")
 
@@ -171,6 +171,7 @@ def each_augmentation(image_size: int) -> dict[str, dict]:
         "rotation": {"rotation_degrees": 180.0},
         "color jitter": {"color_jitter": 0.5},
         "RandAugment": {"randaugment_num_ops": 2, "randaugment_magnitude": 15},
+        "JPEG": {"jpeg_prob": 1.0},
         "Random Erasing": {"random_erasing": 1.0},
         "Cutout": {"cutout_size": image_size // 3},
     }
