@@ -74,20 +74,10 @@ class RandomRotation(nn.Module):
 
 
 class RandomJPEG(nn.Module):
-    """Makes a picture the JPEG that Pillow makes of it, its colours at half their resolution.
-
-    Args:
-        probability: That it is made one; the quality is drawn evenly from 50 to 100.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
+    """Makes a picture the JPEG of quality 50 to 100 that Pillow makes of it, its colours at half their resolution."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Compresses the bytes of an `image` (3, H, W)."""
-        if torch.rand(()) >= self.probability:
-            return image
         quality, file = int(torch.randint(50, 101, ())), BytesIO()
         v2.functional.to_pil_image(image).save(file, "JPEG", quality=quality)
         return v2.functional.pil_to_tensor(Image.open(file))
@@ -157,7 +147,7 @@ def build_train_transform(
     how = {"interpolation": InterpolationMode(kind), "antialias": True}
     steps: list[nn.Module] = [v2.PILToTensor()]
     if jpeg_prob:
-        steps.append(RandomJPEG(jpeg_prob))  # before anything else, as cameras do it
+        steps.append(v2.RandomApply([RandomJPEG()], jpeg_prob))  # before anything else, as cameras do it
     if min_crop_scale < 1:
         steps.append(v2.RandomResizedCrop(image_size, scale=(min_crop_scale, 1.0), **how))
     else:
