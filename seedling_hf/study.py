@@ -100,13 +100,16 @@ def run_plan(plan: dict, results_file: Path, train_dir: str, work_dir: Path, *, 
     Raises:
         InputError: with what `train` said, if a run fails.
     """
-    done, costs = read_results(results_file), measure_costs(plan, results_file, train_dir, work_dir, num_jobs=num_jobs)
+    done = read_results(results_file)
     known = {(result["plan"], result["row"], result["seed"]) for result in done}
     wanted = [(row, seed) for seed in plan["seeds"] for row in plan["rows"] if (plan["name"], row, seed) not in known]
-    lock = Lock()
+    lock, measuring = Lock(), Lock()
 
     def work(item: tuple[str, int]) -> None:
-        result = train_row(plan, *item, train_dir, work_dir, costs[item[0]])
+        row, seed = item
+        with measuring:  # when its turn comes, since its teachers are rows before it; and once for all seeds
+            costs = measure_costs({**plan, "rows": {row: plan["rows"][row]}}, results_file, train_dir, work_dir)
+        result = train_row(plan, row, seed, train_dir, work_dir, costs[row])
         with lock:
             done.append(result)
             write_results(results_file, done)

@@ -153,6 +153,27 @@ def test_the_cost_of_a_step_is_measured_once_for_all_rows_that_do_the_same_work(
     assert len(runs) == 8 and again == pytest.approx({**expected, "slow": 1.0, "growing": 0.5}, abs=1e-4)
 
 
+def test_a_row_is_measured_when_its_turn_comes_and_once_for_all_seeds(tmp_path, monkeypatch):
+    """A teacher that is another row is not there before that row is trained."""
+    taught = {"teacher_model_name_or_path": ["{runs}/trial_base_{seed}"]}
+    plan = {**PLAN, "seeds": [0, 1], "rows": {"base": None, "taught": taught}, "evaluations": {}}
+    events = []
+
+    def cost(plan, row, train_dir, work_dir):
+        events.append(f"measure {row}")
+        return 1.0
+
+    def train(plan, row, seed, train_dir, work_dir, cost):
+        events.append(f"train {row} {seed}")
+        return result(row, seed, 0.5)
+
+    monkeypatch.setattr(study, "_cpu_seconds_of_a_step", cost)
+    monkeypatch.setattr(study, "train_row", train)
+    study.run_plan(plan, tmp_path / "results.csv", "pictures", tmp_path / "runs")
+    expected = ["measure base", "train base 0", "measure taught", "train taught 0", "train base 1", "train taught 1"]
+    assert events == expected
+
+
 def test_only_costs_are_measured_if_only_they_are_asked_for(plan_file, tmp_path, sample_dir, monkeypatch, capsys):
     monkeypatch.setattr(study, "CALIBRATION_STEPS", 2)
     flags = ["--plan", str(plan_file), "--costs_only", "--output_dir", str(tmp_path / "runs")]
