@@ -1,21 +1,24 @@
 """The memory that a training step takes, found without making one: by tensors that have a shape and no content.
 
-What a step holds all the time is counted: weights, AdamW's moments, averaged weights, and what processes need to
-exchange gradients. What comes and goes is observed: the real model runs forward and backward on fake tensors
-(`FakeTensorMode`), and each storage is counted from the operation that makes it until nobody holds it any more. So
-views, what autograd saves, what is freed early, and the weights that autocast casts are counted as they are.
+What a step holds all the time is counted: weights, the optimizer's moments, averaged weights, and what processes need
+to exchange gradients. What comes and goes is observed: the real model runs forward and backward on fake tensors
+(`FakeTensorMode`), the real optimizer updates it, and each storage is counted from the operation that makes it until
+nobody holds it any more. So views, what autograd saves, what is freed early, and the weights that autocast casts are
+counted as they are.
 
 Not counted, since no operation of PyTorch shows it: CUDA's own context (about half a GB), the workspaces of cuDNN and
 cuBLAS, and what the allocator loses between blocks.
 """
 
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
@@ -36,7 +39,7 @@ class MemoryEstimate:
     Attributes:
         weights: Parameters and buffers.
         average: Averaged weights (EMA).
-        moments: AdamW's two.
+        moments: AdamW's two; of the matrices that Muon has, its one.
         exchange: What processes need to talk: DDP's buckets, or the blocks that FSDP has whole at one time.
         gradients: Of all parameters.
         activations: What the forward pass leaves behind for the backward pass: of all pictures, and the weights that
@@ -68,7 +71,7 @@ def estimate_memory(
     gradient_checkpointing: bool = False,
     gradient_accumulation_steps: int = 1,
     ema: bool = False,
-    layer_decay: float = 1.0,
+    optimizer_of: Callable[[nn.Module], Optimizer] = lambda model: AdamW(parameter_groups(model, 1.0, 1.0)),
     num_processes: int = 1,
     use_fsdp: bool = False,
     copies_moments: bool = True,
@@ -83,16 +86,19 @@ def estimate_memory(
         gradient_checkpointing: Whether layers are computed again in the backward pass.
         gradient_accumulation_steps: Above 1 the gradients of the batches before are there during the next.
         ema: Whether averaged weights are kept.
-        layer_decay: As in training; AdamW updates the parameters of one learning rate at a time.
+        optimizer_of: Builds the optimizer of a model.
         num_processes: Above 1 gradients are exchanged.
         use_fsdp: Whether FSDP divides among the processes all that is as large as the weights.
-        copies_moments: Whether AdamW updates many parameters at a time with a copy of a moment, as it does on GPUs.
+        copies_moments: Whether AdamW updates all parameters of a learning rate at a time with a copy of a moment, as it
+            does on GPUs.
     """
     with torch.device("meta"):
         model = RepLKNetForImageClassification(config)
     parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
-    groups = parameter_groups(model, 1.0, 1.0, layer_decay)
-    update = max(_bytes(group["params"]) for group in groups) if copies_moments else 0
+    optimizer = optimizer_of(model)
+    moments, update = _observe_update(model, optimizer)
+    if copies_moments and isinstance(optimizer, AdamW):
+        update = max(_bytes(group["params"]) for group in optimizer.param_groups)
     exchange, share = parameters if num_processes > 1 else 0, 1
     if use_fsdp:
         exchange, share = _whole_blocks(model), num_processes
@@ -105,7 +111,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=parameters // share + buffers,
         average=(parameters // share + buffers) if ema else 0,
-        moments=2 * parameters // share,
+        moments=moments // share,
         exchange=exchange,
         gradients=gradients,
         activations=activations,
@@ -159,6 +165,22 @@ def _observe_step(
             activations = live.now
             loss.backward()
     return activations, live.most
+
+
+def _observe_update(model: nn.Module, optimizer: Optimizer) -> tuple[int, int]:
+    """Bytes that an optimizer keeps from one step to the next, and the most that a step needs beside them."""
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()  # the moments are there from the second on
+    moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    moments = [moment for moment in moments if moment.ndim]  # no counters of steps, which are on the CPU
+    live = LiveStorages()
+    for tensor in (*model.parameters(), *(parameter.grad for parameter in model.parameters()), *moments):
+        live.leave_out(tensor)
+    with live:
+        optimizer.step()
+    model.zero_grad()
+    return _bytes(moments), live.most
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -8,7 +8,7 @@ from seedling_hf.arguments import ArgumentGroup, TrainArguments, check_range, op
 PARTS = {
     "weights": "weights, float32",
     "average": "averaged weights",
-    "moments": "AdamW's two moments",
+    "moments": "the optimizer's moments",
     "exchange": "exchange between processes",
     "step": "gradients, activations and temporaries, the most at one time",
     "peak": "**together**",
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import torch
 
     from seedling_hf.memory import MemoryEstimate, estimate_memory, load_config
+    from seedling_hf.optimization import build_optimizer
 
     config, image_size = load_config(arguments)
     config.conv_implementation = "plain"  # of those that a GPU times and chooses from, the one with no copies
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             gradient_checkpointing=checkpointing,
             gradient_accumulation_steps=arguments.gradient_accumulation_steps,
             ema=arguments.ema_decay > 0,
-            layer_decay=arguments.layer_decay,
+            optimizer_of=lambda model: build_optimizer(model, arguments),
             num_processes=arguments.num_processes,
             use_fsdp=arguments.use_fsdp,
         )
