@@ -75,7 +75,7 @@ def _try_step(
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
         model = copy.deepcopy(model).to(device).train()
         if arguments.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         copies = 3 if arguments.ema_decay else 2  # AdamW's two moments, and the averaged weights
         held = [torch.zeros_like(p) for p in model.parameters() for _ in range(copies)]
         pixel_values = torch.zeros(batch_size, model.config.num_channels, image_size, image_size, device=device)

@@ -151,7 +151,7 @@ def _observe_step(
     with FakeTensorMode():
         model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         for parameter in model.parameters():
             if drop_gradients:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)

@@ -295,7 +295,7 @@ class Training:
         warmup = arguments.warmup_steps or math.ceil(arguments.warmup_ratio * self.num_steps)
 
         if arguments.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         self.teachers = None
         if arguments.teacher_model_name_or_path:
             self.teachers = Teachers(

@@ -88,7 +88,7 @@ def test_the_memory_that_is_foretold_is_what_a_step_takes(settings):
     before = torch.cuda.memory_allocated()
     model = build_model(variant, "cuda", 0, num_labels=12).train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     average = ExponentialMovingAverage(model, 0.9)
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.05))
     pictures = benchmark.random_pictures(batch_size, image_size, "cuda")

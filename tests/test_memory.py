@@ -50,7 +50,7 @@ def measure(variant: str, image_size: int, batch_size: int, checkpointing: bool,
 def _make_steps(variant: str, image_size: int, batch_size: int, checkpointing: bool, optim: str) -> None:
     model = build_model(variant, "cpu", 0).train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     average = ExponentialMovingAverage(model, 0.9)
     optimizer = OPTIMIZERS[optim](model)
     for _ in range(2):  # the moments are there from the second on
