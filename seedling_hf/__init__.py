@@ -4,5 +4,5 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-# A folder for from_pretrained, trained by scripts/recipes/nano_cpu.yaml.
+# A folder for from_pretrained; its card tells how it was trained.
 SHIPPED_MODEL = Path(__file__).with_name("nano")

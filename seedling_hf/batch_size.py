@@ -76,7 +76,7 @@ def _try_step(
         model = copy.deepcopy(model).to(device).train()
         if arguments.gradient_checkpointing:
             model.activation_checkpointing_enable()
-        copies = 3 if arguments.ema_decay else 2  # AdamW's two moments, and the averaged weights
+        copies = 3 if arguments.ema_decay else 2  # AdamW's two moments (Muon has fewer), and the averaged weights
         held = [torch.zeros_like(p) for p in model.parameters() for _ in range(copies)]
         pixel_values = torch.zeros(batch_size, model.config.num_channels, image_size, image_size, device=device)
         labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
