@@ -172,8 +172,8 @@ def _observe_update(model: nn.Module, optimizer: Optimizer) -> tuple[int, int]:
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()  # the moments are there from the second on
-    moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    moments = [moment for moment in moments if moment.ndim]  # no counters of steps, which are on the CPU
+    kept = (value for state in optimizer.state.values() for value in state.values())
+    moments = [value for value in kept if torch.is_tensor(value) and value.ndim]  # no counters of steps, on the CPU
     live = LiveStorages()
     for tensor in (*model.parameters(), *(parameter.grad for parameter in model.parameters()), *moments):
         live.leave_out(tensor)

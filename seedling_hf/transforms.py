@@ -74,7 +74,10 @@ class RandomRotation(nn.Module):
 
 
 class RandomJPEG(nn.Module):
-    """Makes a picture the JPEG of quality 50 to 100 that Pillow makes of it, its colours at half their resolution."""
+    """Makes a picture the JPEG of quality 50 to 100 that Pillow makes of it, its colours at half their resolution.
+
+    torchvision's `v2.JPEG` makes the same bytes, by an encoder that is deprecated since torchvision 0.29.
+    """
 
     def forward(self, image: Tensor) -> Tensor:
         """Compresses the bytes of an `image` (3, H, W)."""
