@@ -155,15 +155,16 @@ def test_a_storage_is_counted_once_and_until_it_is_freed():
     assert (live.now, live.most) == (0, 800)
 
 
-def test_the_command_takes_the_flags_of_train_and_tells_each_part(monkeypatch, capsys):
+@pytest.mark.parametrize(("optimizer", "moments"), [("adamw", 2), ("muon", 1.3)])
+def test_the_command_takes_the_flags_of_train_and_tells_each_part(monkeypatch, capsys, optimizer, moments):
     monkeypatch.chdir(Path(__file__).parents[1])
-    flags = ["--config", "scripts/recipes/nano_cpu.yaml", "--optim", "adamw", "--train_dir", "seedlings"]
+    flags = ["--config", "scripts/recipes/nano_cpu.yaml", "--optim", optimizer, "--train_dir", "seedlings"]
     assert run(main, [*flags, "--num_processes", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "32 pictures of 96×96 at a time, 1 times a step, on 2 processes; no autocast"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     figures = {row[0]: float(row[1]) for row in rows[2:]}
-    assert figures["the optimizer's moments"] == pytest.approx(2 * figures["weights, float32"], abs=0.01)
+    assert 0 < figures["the optimizer's moments"] == pytest.approx(moments * figures["weights, float32"], abs=0.01)
     assert figures["**together**"] > figures["gradients, activations and temporaries, the most at one time"]
 
 
