@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from seedling_hf.data.pictures import read_picture
+from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
-from seedling_hf.pictures import read_picture
-from seedling_hf.prediction import build_model, rank_species
-from seedling_hf.transforms import build_eval_transform, to_rgb
+from seedling_hf.inference.prediction import build_model, rank_species
 
 OVERLAY_SIDE = 384
 CACHE_SECONDS = 3600
@@ -70,7 +70,7 @@ class Demo:
     def overlay(self, pixel_values: torch.Tensor) -> Image.Image | None:
         """What the model saw of the picture, with what spoke for its answer; None where no saliency can be had."""
         try:
-            from seedling_hf.saliency import overlay, saliency_maps
+            from seedling_hf.interpretation.saliency import overlay, saliency_maps
 
             (saliency,) = saliency_maps(self.model, pixel_values)
         except (ImportError, InputError):

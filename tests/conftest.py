@@ -33,7 +33,7 @@ def pictures(sample_dir, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def model_dir(sample_dir, tmp_path_factory) -> Path:
     """A model folder of four species, with weights that answer differently to different pictures; to read only."""
-    from test_evaluation import write_model
+    from small_models import write_model
 
     folder = tmp_path_factory.mktemp("model")
     write_model(folder, sample_dir)

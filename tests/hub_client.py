@@ -59,8 +59,10 @@ for line in sys.stdin:
     work(job)
     sys.exit()
 """
-LIGHT = ("seedling_hf.hub_pusher", "safetensors.numpy")
-HEAVY = ("seedling_hf.training", "seedling_hf.evaluation", "evaluate", "matplotlib.figure", "sklearn.metrics")
+LIGHT = ("seedling_hf.hub.pusher", "safetensors.numpy")
+HEAVY = (
+    "seedling_hf.training.loop", "seedling_hf.evaluation.report", "evaluate", "matplotlib.figure", "sklearn.metrics"
+)  # fmt: skip
 # What a model answers that is loaded from a folder and from the Hub, where the package cannot be imported.
 LOAD = """
 import json, sys

@@ -19,11 +19,11 @@ from PIL import Image
 from seedling_hf.commands import demo as command
 from seedling_hf.commands import run
 from seedling_hf.demo import Demo, seen_picture
-from seedling_hf.prediction import build_model
+from seedling_hf.inference.prediction import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 WITH_SALIENCY = all(
-    importlib.util.find_spec(name) for name in ("seedling_hf.saliency", "captum")
+    importlib.util.find_spec(name) for name in ("seedling_hf.interpretation.saliency", "captum")
 )  # the page does without it
 
 

@@ -1,49 +1,73 @@
-"""Imports go downwards only: a module sees the floors below it."""
+"""Imports go downwards only: a folder sees the folders below it, and the modules of a folder form no circle."""
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
-FLOORS = {
-    0: {"answers", "duplicates", "errors", "files", "machine", "replknet"},
-    # Between two floors: the steps from files to a DatasetDict.
-    0.2: {"pictures"}, 0.4: {"splits"}, 0.6: {"folders"}, 0.8: {"hub_dataset"},
-    1: {"arguments", "baseline", "calibration", "cards", "checkpointing", "collator", "dataset", "feature_maps",
-        "journal", "ledger", "metrics", "optimization", "outbox", "plots", "sampler", "sharding", "signals",
-        "statistics", "tiles", "transforms"},
-    2: {"benchmark", "conversion", "dataset_card", "erf", "html_report", "hub", "inspection", "memory", "model_card",
-        "picture_cache", "prediction", "probing", "saliency", "space", "stream"},
-    3: {"batch_size", "demo", "distillation", "embedding", "evaluation", "export", "hub_pusher", "loading", "trays"},
-    4: {"comparison", "training"}, 4.5: {"study"},
-    5: {"commands"},
-}  # fmt: skip
-FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+GROUND = {"arguments", "errors", "files", "machine", "plots", "signals"}
+FLOORS = [
+    GROUND, {"replknet"}, {"data"}, {"inference", "interpretation", "speed"}, {"demo", "evaluation"},
+    {"hub", "export"}, {"training"}, {"commands"},
+]  # fmt: skip
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+# Imported at once by type checkers only, or within a function: the parser of `train` builds its model's config.
+MAY_ALSO = {"arguments": {"replknet"}}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 
-def imported_names(path: Path) -> set[str]:
-    """First names below `seedling_hf` that the file imports, anywhere in it."""
+def imported_modules(path: Path) -> set[str]:
+    """What the file imports of the package, anywhere in it, as dotted names below `seedling_hf`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names |= {
-                f"{node.module}.{alias.name}" if node.module == "seedling_hf" else node.module for alias in node.names
-            }
-    return {n.split(".")[1] for n in names if n.startswith("seedling_hf.")} - {"__version__", "SHIPPED_MODEL"}
+            # `from seedling_hf.export import programs` names a module, `from seedling_hf.errors import X` does not.
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(".".join(["seedling_hf", *path.relative_to(PACKAGE).parent.parts, node.module]))
+    ours = {name.removeprefix("seedling_hf.") for name in names if name.startswith("seedling_hf.")}
+    return {name for name in ours if (PACKAGE / f"{name.replace('.', '/')}.py").exists() or name in FOLDERS}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_lower_floors(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     assert own in FLOOR_OF, f"{own} stands on no floor"
-    allowed = {own} if own in ("replknet", "commands") else set()
-    for name in imported_names(path) - allowed:
-        assert FLOOR_OF[name] < FLOOR_OF[own], f"{own} (floor {FLOOR_OF[own]}) imports {name} (floor {FLOOR_OF[name]})"
+    for name in {name.split(".")[0] for name in imported_modules(path)} - {own} - MAY_ALSO.get(own, set()):
+        if own in GROUND:
+            assert name in GROUND, f"{own} is ground and imports {name}"
+        else:
+            assert FLOOR_OF[name] < FLOOR_OF[own], f"{own} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("folder", ["", *FOLDERS])
+def test_the_modules_of_a_folder_form_no_circle(folder):
+    graph = {}
+    for path in (PACKAGE / folder).glob("*.py"):
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+        graph[name] = imported_modules(path) - {folder}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "commands").glob("*.py")), ids=lambda p: p.name)
+def test_a_command_imports_no_other_command(path):
+    assert not {name for name in imported_modules(path) if name.startswith("commands.")}
+
+
+@pytest.mark.parametrize("folder", sorted(set(FOLDERS) - {"replknet", "commands"}))
+def test_the_docstring_of_a_folder_names_its_modules(folder):
+    docstring = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text(encoding="utf-8")))
+    modules = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    assert {name for name in modules if f"`{name}`" not in docstring} == set()
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "replknet").glob("*.py")), ids=lambda p: p.name)
@@ -57,13 +81,19 @@ def test_a_shipped_file_imports_nothing_but_torch_and_transformers(path):
                 assert guarded or top in allowed or top in sys.stdlib_module_names, f"{path.name} imports {top}"
 
 
-def test_every_command_has_a_script_of_its_name():
-    commands = {p.stem for p in (PACKAGE / "commands").glob("*.py")} - {"__init__"}
-    scripts = {p.stem for p in (PACKAGE.parent / "scripts").glob("*.py")}
-    assert commands == scripts
+def test_data_knows_no_model_and_no_accelerate():
+    for path in (PACKAGE / "data").glob("*.py"):
+        imported = {name for name in imported_modules(path) if name.split(".")[0] == "replknet"}
+        assert not imported and "accelerate" not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_what_runs_on_several_processes_has_a_launcher_of_its_name():
+    scripts = {path.stem for path in (PACKAGE.parent / "scripts").glob("*.py")}
+    assert scripts == {"train", "evaluate", "predict", "embed", "convert_checkpoint"}
+    assert scripts <= {path.stem for path in (PACKAGE / "commands").glob("*.py")}
 
 
 def test_the_list_of_commands_names_those_that_there_are():
     from seedling_hf.commands import COMMANDS
 
-    assert set(COMMANDS) == {p.stem for p in (PACKAGE / "commands").glob("*.py")} - {"__init__"}
+    assert set(COMMANDS) == {path.stem for path in (PACKAGE / "commands").glob("*.py")} - {"__init__"}

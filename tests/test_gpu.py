@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from training_runs import NUM_STEPS, Run
 
-from seedling_hf import benchmark
-from seedling_hf.benchmark import build_model
-from seedling_hf.memory import estimate_memory
-from seedling_hf.optimization import ExponentialMovingAverage, parameter_groups
 from seedling_hf.replknet import RepLKNetConfig
 from seedling_hf.replknet.large_kernel_conv import CANDIDATES, depthwise_conv2d
+from seedling_hf.speed import timing as benchmark
+from seedling_hf.speed.timing import build_model
+from seedling_hf.training.memory import estimate_memory
+from seedling_hf.training.optimization import ExponentialMovingAverage, parameter_groups
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -2,12 +2,15 @@
 
 import contextlib
 import hashlib
+import itertools
 import multiprocessing
 import os
+import random
 import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -19,8 +22,9 @@ from seedling_hf.commands.train import main
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["pytest", "seedling_hf.training", "seedling_hf.evaluation", "seedling_hf.plots", "timm.data", "matplotlib.pyplot",
-     "sklearn.metrics", "seedling_hf.checkpointing", "seedling_hf.replknet.modeling_replknet"]
+    ["pytest", "seedling_hf.training.loop", "seedling_hf.evaluation.report", "seedling_hf.plots", "timm.data",
+     "matplotlib.pyplot", "sklearn.metrics", "seedling_hf.training.checkpointing",
+     "seedling_hf.replknet.modeling_replknet"]
 )  # fmt: skip
 
 NUM_STEPS = 30
@@ -131,3 +135,44 @@ def kill(processes: list) -> bool:
     # 1: a process that saw the other one die before its own turn came.
     assert {process.exitcode for process in processes} <= {0, -signal.SIGKILL} | ({1} if len(processes) > 1 else set())
     return any(process.exitcode for process in processes)
+
+
+def wait_for_a_moment(run: Run, processes: list, moments: random.Random, duration: float) -> None:
+    """Mostly in the steps, evaluations and saves, some of them later; else anywhere, in imports or in the report."""
+    if moments.random() < 0.25:
+        time.sleep(moments.uniform(0.1, 0.7) * duration)
+        return
+    saved = [int(path.name.split("-")[1]) for path in run.folder.glob("run/checkpoints/step-*")]
+    goal = max(saved, default=0) + moments.randint(1, 4)
+    metrics = run.folder / "run" / "metrics.jsonl"
+    while processes[0].is_alive() and not (metrics.exists() and f'"step": {goal},' in metrics.read_text()):
+        time.sleep(0.01)
+    time.sleep(moments.uniform(0, 0.3))
+
+
+def killed_again_and_again(make_run, kills: int, seed: int) -> list[int]:
+    """Kills and resumes runs until `kills` have died; each that reaches its end must equal one never killed.
+
+    Returns:
+        The steps at which runs were resumed.
+    """
+    reference = make_run("reference")
+    started = time.monotonic()
+    reference.finish()
+    duration = time.monotonic() - started
+    expected = reference.contents()
+    assert f"checkpoints/step-{NUM_STEPS:08d}/ema.safetensors" in expected
+    moments, resumed_steps = random.Random(seed), []
+    for attempt in itertools.count():
+        run = make_run(f"attempt-{attempt}")
+        while kills > 0:
+            processes = run.start()
+            wait_for_a_moment(run, processes, moments, duration)
+            if not kill(processes):
+                break
+            kills -= 1
+        run.finish()
+        assert run.contents() == expected
+        resumed_steps += run.resumed_steps
+        if kills == 0:
+            return resumed_steps

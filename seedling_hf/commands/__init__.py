@@ -26,7 +26,6 @@ COMMANDS = {
     "push_to_hub": "send a model folder, or pushes that are waiting, to the Hub",
     "push_space": "publish that page as a Space on the Hub",
     "push_dataset": "publish a folder of seedlings with its split as a Hub data set",
-    "study": "train the rows of a plan at equal CPU time, and tabulate what helps",
     "benchmark": "time the large-kernel convolution and whole models",
     "estimate_memory": "tell the memory that training will take on a GPU, without one",
 }

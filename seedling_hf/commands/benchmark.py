@@ -7,9 +7,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import check_writable_folder
 from seedling_hf.errors import InputError
-from seedling_hf.files import write_text
+from seedling_hf.files import check_writable_folder, write_text
 
 PARTS = ("layers", "training", "inference", "memory", "growth", "loading")
 
@@ -51,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     import torch
 
-    from seedling_hf import benchmark
-    from seedling_hf.loading import loading_row
     from seedling_hf.plots import plot_growth
+    from seedling_hf.speed import timing as benchmark
+    from seedling_hf.speed.loading import loading_row
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("seedling_hf").setLevel(logging.INFO)

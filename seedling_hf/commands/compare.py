@@ -5,8 +5,8 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import check_writable_folder
 from seedling_hf.errors import InputError
+from seedling_hf.files import check_writable_folder
 
 
 @dataclass(kw_only=True)
@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         CompareArguments, argv, prog="compare", description="Compares models on the same labelled pictures."
     )
 
-    from seedling_hf.comparison import compare_models, format_comparison, write_comparison
-    from seedling_hf.evaluation import evaluate_model
-    from seedling_hf.folders import load_folder
-    from seedling_hf.prediction import build_accelerator, build_model
+    from seedling_hf.data.folders import load_folder
+    from seedling_hf.evaluation.comparison import compare_models, format_comparison, write_comparison
+    from seedling_hf.evaluation.report import evaluate_model
+    from seedling_hf.inference.prediction import build_accelerator, build_model
 
     accelerator = build_accelerator(arguments.mixed_precision)
     loaded = [build_model(name, trust_remote_code=arguments.trust_remote_code) for name in arguments.models]

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Turn the authors' .pth weights of RepLKNet into a folder for from_pretrained.",
     )
 
-    from seedling_hf.conversion import convert_checkpoint, variant_name
+    from seedling_hf.export.conversion import convert_checkpoint, variant_name
 
     model = convert_checkpoint(
         args.checkpoint_path,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from seedling_hf.arguments import check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import ClassifierArguments
 from seedling_hf.errors import InputError
+from seedling_hf.inference.classifier import ClassifierArguments
 
 
 @dataclass(kw_only=True)

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import MISSING, ArgumentGroup, option, parse_arguments
-from seedling_hf.commands.evaluate import check_writable_folder
-from seedling_hf.files import write_text
+from seedling_hf.files import check_writable_folder, write_text
 
 MOST_SIZES = 8
 
@@ -33,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         DescribeArguments, argv, prog="describe_dataset", description="Counts and measures pictures."
     )
-    from seedling_hf.dataset import describe_splits, picture_paths
-    from seedling_hf.folders import load_folders
-    from seedling_hf.statistics import measure_pictures
-    from seedling_hf.transforms import to_rgb
+    from seedling_hf.data.dataset import describe_splits, picture_paths
+    from seedling_hf.data.folders import load_folders
+    from seedling_hf.data.statistics import measure_pictures
+    from seedling_hf.data.transforms import to_rgb
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pools = load_folders(arguments.train_dir, skip_bad_pictures=arguments.skip_bad_pictures)

@@ -6,8 +6,9 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder
 from seedling_hf.errors import InputError
+from seedling_hf.files import check_writable_folder
+from seedling_hf.inference.classifier import InferenceArguments
 
 
 @dataclass(kw_only=True)
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         EmbedArguments, argv, prog="embed", description="Writes features of pictures, and finds pictures alike."
     )
 
-    from seedling_hf.embedding import (
+    from seedling_hf.data.pictures import list_images
+    from seedling_hf.inference.embedding import (
         check_embeddings,
         embed_picture,
         find_nearest,
@@ -56,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         hash_weights,
         write_embeddings,
     )
-    from seedling_hf.pictures import list_images
-    from seedling_hf.prediction import build_accelerator, build_model
+    from seedling_hf.inference.prediction import build_accelerator, build_model
 
     if arguments.images and next(list_images(arguments.images), None) is None:
         raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")

@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )  # fmt: skip
     import torch
 
-    from seedling_hf.memory import MemoryEstimate, estimate_memory, load_config
-    from seedling_hf.optimization import build_optimizer
+    from seedling_hf.training.memory import MemoryEstimate, estimate_memory, load_config
+    from seedling_hf.training.optimization import build_optimizer
 
     config, image_size = load_config(arguments)
     config.conv_implementation = "plain"  # of those that a GPU times and chooses from, the one with no copies

@@ -1,45 +1,12 @@
 """`evaluate`: a model folder and labelled pictures go in, a report comes out."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
 
-from seedling_hf import SHIPPED_MODEL
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.errors import InputError
-
-
-@dataclass(kw_only=True)
-class ClassifierArguments(ArgumentGroup):
-    """Which classifier: the flags are part of the group of whoever inherits them."""
-
-    model_name_or_path: str | None = option(
-        None, "model folder that training wrote, or repository on the Hub (default: the nano that comes along)"
-    )
-    model_revision: str | None = option(None, "branch, tag or commit of that repository")
-    trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.model_name_or_path = self.model_name_or_path or str(SHIPPED_MODEL)
-
-
-@dataclass(kw_only=True)
-class InferenceArguments(ClassifierArguments):
-    _argument_group_name = "Inference"
-
-    per_device_eval_batch_size: int = option(64, "pictures a batch on each process")
-    dataloader_num_workers: int = option(0, "processes that load pictures, for each process")
-    mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
-    no_merge: bool = option(False, "keep small kernels and BatchNorms apart: slower, same answers")
-    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "per_device_eval_batch_size", least=1)
-        check_range(self, "dataloader_num_workers", least=0)
+from seedling_hf.files import check_writable_folder
+from seedling_hf.inference.classifier import InferenceArguments, load_classifier
 
 
 @dataclass(kw_only=True)
@@ -71,38 +38,17 @@ class EvaluateArguments(InferenceArguments, EvaluationArguments):
     """All flags of `evaluate`."""
 
 
-def load_classifier(arguments: InferenceArguments) -> tuple[Any, Any, list[str]]:
-    """The model that the flags name, its image processor, and its classes in their order."""
-    from seedling_hf.prediction import build_model
-
-    model, image_processor = build_model(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=not arguments.no_merge,
-    )
-    return model, image_processor, [model.config.id2label[i] for i in range(model.config.num_labels)]
-
-
-def check_writable_folder(folder: Path, flag: str) -> None:
-    """Refuses, before any work is done, a folder that is not there and cannot be made, or not be written to."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        found = "a folder that may not be written to" if existing.is_dir() else "a file"
-        raise InputError(f"expected {flag} in a folder that can be written to, found {existing}, {found}; name another")
-
-
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and pictures → answers → report."""
     arguments = parse_arguments(
         EvaluateArguments, argv, prog="evaluate", description="Reports how well a model names labelled pictures."
     )
 
-    from seedling_hf.evaluation import evaluate_model, format_report, write_report
-    from seedling_hf.folders import load_folder
-    from seedling_hf.prediction import build_accelerator
-    from seedling_hf.probing import probe
-    from seedling_hf.saliency import check_captum, explain
+    from seedling_hf.data.folders import load_folder
+    from seedling_hf.evaluation.probing import probe
+    from seedling_hf.evaluation.report import evaluate_model, format_report, write_report
+    from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.interpretation.saliency import check_captum, explain
 
     if arguments.saliency:
         check_captum()

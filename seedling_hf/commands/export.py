@@ -5,8 +5,9 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from seedling_hf.arguments import check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import ClassifierArguments, check_writable_folder
 from seedling_hf.errors import InputError
+from seedling_hf.files import check_writable_folder
+from seedling_hf.inference.classifier import ClassifierArguments
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
 
@@ -54,13 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = parse_arguments(
         ExportArguments, argv, prog="export", description="Writes a model as ONNX or torch.export, and checks it."
     )
-    from seedling_hf import export
+    from seedling_hf.export import programs as export
 
     if arguments.format == "onnx":
         export.check_packages()
 
-    from seedling_hf.folders import load_folder
-    from seedling_hf.prediction import build_model
+    from seedling_hf.data.folders import load_folder
+    from seedling_hf.inference.prediction import build_model
 
     model, image_processor = build_model(
         arguments.model_name_or_path,
@@ -97,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def _pictures(paths: Sequence[str], most: int) -> list[str]:
     """At most so many pictures, spread evenly, all of which can be decoded."""
-    from seedling_hf.export import take_evenly
-    from seedling_hf.pictures import find_bad_pictures, list_images
+    from seedling_hf.data.pictures import find_bad_pictures, list_images
+    from seedling_hf.export.programs import take_evenly
 
     files = list(list_images(paths))
     if not files:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import MISSING, ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import check_writable_folder
+from seedling_hf.files import check_writable_folder
 
 FOUND_EXIT_CODE = 1
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Finds corrupt, doubled and odd pictures. Exit code: 0 if all can be decoded and none is there "
         "twice, nearly or exactly, 1 if not (outliers do not count), 2 for a mistake in the flags.",
     )  # fmt: skip
-    from seedling_hf.inspection import format_inspection, inspect_folder, write_inspection
+    from seedling_hf.data.inspection import format_inspection, inspect_folder, write_inspection
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     inspection = inspect_folder(arguments.train_dir, arguments.num_threads)

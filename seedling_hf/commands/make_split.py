@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         SplitArguments, argv, prog="make_split", description="Copies class folders into train/ and val/."
     )
-    from seedling_hf.dataset import describe_splits, load_splits, picture_paths
-    from seedling_hf.splits import write_split_csv
+    from seedling_hf.data.dataset import describe_splits, load_splits, picture_paths
+    from seedling_hf.data.splits import write_split_csv
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     source, target = Path(arguments.train_dir), Path(arguments.output_dir)

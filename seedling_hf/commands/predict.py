@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seedling_hf.answers import FORMATS, Answer, AnswerWriter, format_of, format_table, open_text
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder, load_classifier
 from seedling_hf.errors import InputError
-from seedling_hf.files import replacing
+from seedling_hf.files import check_writable_folder, replacing
+from seedling_hf.inference.answers import FORMATS, Answer, AnswerWriter, format_of, format_table, open_text
+from seedling_hf.inference.classifier import InferenceArguments, load_classifier
 
 LONGEST_TABLE = 20
 MOST_FILES_NAMED = 5
@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         PredictArguments, argv, prog="predict", description="Names the species of pictures, as CSV or JSON lines."
     )
 
-    from seedling_hf.prediction import EightSymmetries, build_accelerator, name_batch
-    from seedling_hf.tiles import check_scikit_image
+    from seedling_hf.inference.prediction import EightSymmetries, build_accelerator, name_batch
+    from seedling_hf.inference.tiles import check_scikit_image
 
     if arguments.tiles:
         check_scikit_image()
@@ -127,15 +127,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def _for_pictures(arguments: PredictArguments, image_processor: Any, name: Callable) -> tuple[Any, Callable]:
     """What reads the pictures of a batch, and what answers it."""
-    from seedling_hf.prediction import PictureLoader, name_pictures
+    from seedling_hf.inference.prediction import PictureLoader, name_pictures
 
     return PictureLoader(image_processor), partial(name_pictures, name)
 
 
 def _for_trays(arguments: PredictArguments, image_processor: Any, name: Callable) -> tuple[Any, Callable]:
     """The same for photographs of trays."""
-    from seedling_hf.tiles import MIN_SIDE
-    from seedling_hf.trays import TrayLoader, draw_answer, name_plants, write_image
+    from seedling_hf.inference.tiles import MIN_SIDE
+    from seedling_hf.inference.trays import TrayLoader, draw_answer, name_plants, write_image
 
     load = TrayLoader(image_processor, arguments.min_plant_side or MIN_SIDE)
 
@@ -169,9 +169,9 @@ def _predict_listed(
     arguments: PredictArguments, accelerator: Any, load: Any, answer: Callable[[dict[str, Any]], list[Answer]]
 ) -> int | None:
     """List on the disk → the share of each process → one file."""
-    from seedling_hf.journal import Claim, Journal, Part, discard, find_equal_name, prepare
-    from seedling_hf.pictures import list_images
-    from seedling_hf.prediction import build_picture_dataloader
+    from seedling_hf.data.pictures import list_images
+    from seedling_hf.inference.journal import Claim, Journal, Part, discard, find_equal_name, prepare
+    from seedling_hf.inference.prediction import build_picture_dataloader
     from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
 
     def open_journal() -> Path:
@@ -239,8 +239,8 @@ def _predict_watched(
     """Look → answer what is new → wait, until a signal comes."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from seedling_hf.ledger import Ledger
-    from seedling_hf.pictures import list_images
+    from seedling_hf.data.pictures import list_images
+    from seedling_hf.inference.ledger import Ledger
     from seedling_hf.signals import StopSignal
 
     path = Path(arguments.output_file) if arguments.output_file else None
@@ -327,7 +327,7 @@ def _identity(arguments: PredictArguments) -> dict[str, Any]:
 def _refuse_bad_pictures(journal: Any, batches: range, accelerator: Any) -> None:
     from accelerate.utils import gather_object
 
-    from seedling_hf.pictures import find_bad_pictures
+    from seedling_hf.data.pictures import find_bad_pictures
 
     bad = find_bad_pictures(Path(file) for number in batches for file in journal[number])
     named = [f"{file} ({reason})" for file, reason in islice(bad, MOST_FILES_NAMED)]
@@ -336,7 +336,7 @@ def _refuse_bad_pictures(journal: Any, batches: range, accelerator: Any) -> None
     if count:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            from seedling_hf.journal import discard
+            from seedling_hf.inference.journal import discard
 
             discard(journal.folder)
         raise InputError(

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seedling_hf.arguments import MISSING, ArgumentGroup, AugmentationArguments, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import check_writable_folder
+from seedling_hf.files import check_writable_folder
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
     from torch import Tensor
 
-    from seedling_hf.transforms import ExampleTransform
+    from seedling_hf.data.transforms import ExampleTransform
 
 PICTURES_OF_A_CLASS, MOST_CLASSES_ON_A_SHEET = 4, 12
 OFF = {
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         PreviewArguments, argv, prog="preview_augmentation", description="Draws what training does to the pictures."
     )
-    from seedling_hf.folders import load_folders
+    from seedling_hf.data.folders import load_folders
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pictures = load_folders(arguments.train_dir)["train"]
@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def draw_class(name: str, pictures: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
     """Pictures of one class, and what the run makes of each of them epoch after epoch."""
+    from seedling_hf.data.transforms import to_rgb
     from seedling_hf.plots import plot_contact_sheet
-    from seedling_hf.transforms import to_rgb
 
     size = arguments.image_size
     flags = {key: value for key, value in asdict(arguments).items() if key in (*OFF, "randaugment_magnitude")}
@@ -101,7 +101,7 @@ def draw_each_augmentation(names: list[str], pictures: "Dataset", rows: list[int
 
 def draw_mixed_batches(pictures: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
     """A batch of one picture a class under MixUp, under CutMix, and as likely as in the run, with its labels."""
-    from seedling_hf.collator import Collator
+    from seedling_hf.data.collator import Collator
     from seedling_hf.plots import plot_contact_sheet
 
     names = pictures.features["label"].names
@@ -131,8 +131,8 @@ def draw_mixed_batches(pictures: "Dataset", rows: list[int], arguments: PreviewA
 
 def build_transform(flags: dict, arguments: PreviewArguments) -> "ExampleTransform":
     """The training transform of `flags` at the preview's size and seed."""
+    from seedling_hf.data.transforms import ExampleTransform, build_train_transform
     from seedling_hf.replknet import RepLKNetImageProcessor
-    from seedling_hf.transforms import ExampleTransform, build_train_transform
 
     mean, std = RepLKNetImageProcessor.image_mean, RepLKNetImageProcessor.image_std
     transform = build_train_transform(image_size=arguments.image_size, mean=mean, std=std, **flags)

@@ -6,8 +6,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder, load_classifier
-from seedling_hf.files import write_text
+from seedling_hf.files import check_writable_folder, write_text
+from seedling_hf.inference.classifier import InferenceArguments, load_classifier
 
 EXAMPLES_ON_THE_SHEET = 6
 
@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         ProbeArguments, argv, prog="probe", description="Measures what a model relies on and what it bears."
     )
 
-    from seedling_hf import probing
-    from seedling_hf.folders import load_folder
-    from seedling_hf.pictures import choose_evenly
+    from seedling_hf.data.folders import load_folder
+    from seedling_hf.data.pictures import choose_evenly
+    from seedling_hf.evaluation import probing
+    from seedling_hf.inference.prediction import build_accelerator
     from seedling_hf.plots import plot_contact_sheet, plot_probes
-    from seedling_hf.prediction import build_accelerator
 
     accelerator = build_accelerator(arguments.mixed_precision)
     model, image_processor, class_names = load_classifier(arguments)

@@ -47,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from huggingface_hub import HfApi
 
-    from seedling_hf.dataset import describe_splits, load_splits
-    from seedling_hf.dataset_card import find_duplicates, render_dataset_card
-    from seedling_hf.hub import explain, full_repo_id, limit_waiting, push, require_login
-    from seedling_hf.outbox import CARD, Snapshot, Target
-    from seedling_hf.splits import hash_split, write_split_csv
+    from seedling_hf.data.dataset import describe_splits, load_splits
+    from seedling_hf.data.splits import hash_split, write_split_csv
+    from seedling_hf.hub.dataset_card import find_duplicates, render_dataset_card
+    from seedling_hf.hub.outbox import CARD, Snapshot, Target
+    from seedling_hf.hub.repository import explain, full_repo_id, limit_waiting, push, require_login
 
     splits = load_splits(
         train_dir=arguments.train_dir,

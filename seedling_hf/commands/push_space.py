@@ -9,7 +9,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.outbox import Snapshot, Target, parse_hub_name
+from seedling_hf.hub.outbox import Snapshot, Target, parse_hub_name
 
 
 @dataclass(kw_only=True)
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             'expected gradio, whose version the Space gets, found none; install it by pip install "seedling-hf[demo]"'
         )
 
-    from seedling_hf.hub import explain, limit_waiting, push, require_login
-    from seedling_hf.space import write_space
+    from seedling_hf.hub.repository import explain, limit_waiting, push, require_login
+    from seedling_hf.hub.space import write_space
 
     with tempfile.TemporaryDirectory(prefix="space-") as folder:
         files = write_space(

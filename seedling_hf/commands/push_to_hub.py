@@ -10,7 +10,7 @@ import yaml
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.outbox import CARD, Outbox, Snapshot, Target, model_files
+from seedling_hf.hub.outbox import CARD, Outbox, Snapshot, Target, model_files
 
 
 @dataclass(kw_only=True)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         PushToHubArguments, argv, prog="push_to_hub", description="Pushes a model folder, or what waits in it."
     )
 
-    from seedling_hf.hub import explain, limit_waiting, push, require_login
+    from seedling_hf.hub.repository import explain, limit_waiting, push, require_login
 
     folder = Path(arguments.output_dir)
     outbox = Outbox(folder)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def write_missing_card(folder: Path) -> None:
     """Writes README.md for a RepLKNet that has none."""
-    from seedling_hf.model_card import write_card
+    from seedling_hf.hub.model_card import write_card
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "replknet" or (folder / CARD).exists():

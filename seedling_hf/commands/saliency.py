@@ -5,8 +5,9 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import InferenceArguments, check_writable_folder, load_classifier
 from seedling_hf.errors import InputError
+from seedling_hf.files import check_writable_folder
+from seedling_hf.inference.classifier import InferenceArguments, load_classifier
 
 MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
 
@@ -44,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import torch
     from PIL import Image
 
-    from seedling_hf.pictures import choose_evenly, find_bad_pictures, list_images
+    from seedling_hf.data.pictures import choose_evenly, find_bad_pictures, list_images
+    from seedling_hf.data.transforms import build_eval_transform, to_rgb
+    from seedling_hf.inference.prediction import build_accelerator, rank_species
+    from seedling_hf.interpretation.saliency import crop_to_view, overlay, saliency_maps
     from seedling_hf.plots import plot_contact_sheet, plot_saliency
-    from seedling_hf.prediction import build_accelerator, rank_species
-    from seedling_hf.saliency import crop_to_view, overlay, saliency_maps
-    from seedling_hf.transforms import build_eval_transform, to_rgb
 
     files = choose_evenly(list(list_images(arguments.images)), arguments.max_samples)
     bad = dict(find_bad_pictures(files))

@@ -19,20 +19,20 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from accelerate.utils import set_seed
     from transformers.utils.logging import disable_progress_bar
 
-    from seedling_hf.batch_size import fit_batch_size
-    from seedling_hf.checkpointing import UNSAVED_EXIT_CODE
-    from seedling_hf.dataset import describe_splits, load_splits
-    from seedling_hf.evaluation import evaluate_model, format_report, write_report
-    from seedling_hf.hub_dataset import load_streamed
-    from seedling_hf.hub_pusher import HubPusher
-    from seedling_hf.inspection import SHARED_PICTURES, report_shared_pictures
-    from seedling_hf.model_card import write_card
+    from seedling_hf.data.dataset import describe_splits, load_splits
+    from seedling_hf.data.hub_dataset import load_streamed
+    from seedling_hf.data.inspection import SHARED_PICTURES, report_shared_pictures
+    from seedling_hf.data.splits import write_split_csv
+    from seedling_hf.evaluation.report import evaluate_model, format_report, write_report
+    from seedling_hf.hub.model_card import write_card
+    from seedling_hf.hub.pusher import HubPusher
+    from seedling_hf.inference.prediction import build_accelerator, build_model
     from seedling_hf.plots import plot_curves
-    from seedling_hf.prediction import build_accelerator, build_model
-    from seedling_hf.sharding import settle_sharding
     from seedling_hf.signals import RESUMABLE_EXIT_CODE
-    from seedling_hf.splits import write_split_csv
-    from seedling_hf.training import Training, build_trainable_model, prepare_output_dir
+    from seedling_hf.training.batch_size import fit_batch_size
+    from seedling_hf.training.checkpointing import UNSAVED_EXIT_CODE
+    from seedling_hf.training.loop import Training, build_trainable_model, prepare_output_dir
+    from seedling_hf.training.sharding import settle_sharding
 
     output_dir = Path(arguments.output_dir)
     accelerator = build_accelerator(

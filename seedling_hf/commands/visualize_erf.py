@@ -8,9 +8,8 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.commands.evaluate import check_writable_folder
 from seedling_hf.errors import InputError
-from seedling_hf.files import replacing
+from seedling_hf.files import check_writable_folder, replacing
 
 PICTURES_THAT_SETTLE = 8
 
@@ -52,10 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import numpy as np
     from tqdm.auto import tqdm
 
-    from seedling_hf.erf import area_ratios, build_untrained, load_pictures, measure_erf, settle_batch_norms
-    from seedling_hf.pictures import choose_evenly, find_bad_pictures, list_images
+    from seedling_hf.data.pictures import choose_evenly, find_bad_pictures, list_images
+    from seedling_hf.inference.prediction import build_accelerator, build_model
+    from seedling_hf.interpretation.erf import (
+        area_ratios,
+        build_untrained,
+        load_pictures,
+        measure_erf,
+        settle_batch_norms,
+    )
     from seedling_hf.plots import plot_erf
-    from seedling_hf.prediction import build_accelerator, build_model
 
     files = choose_evenly(list(list_images(arguments.images)), arguments.max_samples)
     if not files:

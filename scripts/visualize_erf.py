@@ -1,9 +1,0 @@
-"""`python scripts/visualize_erf.py --model_name_or_path DIR [DIR …] --images DIR --output_dir DIR`"""
-
-import sys
-
-from seedling_hf.commands import run
-from seedling_hf.commands.visualize_erf import main
-
-if __name__ == "__main__":
-    sys.exit(run(main))

@@ -1,0 +1,134 @@
+"""Folders of class folders, or a Hub data set, become a DatasetDict; the split is drawn here.
+
+The columns are `image`, `label`, `file` and `index`, wherever the pictures come from.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from datasets import Dataset, DatasetDict, Image
+
+from seedling_hf.data.duplicates import cluster_duplicates
+from seedling_hf.data.folders import load_folders, number_rows
+from seedling_hf.data.hub_dataset import load_hub
+from seedling_hf.data.pictures import a_few
+from seedling_hf.data.splits import SPLITS, Row, choose_of_each_class, draw_validation, parse_fold, split_as_written
+from seedling_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def load_splits(
+    *,
+    train_dir: str | os.PathLike | None = None,
+    validation_dir: str | os.PathLike | None = None,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    dataset_revision: str | None = None,
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    split_strategy: str = "stratified",
+    train_val_split: float = 0.3,
+    split_seed: int = 42,
+    fold: str | None = None,
+    split_file: str | os.PathLike | None = None,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    skip_bad_pictures: bool = False,
+) -> DatasetDict:
+    """Loads the pictures of a run and splits them, the same way on every process.
+
+    Args:
+        train_dir: Class folders, or a folder with `train/`, `val/` (or `validation/`) and perhaps `test/` inside.
+        validation_dir: Class folders to validate on; without it, and without `val/`, a part of `train_dir` is.
+        dataset_name: A Hub data set instead.
+        dataset_config_name: Its configuration.
+        dataset_revision: Its branch, tag or commit.
+        image_column_name: Its column of pictures.
+        label_column_name: Its column of classes.
+        split_strategy: `stratified`: the share of each class; `grouped`: the same as far as clusters of near-duplicates
+            allow, which stay on one side (every picture is decoded for that); `random`: as the tutorial draws it,
+            scikit-learn's `train_test_split` of the sorted files; `mle_bench`: the 14 % of MLE-bench's test set.
+        train_val_split: Share of the pictures that validates.
+        split_seed: Seed of the split; not the run's, so that runs of several seeds are judged on the same pictures.
+        fold: `i/n`: instead of a share, fold i (from 1) of n validates; `stratified` or `grouped`.
+        split_file: A split.csv that says for each file where it belongs.
+        max_train_samples: Use at most so many training pictures, evenly from the classes.
+        max_eval_samples: Use at most so many validation pictures, evenly from the classes.
+        skip_bad_pictures: Leave out pictures that cannot be decoded.
+
+    Returns:
+        `train`, `validation` and perhaps `test`; columns `image`, `label` (ClassLabel, names in byte order), `file`
+        and `index` (row number in its split).
+
+    Raises:
+        InputError: for a missing folder, fewer than two classes, an empty class, a class that is in validation only, or
+            pictures that cannot be decoded, by name.
+    """
+    if fold is not None:
+        parse_fold(fold, split_strategy)
+    if dataset_name is not None:
+        pools = load_hub(
+            dataset_name, dataset_config_name, dataset_revision, image_column_name, label_column_name, skip_bad_pictures
+        )
+    else:
+        pools = load_folders(train_dir, validation_dir, skip_bad_pictures=skip_bad_pictures)
+    members = {split: list(range(len(pool))) for split, pool in pools.items()}
+    if "validation" not in pools:
+        pool, rows = pools["train"], _rows(pools["train"])
+        if split_file is not None:
+            split_of = split_as_written(rows, split_file, ignore_test="test" in pools)
+        else:
+            clusters = None
+            if split_strategy == "grouped":
+                clusters = dict(zip(rows, cluster_duplicates(picture_sources(pool)), strict=True))
+            chosen = draw_validation(rows, split_strategy, train_val_split, split_seed, fold=fold, clusters=clusters)
+            split_of = dict.fromkeys(rows, "train") | dict.fromkeys(chosen, "validation")
+        for split in {"train", "validation"} | set(split_of.values()):
+            pools[split] = pool
+            members[split] = [i for i, row in enumerate(rows) if split_of.get(row) == split]
+    elif split_file is not None or fold is not None:
+        flag = "--split_file" if split_file is not None else "--fold"
+        raise InputError(f"expected {flag} for pictures in one place, found a validation split beside them")
+    for split, limit in (("train", max_train_samples), ("validation", max_eval_samples)):
+        if limit is not None:
+            labels = pools[split].select(members[split])["label"]
+            members[split] = [members[split][i] for i in choose_of_each_class(list(labels), limit, split_seed)]
+        if not members[split]:
+            raise InputError(f"expected pictures for {split}, found none; change --train_val_split or add pictures")
+    splits = DatasetDict({name: number_rows(pools[name], members[name]) for name in SPLITS if name in pools})
+    names = splits["train"].features["label"].names
+    untrained = sorted(set(names) - {names[i] for i in set(splits["train"]["label"])})
+    if untrained:
+        logger.warning("no picture is left to train these classes: %s", a_few(untrained))
+    return splits
+
+
+def picture_paths(dataset: Dataset) -> list[str]:
+    """Where the pictures of a dataset lie, in its order."""
+    return [image["path"] for image in dataset.cast_column("image", Image(decode=False))["image"]]
+
+
+def picture_sources(dataset: Dataset) -> Iterator[str | bytes]:
+    """The pictures of a dataset as they are stored, in its order: paths, or bytes where they are in the data set."""
+    for batch in dataset.select_columns("image").cast_column("image", Image(decode=False)).iter(256):
+        for image in batch["image"]:
+            yield image["path"] if image["bytes"] is None else image["bytes"]
+
+
+def describe_splits(splits: Mapping[str, Dataset]) -> str:
+    """A table of pictures a class and split."""
+    names = next(iter(splits.values())).features["label"].names
+    counts = {split: Counter(rows["label"]) for split, rows in splits.items()}
+    width = max(len("total"), *map(len, names))
+    lines = [f"{'':{width}}" + "".join(f"{split:>12}" for split in splits)]
+    lines += [f"{name:{width}}" + "".join(f"{counts[s][i]:12,}" for s in splits) for i, name in enumerate(names)]
+    lines.append(f"{'total':{width}}" + "".join(f"{len(splits[s]):12,}" for s in splits))
+    return "\n".join(lines)
+
+
+def _rows(pool: Dataset) -> list[Row]:
+    names = pool.features["label"].names
+    return [(file, names[i]) for file, i in zip(pool["file"], pool["label"], strict=True)]

@@ -1,0 +1,242 @@
+"""What is wrong or odd with a tree of pictures: corrupt files, duplicates, two classes for one, outliers; as a page.
+
+The page needs nothing but itself: its pictures are inside, scaled down.
+"""
+
+import base64
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from jinja2 import Environment
+from PIL import Image, ImageOps
+
+from seedling_hf.data.dataset import picture_sources
+from seedling_hf.data.duplicates import (
+    Fingerprints,
+    connect,
+    find_exact_duplicates,
+    find_near_duplicates,
+    fingerprint_pictures,
+)
+from seedling_hf.data.folders import find_pictures
+from seedling_hf.data.pictures import find_bad_pictures
+from seedling_hf.data.transforms import to_rgb
+from seedling_hf.files import write_text
+
+MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which a picture is an outlier
+MOST_COMPARED = 20_000  # pictures that training compares at its start; more would take minutes
+MOST_SHOWN = 200  # entries of a section of the page
+PREVIEW_SIDE = 150  # pixels
+SHARED_PICTURES = "near_duplicates.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found, ready for JSON; pictures are files relative to the folder.
+
+    Attributes:
+        folder: The tree.
+        num_pictures: Files that look like pictures.
+        classes: Pictures of each class that can be decoded, by split.
+        corrupt: `file` and `reason` of each that cannot be decoded.
+        exact_duplicates: Groups of files with the same decoded pixels.
+        near_duplicates: `files`, `distance` (bits of 64) and `correlation` of each pair, the most alike first.
+        in_two_classes: Files of each cluster of exact and near-duplicates that lies in several classes.
+        in_two_splits: Likewise in several splits, where these have folders of their own.
+        outliers: `file`, `what` (width, height, red, green, blue), its `value` and the `median`, and how many
+            `deviations` it is away; a hint, no fault.
+    """
+
+    folder: str
+    num_pictures: int
+    classes: dict[str, dict[str, int]]
+    corrupt: list[dict[str, str]]
+    exact_duplicates: list[list[str]]
+    near_duplicates: list[dict[str, Any]]
+    in_two_classes: list[list[str]]
+    in_two_splits: list[list[str]]
+    outliers: list[dict[str, Any]]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether every picture can be decoded and none is there twice; outliers are nobody's fault."""
+        return not (self.corrupt or self.exact_duplicates or self.near_duplicates)
+
+
+def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) -> Inspection:
+    """Decodes and compares all pictures of class folders, or of `train/`, `val/` and `test/` with class folders inside.
+
+    Args:
+        folder: The tree.
+        num_threads: Threads that decode (default: as many as cores may be used).
+
+    Raises:
+        InputError: for a missing folder, or a class folder without pictures.
+    """
+    folder = Path(folder)
+    found = [(path, label, split) for split, rows in find_pictures(folder).items() for path, (_, label) in rows]
+    corrupt = dict(find_bad_pictures(path for path, _, _ in found))
+    good = [entry for entry in found if entry[0] not in corrupt]
+    files = [str(path.relative_to(folder)) for path, _, _ in good]
+    labels, splits = [label for _, label, _ in good], [split for _, _, split in good]
+
+    fingerprints = fingerprint_pictures((path for path, _, _ in good), num_threads)
+    exact, near = find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints)
+    clusters: dict[int, list[int]] = {}
+    for i, cluster in enumerate(connect(len(files), exact, near)):
+        clusters.setdefault(cluster, []).append(i)
+
+    def in_several(values: Sequence[str]) -> list[list[str]]:
+        return [[files[i] for i in c] for c in clusters.values() if len({values[i] for i in c}) > 1]
+
+    counts = Counter(zip(splits, labels, strict=True))
+    return Inspection(
+        folder=str(folder),
+        num_pictures=len(found),
+        classes={
+            split: {label: counts[split, label] for label in sorted({label for _, label, _ in found})}
+            for split in dict.fromkeys(split for _, _, split in found)
+        },
+        corrupt=[{"file": str(path.relative_to(folder)), "reason": reason} for path, reason in corrupt.items()],
+        exact_duplicates=[[files[i] for i in group] for group in exact],
+        near_duplicates=[
+            {
+                "files": [files[pair.first], files[pair.second]],
+                "distance": pair.distance,
+                "correlation": round(pair.correlation, 4),
+            }
+            for pair in near
+        ],
+        in_two_classes=in_several(labels),
+        in_two_splits=in_several(splits),
+        outliers=_find_outliers(files, fingerprints),
+    )
+
+
+def write_inspection(inspection: Inspection, output_dir: str | os.PathLike) -> None:
+    """Writes inspection.json, with all that was found, and inspection.html, with its pictures inside."""
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    values = asdict(inspection) | {"is_clean": inspection.is_clean}
+    write_text(output_dir / "inspection.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(output_dir / "inspection.html", render_page(inspection))
+
+
+def format_inspection(inspection: Inspection) -> str:
+    """The counts in a few lines."""
+    counts = {
+        "pictures": inspection.num_pictures,
+        "corrupt files": len(inspection.corrupt),
+        "groups of exact duplicates (same decoded pixels)": len(inspection.exact_duplicates),
+        "pairs of near-duplicates": len(inspection.near_duplicates),
+        "of them in two classes": len(inspection.in_two_classes),
+        "of them in two splits": len(inspection.in_two_splits),
+        "outliers in size or colour": len({outlier["file"] for outlier in inspection.outliers}),
+    }
+    return "\n".join(f"{name:50} {count:7,}" for name, count in counts.items())
+
+
+def render_page(inspection: Inspection) -> str:
+    """The inspection as one HTML page that loads nothing from anywhere."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        inspection=inspection,
+        most=MOST_SHOWN,
+        deviations=MAX_DEVIATIONS,
+        preview=lambda file: _preview(Path(inspection.folder, file)),
+    )
+
+
+def find_shared_pictures(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]:
+    """The validation pictures that are in training too, nearly or exactly: their files, each with one in training."""
+    train, validation = splits["train"], splits["validation"]
+    fingerprints = fingerprint_pictures(source for split in (train, validation) for source in picture_sources(split))
+    exact, near = find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints)
+    clusters = connect(len(fingerprints), exact, near)
+    in_training = dict(zip(reversed(clusters[: len(train)]), reversed(train["file"]), strict=True))
+    return [
+        (file, in_training[cluster])
+        for file, cluster in zip(validation["file"], clusters[len(train) :], strict=True)
+        if cluster in in_training
+    ]
+
+
+def report_shared_pictures(splits: Mapping[str, Dataset], path: Path, *, look: bool = True) -> None:
+    """Warns once of validation pictures that are in training too, and writes them down for the card.
+
+    Args:
+        splits: `train` and `validation`.
+        path: JSON file; where nothing was compared there is none.
+        look: Whether to compare at all.
+    """
+    path.unlink(missing_ok=True)
+    count = len(splits["train"]) + len(splits["validation"])
+    if not look:
+        return
+    if count > MOST_COMPARED:
+        logger.info(
+            "near-duplicates of validation pictures in training were not looked for: %d pictures are more than %d; "
+            "inspect_dataset finds them", count, MOST_COMPARED,
+        )  # fmt: skip
+        return
+    pairs = find_shared_pictures(splits)
+    values = {
+        "validation_pictures": len(splits["validation"]),
+        "pairs": [{"validation": ours, "training": theirs} for ours, theirs in pairs],
+    }
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    if pairs:
+        shown = ", ".join(f"{ours} (as {theirs})" for ours, theirs in pairs[:3])
+        logger.warning(
+            "%d of %d validation pictures are nearly in training too: %s%s; --split_strategy grouped keeps such "
+            "pictures on one side",
+            len(pairs), len(splits["validation"]), shown, f" and {len(pairs) - 3} more" if len(pairs) > 3 else "",
+        )  # fmt: skip
+
+
+def _find_outliers(files: Sequence[str], fingerprints: Fingerprints) -> list[dict[str, Any]]:
+    """Pictures far from the median, in deviations that outliers hardly move (1.4826 times the median of them)."""
+    if not files:
+        return []
+    values = {
+        "width": fingerprints.sizes[:, 0], "height": fingerprints.sizes[:, 1],
+        **{name: fingerprints.colors[:, channel] for channel, name in enumerate(("red", "green", "blue"))},
+    }  # fmt: skip
+    outliers = []
+    for what, column in values.items():
+        # Sides are compared by their ratio, and one that differs by less than a tenth is none where most are equal.
+        scale, least = (np.log(column), 0.1) if what in ("width", "height") else (column, 0.01)
+        distance = np.abs(scale - np.median(scale))
+        deviations = distance / max(1.4826 * float(np.median(distance)), least / MAX_DEVIATIONS)
+        outliers += [
+            {
+                "file": files[i],
+                "what": what,
+                "value": round(float(column[i]), 4),
+                "median": round(float(np.median(column)), 4),
+                "deviations": round(float(deviations[i]), 1),
+            }
+            for i in np.flatnonzero(deviations > MAX_DEVIATIONS)
+        ]
+    return sorted(outliers, key=lambda outlier: -outlier["deviations"])
+
+
+def _preview(path: Path) -> str:
+    with Image.open(path) as image:
+        image = to_rgb(ImageOps.exif_transpose(image))
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    stream = BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

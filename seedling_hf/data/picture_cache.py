@@ -1,0 +1,178 @@
+"""Pictures decoded once and kept on the disk, so that an epoch reads pixels instead of decoding files.
+
+A cache is an Arrow file of `datasets`, memory-mapped and shared by all runs and processes that need the same. Its key
+is made of the pictures themselves (path, size and time of change, or the bytes where a data set holds them) and of what
+was done to them. `Dataset.from_generator` writes it under a lock into a folder of another name, which is renamed when
+it is whole: of all processes the first to come writes, the others wait, and what a killed one has left is never read.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from datasets.exceptions import DatasetGenerationError
+from PIL import Image as PILImage
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from seedling_hf.data.transforms import build_eval_transform, to_rgb
+from seedling_hf.errors import InputError
+
+FORMAT_VERSION = 2
+# 64-bit offsets, since 2 GB are soon reached by large pictures.
+FEATURES = Features({"data": Value("large_binary"), "shape": List(Value("int32"))})
+ROWS_IN_MEMORY = 32
+
+logger = logging.getLogger(__name__)
+
+
+def cache_training_pictures(split: Dataset, side: int, image_processor: BaseImageProcessor) -> Dataset:
+    """The pictures of a split in RGB, shrunk once and kept decoded, for `FromCache`.
+
+    Args:
+        split: Columns `image`, `label` and `index`.
+        side: Shorter side in pixels to which larger pictures are shrunk (bicubic, antialiased); others stay as they
+            are.
+        image_processor: Tells the size of the pictures that a model is trained on.
+
+    Returns:
+        Columns `data` (H × W × 3 bytes), `shape`, `label` and `index`, memory-mapped.
+
+    Raises:
+        InputError: if it cannot be written, or `side` is below the size of the pictures that a model is trained on.
+    """
+    least = image_processor.crop_size["height"]
+    if side < least:
+        raise InputError(
+            f"expected --cache_pictures of at least {least}, the side of the pictures in training, found {side}; raise "
+            "it"
+        )
+    what = f"training pictures, shorter side at most {side} pixels"
+    return _cache(split, partial(_shrink, side=side), ["shrunk", side], what, "train")
+
+
+def cache_validation_pictures(split: Dataset, image_processor: BaseImageProcessor) -> Dataset:
+    """What `image_processor` makes of the pictures of a split, to the last bit, for `PreparedTransform`.
+
+    Args:
+        split: Columns `image`, `label` and `index`.
+        image_processor: What evaluation uses.
+
+    Returns:
+        Columns `data` (3 × H × W float32), `shape`, `label` and `index`, memory-mapped.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    prepare = build_eval_transform(image_processor)
+    settings = ["prepared", json.loads(image_processor.to_json_string())]
+    what = "validation pictures as the model sees them"
+    return _cache(split, lambda image: prepare(image).numpy(), settings, what, "validation")
+
+
+class FromCache:
+    """Gives a transform the rows of `cache_training_pictures`, their pictures as (3, H, W) bytes.
+
+    Args:
+        transform: Takes rows with `image`, such as `ExampleTransform`.
+    """
+
+    def __init__(self, transform: Callable[[dict[str, list[Any]]], dict[str, list[Any]]]) -> None:
+        self.transform = transform
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        images = [image.permute(2, 0, 1) for image in _tensors(rows, torch.uint8)]
+        return self.transform({"image": images, "label": rows["label"], "index": rows["index"]})
+
+
+class PreparedTransform:
+    """Makes examples of the rows of `cache_validation_pictures`."""
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"pixel_values": _tensors(rows, torch.float32), "labels": rows["label"], "index": rows["index"]}
+
+
+def _tensors(rows: dict[str, list[Any]], dtype: torch.dtype) -> list[Tensor]:
+    # A bytearray, since a tensor may be written to and bytes may not.
+    arrays = zip(rows["data"], rows["shape"], strict=True)
+    return [torch.frombuffer(bytearray(data), dtype=dtype).view(shape) for data, shape in arrays]
+
+
+def _shrink(image: PILImage.Image, side: int) -> np.ndarray:
+    shorter = min(image.size)
+    if shorter > side:
+        width, height = (round(length * side / shorter) for length in image.size)
+        image = image.resize((width, height), PILImage.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _cache(
+    split: Dataset, make: Callable[[PILImage.Image], np.ndarray], settings: list[Any], what: str, name: str
+) -> Dataset:
+    pictures = split.select_columns("image").cast_column("image", Image(decode=False))
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "seedling_hf")
+    started, written = time.perf_counter(), []
+
+    def generate() -> Iterator[dict[str, Any]]:
+        written.append(True)
+        yield from _arrays(pictures, make)
+
+    try:
+        cached = Dataset.from_generator(
+            generate, features=FEATURES, cache_dir=str(folder), fingerprint=_key(pictures, settings),
+            writer_batch_size=ROWS_IN_MEMORY, split=name,
+        )  # fmt: skip
+    except (DatasetGenerationError, OSError) as error:
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        raise InputError(
+            f"expected to keep {len(split):,} decoded pictures in {folder}, found: {reason}; make room there, name "
+            "another folder by the variable HF_DATASETS_CACHE, or leave out --cache_pictures"
+        ) from error
+    megabytes = sum(os.path.getsize(file["filename"]) for file in cached.cache_files) / 1e6
+    logger.info(
+        "%s %s %s: %.0f MB %s", "decoded" if written else "found", f"{len(cached):,}", what, megabytes,
+        f"written to {folder} in {time.perf_counter() - started:.0f} s" if written else f"in {folder}",
+    )  # fmt: skip
+    for column in ("label", "index"):
+        cached = cached.add_column(column, list(split[column]), feature=split.features[column])
+    return cached
+
+
+def _key(pictures: Dataset, settings: list[Any]) -> str:
+    versions = [version(name) for name in ("pillow", "torchvision", "transformers")]
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, versions, settings], sort_keys=True).encode())
+    for image in _rows(pictures):
+        if image["bytes"] is None:
+            path = os.path.abspath(image["path"])
+            status = os.stat(path)
+            digest.update(json.dumps([path, status.st_size, status.st_mtime_ns]).encode())
+        else:
+            digest.update(hashlib.sha256(image["bytes"]).digest())
+    return digest.hexdigest()[:32]
+
+
+def _rows(pictures: Dataset) -> Iterable[dict[str, Any]]:
+    for batch in pictures.iter(256):
+        yield from batch["image"]
+
+
+def _arrays(pictures: Dataset, make: Callable[[PILImage.Image], np.ndarray]) -> Iterator[dict[str, Any]]:
+    decode = Image().decode_example
+    num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Threads, because decoding and resizing run outside of Python's lock.
+    with ThreadPoolExecutor(num_threads) as pool:
+        for batch in pictures.iter(ROWS_IN_MEMORY):
+            for array in pool.map(lambda image: make(to_rgb(decode(image))), batch["image"]):
+                yield {"data": array.tobytes(), "shape": list(array.shape)}

@@ -1,0 +1,157 @@
+"""Training pictures that are too many for one disk, read from the Hub as they are needed, from any place on.
+
+A pass reads the shards of the data set in an order that depends on (seed, epoch) alone, dealt to the processes; where
+there are fewer shards than processes, each process reads all of them and takes its share of the rows. Within a shard
+pictures are shuffled block by block, so a place in the stream is four numbers, and to go on from it one shard is opened
+and its rows before the block are read past, undecoded: nothing else is repeated.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Image, IterableDataset
+from torch import Tensor
+
+from seedling_hf.data.collator import Collator
+from seedling_hf.data.transforms import ExampleTransform
+from seedling_hf.errors import InputError
+
+BLOCK = 1024  # encoded pictures that are held and shuffled
+ROWS_OF_A_SHARD = 10**9  # more than any has, to number the pictures of all shards
+
+
+class Place(NamedTuple):
+    """Where a process is in the stream: the next picture is number `offset` of the block that begins at row `start`.
+
+    Attributes:
+        epoch: Pass.
+        shard: Place in the order of this process's shards.
+        start: Row of the shard, of those that are this process's.
+        offset: Pictures of the block that are done.
+    """
+
+    epoch: int = 0
+    shard: int = 0
+    start: int = 0
+    offset: int = 0
+
+
+class PictureStream(torch.utils.data.IterableDataset):
+    """Batches of one process, pass after pass without end, for a DataLoader with `batch_size=None`.
+
+    Args:
+        dataset: A streamed data set with columns `image`, undecoded, and `label`.
+        transform: Of the training pictures.
+        collator: Makes batches.
+        batch_size: Pictures in a batch.
+        seed: With the epoch, all that the order depends on.
+        process_index: This process's number.
+        num_processes: Number of processes.
+        skip_bad_pictures: Leave out pictures that cannot be decoded.
+    """
+
+    def __init__(
+        self, dataset: IterableDataset, transform: ExampleTransform, collator: Collator, *, batch_size: int, seed: int,
+        process_index: int = 0, num_processes: int = 1, skip_bad_pictures: bool = False,
+    ) -> None:  # fmt: skip
+        self.dataset, self.transform, self.collator = dataset, transform, collator
+        self.batch_size, self.seed, self.skip_bad_pictures = batch_size, seed, skip_bad_pictures
+        self.process_index, self.num_processes = process_index, num_processes
+        self.place = Place()
+        self.decode = Image().decode_example
+
+    def set_place(self, place: Place) -> None:
+        """The next iteration goes on from there. Call it before the loader starts its worker, which gets a copy."""
+        self.place = Place(*place)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches as the collator makes them, with `place`: where the next one begins. A mistake comes as `error`."""
+        examples: list[dict[str, Any]] = []
+        try:
+            for example, place in self._examples():
+                examples.append(example)
+                if len(examples) == self.batch_size:
+                    yield self.collator(examples) | {"place": place}
+                    examples = []
+        except InputError as error:  # a worker would wrap it in its traceback
+            yield {"error": str(error)}
+
+    def describe(self, index: int) -> str:
+        """What to call a picture, by its `index`."""
+        shard, row = divmod(index, ROWS_OF_A_SHARD)
+        return f"row {row} of shard {shard}"
+
+    def _examples(self) -> Iterator[tuple[dict[str, Any], Place]]:
+        place = self.place
+        while True:
+            self.transform.set_epoch(place.epoch)
+            self.collator.set_epoch(place.epoch)
+            found, shards = place != Place(place.epoch), self._shards(place.epoch)  # what is left of a pass may be none
+            for number in range(place.shard, len(shards)):
+                rows = self._rows(shards[number])
+                next(islice(rows, place.start, place.start), None)
+                while block := list(islice(rows, BLOCK)):
+                    for done, i in enumerate(self._order(place, shards[number], len(block)), 1):
+                        if done > place.offset and (example := self._example(shards[number], *block[i])):
+                            found = True
+                            yield example, place._replace(offset=done)
+                    place = place._replace(start=place.start + len(block), offset=0)
+                place = Place(place.epoch, number + 1)
+            if not found:
+                raise InputError(
+                    "expected training pictures that can be decoded in the stream, found none in a whole pass for "
+                    f"process {self.process_index}; look at the data set"
+                )
+            place = Place(place.epoch + 1)
+
+    def _shards(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.dataset.num_shards, generator=generator).tolist()
+        return order if self._shares_shards else order[self.process_index :: self.num_processes]
+
+    @property
+    def _shares_shards(self) -> bool:
+        return self.dataset.num_shards < self.num_processes
+
+    def _rows(self, shard: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of a shard that are this process's, with their numbers."""
+        rows = enumerate(self.dataset.shard(self.dataset.num_shards, shard))
+        return islice(rows, self.process_index, None, self.num_processes) if self._shares_shards else rows
+
+    def _order(self, place: Place, shard: int, size: int) -> list[int]:
+        seed = hash((self.seed, place.epoch, shard, place.start)) % 2**63  # of numbers, so the same in every process
+        return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def _example(self, shard: int, number: int, row: dict[str, Any]) -> dict[str, Any] | None:
+        index = shard * ROWS_OF_A_SHARD + number
+        try:
+            if row["label"] is None or row["label"] < 0:
+                raise ValueError("it has no label")
+            image = self.decode(row["image"])
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            if self.skip_bad_pictures:
+                return None
+            raise InputError(
+                f"expected pictures that can be decoded, found {row['image'].get('path') or self.describe(index)}: "
+                f"{error}; repair it, or leave such pictures out by --skip_bad_pictures"
+            ) from error
+        values = self.transform({"image": [image], "label": [row["label"]], "index": [index]})
+        return {name: value[0] for name, value in values.items()}
+
+
+def pop_place(batches: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Tensor]], Place]:
+    """The batches of a step without their places, and where the next step begins.
+
+    Raises:
+        InputError: that the stream met.
+    """
+    group, place = [], None
+    for batch in batches:
+        if "error" in batch:
+            raise InputError(batch["error"])
+        place = Place(*batch.pop("place"))
+        group.append(batch)
+    return group, place

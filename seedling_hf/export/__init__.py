@@ -1,0 +1,1 @@
+"""A model in another format: `conversion` reads the authors' checkpoints, `programs` writes ONNX and torch.export."""

@@ -1,0 +1,146 @@
+"""The card of a data set: classes, split, pictures that are there twice, licence."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from datasets import Dataset, DatasetDict
+from huggingface_hub import DatasetCardData
+
+from seedling_hf.hub.cards import describe_split, escape_cell
+
+MOST_LISTED = 50
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+
+
+class Picture(NamedTuple):
+    """Where a picture is, and as what."""
+
+    split: str
+    file: str
+    label: str
+
+
+def find_duplicates(splits: Mapping[str, Dataset]) -> list[list[Picture]]:
+    """Groups of pictures that are equal in every pixel, whatever the files are called and how they are packed."""
+    groups: dict[bytes, list[Picture]] = defaultdict(list)
+    for split, dataset in splits.items():
+        names = dataset.features["label"]
+        for row in dataset:
+            pixels = row["image"].convert("RGB")
+            digest = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).digest()
+            groups[digest].append(Picture(split, row["file"], names.int2str(row["label"])))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def render_dataset_card(
+    splits: DatasetDict,
+    repo_id: str,
+    *,
+    split_hash: str,
+    duplicates: Sequence[Sequence[Picture]],
+    arguments: Mapping[str, Any],
+) -> str:
+    """The text of the card.
+
+    Args:
+        splits: As `dataset.load_splits` gives them.
+        repo_id: Where the data set is published.
+        split_hash: As `dataset.hash_split` gives it.
+        duplicates: As `find_duplicates` gives them.
+        arguments: The flags that drew the split, and `license` and `source`.
+    """
+    total = sum(map(len, splits.values()))
+    data = DatasetCardData(
+        license=arguments["license"],
+        task_categories=["image-classification"],
+        pretty_name=repo_id.split("/")[-1],
+        size_categories=next((name for most, name in _SIZES.items() if total < most), "n>1M"),
+        tags=["plants", "seedlings"],
+    )
+    source = f"\n\nSource: {arguments['source']}" if arguments["source"] else ""
+    return f"""---
+{data.to_yaml()}
+---
+
+# {repo_id.split("/")[-1]}
+
+<!-- Each push writes the parts between the marks anew; what stands outside of them is yours and stays. -->
+
+<!-- begin content -->
+{total:,} pictures of plant seedlings of {len(_class_names(splits))} species, as they are in the files, with the split
+that they were published with.{source}
+
+{_class_table(splits)}
+
+Columns: `image`, `label`, and `file`, the path of the picture in the folder that was published.
+<!-- end content -->
+
+<!-- begin use -->
+## Use
+
+```python
+from datasets import load_dataset
+
+splits = load_dataset("{repo_id}")
+```
+
+`seedling-hf train --dataset_name {repo_id}` trains on it.
+<!-- end use -->
+
+<!-- begin split -->
+## Split
+
+{describe_split(arguments)}
+
+Its SHA-256 is `{split_hash}`, the same as in the card of a model that was trained on it; split.csv lists its files.
+<!-- end split -->
+
+<!-- begin duplicates -->
+## Pictures that are there twice
+
+{_describe_duplicates(duplicates)}
+<!-- end duplicates -->
+
+<!-- begin licence -->
+## Licence
+
+{arguments["license"]}
+<!-- end licence -->
+"""
+
+
+def _class_names(splits: DatasetDict) -> list[str]:
+    return splits["train"].features["label"].names
+
+
+def _class_table(splits: DatasetDict) -> str:
+    columns = {split: rows["label"] for split, rows in splits.items()}
+    lines = [f"| species | {' | '.join(columns)} |", "|:--|" + "--:|" * len(columns)]
+    for number, name in enumerate(_class_names(splits)):
+        counts = " | ".join(f"{list(labels).count(number):,}" for labels in columns.values())
+        lines.append(f"| {escape_cell(name)} | {counts} |")
+    lines.append(f"| all | {' | '.join(f'{len(labels):,}' for labels in columns.values())} |")
+    return "\n".join(lines)
+
+
+def _describe_duplicates(duplicates: Sequence[Sequence[Picture]]) -> str:
+    if not duplicates:
+        return "No two pictures are equal in every pixel; pictures that are nearly equal were not looked for."
+    across = sum(len({picture.split for picture in group}) > 1 for group in duplicates)
+    contradicting = sum(len({picture.label for picture in group}) > 1 for group in duplicates)
+    lines = [
+        f"Pictures that are there more than once, equal in every pixel: {len(duplicates)}; in more than one split: "
+        f"{across}; under more than one species: {contradicting}. Nothing was taken out. Pictures that are nearly "
+        "equal were not looked for.",
+        "",
+        "| files | splits |",
+        "|:--|:--|",
+    ]
+    for group in duplicates[:MOST_LISTED]:
+        files = ", ".join(escape_cell(picture.file) for picture in group)
+        lines.append(f"| {files} | {', '.join(picture.split for picture in group)} |")
+    if len(duplicates) > MOST_LISTED:
+        lines += ["", f"… and {len(duplicates) - MOST_LISTED} more."]
+    return "\n".join(lines)

@@ -1,0 +1,203 @@
+"""The card of a model: `model_card.md`, filled with what the files of the run say and nothing else."""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined, Template
+from safetensors import safe_open
+
+from seedling_hf.data.splits import hash_split
+from seedling_hf.evaluation.metrics import PLANT_SEEDLINGS
+from seedling_hf.files import write_text
+from seedling_hf.hub.cards import check_card, count_split, describe_split, escape_cell, merge_cards
+from seedling_hf.hub.outbox import CARD, model_files, parse_hub_name
+
+NUM_WEAKEST = 3
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def write_card(output_dir: str | os.PathLike, *, results: bool = True) -> Path:
+    """Writes the card of a model folder, README.md; what people wrote into one that is there stays.
+
+    Args:
+        output_dir: A model folder; of the other files of a run, what is missing is left out of the card.
+        results: Whether report and timing belong to these weights.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: if the files hold what makes no card that the Hub takes.
+    """
+    path = Path(output_dir) / CARD
+    text = render_card(output_dir, results=results)
+    if path.exists():
+        text = merge_cards(path.read_text(encoding="utf-8"), text)
+    check_card(text)
+    write_text(path, text)
+    return path
+
+
+def render_card(output_dir: str | os.PathLike, *, results: bool = True) -> str:
+    """The text of the card, as `write_card` would write it into a folder without one."""
+    return load_template().render(card_values(Path(output_dir), results=results))
+
+
+def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
+    """What the template needs, by name; None for what the run has not."""
+    config = _read_json(folder / "config.json")
+    processor = _read_json(folder / "preprocessor_config.json")
+    report = _read_json(folder / "report.json") if results else None
+    training = _read_json(folder / "train_results.json") if results else None
+    arguments_text = _read_text(folder / "arguments.yaml")
+    arguments = yaml.safe_load(arguments_text) or {}
+    records = _read_text(folder / "metrics.jsonl").splitlines()
+    class_names = _class_names(config)
+
+    repo_id = arguments.get("hub_model_id") or folder.resolve().name
+    model_name = repo_id.split("/")[-1]
+    dataset, data_name = _names_of_data(arguments, report)
+    base_model, _ = parse_hub_name(arguments.get("model_name_or_path") or "") or (None, None)
+    weakest = sorted(report["per_class"].items(), key=lambda item: item[1]["f1"])[:NUM_WEAKEST] if report else []
+    card_data = ModelCardData(
+        language="en",
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=[config["architecture"] if _is_timm(config) else "replknet", "seedlings", "plants"],
+        datasets=[arguments["dataset_name"]] if arguments.get("dataset_name") else None,
+        base_model=base_model,
+        metrics=["accuracy", "f1"] if report else None,
+        model_name=model_name if report else None,  # of the results
+        eval_results=_eval_results(report, arguments, dataset) if report else None,
+    )
+    return {
+        "card_data": card_data.to_yaml(),
+        "model_name": model_name,
+        "address": arguments.get("hub_model_id") or str(folder),
+        "config": config,
+        "class_names": class_names,
+        "image_size": _image_size(processor or {}),
+        "num_parameters": _count_parameters(folder),
+        "start": _describe_start(arguments, base_model),
+        "arguments_text": arguments_text.strip(),
+        "report": report,
+        "data_name": data_name,
+        "weakest": weakest,
+        "training": training,
+        "versions": ((report or {}).get("provenance") or training or {}).get("versions", {}),
+        "shared_pictures": _read_json(folder / "near_duplicates.json"),
+        "last_record": json.loads(records[-1]) if records else None,
+        "is_plant_seedlings": set(class_names) <= PLANT_SEEDLINGS,
+        **_split_values(folder / "split.csv", arguments),
+    }
+
+
+@cache
+def load_template() -> Template:
+    """model_card.md, from beside this module (as installed) or from the root of the repository."""
+    here = Path(__file__).resolve().parent
+    path = next(p for p in (here / "model_card.md", here.parents[1] / "model_card.md") if p.is_file())
+    # A name that is missing is an error, not nothing.
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters |= {"cell": escape_cell, "percent": _percent, "duration": _duration}
+    return environment.from_string(path.read_text(encoding="utf-8"))
+
+
+def _eval_results(report: dict[str, Any], arguments: dict[str, Any], dataset: str) -> list[EvalResult]:
+    where = {
+        "task_type": "image-classification",
+        "task_name": "Image Classification",
+        "dataset_type": arguments.get("dataset_name") or "imagefolder",
+        "dataset_name": dataset,
+        "dataset_config": arguments.get("dataset_config_name"),
+        "dataset_revision": arguments.get("dataset_revision"),
+    }
+    return [
+        EvalResult(**where, metric_type="accuracy", metric_name="Accuracy", metric_value=report["accuracy"]),
+        EvalResult(
+            **where, metric_type="f1", metric_name="Macro-F1", metric_value=report["macro_f1"],
+            metric_args={"average": "macro"},
+        ),
+    ]  # fmt: skip
+
+
+def _names_of_data(arguments: dict[str, Any], report: dict[str, Any] | None) -> tuple[str, str | None]:
+    """The data set by name, and what the report says it is about, without the folders of this machine."""
+    folder = arguments.get("train_dir")
+    dataset = arguments.get("dataset_name") or (Path(folder).name if folder else "seedlings")
+    data_name = report and (report.get("provenance") or {}).get("data", "labelled pictures")
+    return dataset, data_name.replace(folder, dataset) if data_name and folder else data_name
+
+
+def _split_values(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    if not path.exists():
+        return {"counts": None, "split_hash": None, "split_description": None}
+    return {
+        "counts": count_split(path),
+        "split_hash": hash_split(path),
+        "split_description": describe_split(arguments),
+    }
+
+
+def _describe_start(arguments: dict[str, Any], base_model: str | None) -> str | None:
+    if base_model:
+        return f"[{base_model}](https://huggingface.co/{base_model})"
+    if arguments.get("model_name_or_path"):
+        return f"a model folder, {escape_cell(arguments['model_name_or_path'])}"
+    return "random weights" if arguments.get("variant") or arguments.get("timm_architecture") else None
+
+
+def _is_timm(config: dict[str, Any]) -> bool:
+    return config.get("model_type") == "timm_wrapper"
+
+
+def _class_names(config: dict[str, Any]) -> list[str]:
+    """The names in the order of their numbers; timm's wrapper keeps them as a list."""
+    if _is_timm(config):
+        return config["label_names"]
+    return [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
+
+
+def _count_parameters(folder: Path) -> int:
+    """What the weights on the disk hold, without BatchNorm's statistics; only headers are read."""
+    total = 0
+    for name, path in model_files(folder).items():
+        if not name.endswith(".safetensors"):
+            continue
+        with safe_open(path, framework="np") as file:
+            for key in file.keys():  # noqa: SIM118, it is no dict
+                if not key.endswith(_BUFFERS):
+                    size = 1
+                    for length in file.get_slice(key).get_shape():
+                        size *= length
+                    total += size
+    return total
+
+
+def _image_size(processor: dict[str, Any]) -> int | None:
+    size = processor.get("crop_size") if processor.get("do_center_crop", True) else processor.get("size")
+    return (size or {}).get("height") or (size or {}).get("shortest_edge")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,0 +1,79 @@
+"""The files of a Space that shows the page of `demo` for a model: app, requirements, card, and this package's code."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from seedling_hf.files import write_text
+from seedling_hf.hub.outbox import CARD, model_files
+
+MODEL = "model"
+# What the code of the page imports; gradio is the Space's own, in the version that its card names.
+REQUIREMENTS = (
+    "accelerate", "captum", "datasets", "huggingface-hub", "matplotlib", "pyyaml", "safetensors", "torch",
+    "torchvision", "transformers",
+)  # fmt: skip
+APP = '''"""Names plant seedlings; written by `seedling-hf push_space`."""
+
+from seedling_hf.demo import build_demo, launch
+
+demo = build_demo({model!r}, revision={revision!r}, threshold={threshold!r}, title={title!r})
+
+if __name__ == "__main__":
+    launch(demo)
+'''
+
+
+def write_space(
+    folder: Path, model_name_or_path: str, *, revision: str | None, threshold: float, title: str
+) -> dict[str, Path]:
+    """Writes the app, its requirements and its card into `folder`.
+
+    Args:
+        folder: An empty one.
+        model_name_or_path: Repository on the Hub, or a model folder, which goes into the Space then.
+        revision: Branch, tag or commit of the repository.
+        threshold: Probability below which the answer is "not sure".
+        title: Of the Space.
+
+    Returns:
+        All files of the Space by their paths in it.
+    """
+    local = Path(model_name_or_path)
+    model = MODEL if local.is_dir() else model_name_or_path
+    app = APP.format(model=model, revision=revision, threshold=threshold, title=title)
+    write_text(folder / "app.py", app)
+    write_text(folder / "requirements.txt", "".join(f"{name}=={_version(name)}\n" for name in REQUIREMENTS))
+    write_text(folder / CARD, _card(title, None if local.is_dir() else model_name_or_path))
+    files = {path.name: path for path in sorted(folder.iterdir())}
+    if local.is_dir():
+        files |= {f"{MODEL}/{name}": path for name, path in model_files(local, results=False).items() if name != CARD}
+    return files | {f"seedling_hf/{name}": path for name, path in _package_files()}
+
+
+def _card(title: str, repo_id: str | None) -> str:
+    header = {
+        "title": title, "emoji": "🌱", "colorFrom": "green", "colorTo": "yellow", "sdk": "gradio",
+        "sdk_version": _version("gradio"), "app_file": "app.py", "pinned": False, "license": "apache-2.0",
+    }  # fmt: skip
+    if repo_id:
+        header["models"] = [repo_id]
+    origin = f"of [{repo_id}](https://huggingface.co/{repo_id})" if repo_id else f"in `{MODEL}/`"
+    front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return (
+        f"---\n{front}---\n\n<!-- begin space -->\n# {title}\n\nDrop the picture of one seedling, and the RepLKNet "
+        f"{origin} names its species, says how sure it is, and shows what spoke for the answer.\n<!-- end space -->\n"
+    )
+
+
+def _version(name: str) -> str:
+    """As registries know it: torch's own says for which devices it was built."""
+    return version(name).split("+")[0]
+
+
+def _package_files() -> Iterator[tuple[str, Path]]:
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        yield path.relative_to(package).as_posix(), path

@@ -1,0 +1,242 @@
+"""A long list of pictures and the answers that there are so far, on the disk: a killed run goes on, memory is constant.
+
+    answers.csv.partial/pictures.jsonl        the pictures in their order, a JSON string a line
+    answers.csv.partial/offsets.bin           where each batch begins in it, int64
+    answers.csv.partial/run.json              what makes the answers what they are; written last
+    answers.csv.partial/answers-00000.jsonl   the answers of process 0, a line a picture, appended batch by batch
+
+The list is made once and a process answers one stretch of it in its order, so the number of whole lines says where to
+go on, and the answers one process after another are in the order of the list.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from seedling_hf.errors import InputError
+from seedling_hf.files import write_text
+from seedling_hf.inference.answers import Answer, Plant
+
+try:
+    import fcntl
+except ImportError:  # Windows has none, and there nothing keeps a second run out
+    fcntl = None
+
+
+class Journal(Sequence):
+    """The batches of a list of pictures, as lists of files, and the answers to them.
+
+    Args:
+        folder: One that `prepare` has made.
+
+    Attributes:
+        num_pictures: Length of the list.
+        checked: Whether every picture has been decoded before the work began.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        self.num_pictures, self.num_parts, self.checked = run["num_pictures"], run["num_parts"], run["checked"]
+        self.batch_size = run["batch_size"]
+        self.offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, number: int) -> list[str]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        with open(self.folder / "pictures.jsonl", "rb") as stream:
+            stream.seek(self.offsets[number])
+            lines = (stream.readline() for _ in range(self.batch_size))
+            return [json.loads(line) for line in lines if line]
+
+    def share(self, part: int) -> range:
+        """The batches of one process; whole ones, so that a batch is the same on any number of processes."""
+        return range(part * len(self) // self.num_parts, (part + 1) * len(self) // self.num_parts)
+
+    def size(self, batches: range) -> int:
+        """Pictures in consecutive batches."""
+        last_is_short = bool(batches) and batches[-1] == len(self) - 1
+        return len(batches) * self.batch_size - (-self.num_pictures % self.batch_size if last_is_short else 0)
+
+    def mark_checked(self) -> None:
+        run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        write_text(self.folder / "run.json", json.dumps(run | {"checked": True}, indent=2) + "\n")
+
+    def answers(self) -> Iterator[Answer]:
+        """All answers in the order of the list.
+
+        Raises:
+            RuntimeError: if they are not one for each picture.
+        """
+        count = 0
+        for part in range(self.num_parts):
+            with open(_part_path(self.folder, part), encoding="utf-8") as stream:
+                for line in stream:
+                    count += 1
+                    yield _read_answer(line)
+        if count != self.num_pictures:
+            raise RuntimeError(f"expected an answer for each of {self.num_pictures} pictures, found {count}")
+
+
+class Part:
+    """The answers of one process, to append to.
+
+    Args:
+        journal: The journal.
+        number: Number of the process.
+
+    Attributes:
+        remaining: The batches that are still to be answered; what a kill left of a batch is cut off.
+    """
+
+    def __init__(self, journal: Journal, number: int) -> None:
+        share = journal.share(number)
+        self.file = open(_part_path(journal.folder, number), "a+b")  # noqa: SIM115  closed by `close`
+        done, end = _whole_batches(self.file, (journal[i] for i in share))
+        self.file.truncate(end)
+        self.remaining = share[done:]
+
+    def append(self, answers: Iterable[Answer]) -> None:
+        """Adds the answers to one batch, at once and for good."""
+        self.file.write("".join(json.dumps(answer) + "\n" for answer in answers).encode())
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Claim:
+    """Keeps a second run of the same output out, until this process ends.
+
+    Raises:
+        InputError: if another run has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(folder / "lock", "wb")  # noqa: SIM115  held until the process ends
+        if fcntl is None:
+            return
+        try:
+            # Not flock, which the loader's workers would hold a while after a kill of this process.
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self.file.close()
+            raise InputError(
+                f"expected {folder} to be free, found another run at it; wait or name another file"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+
+    def release(self) -> None:
+        self.file.close()
+
+
+def prepare(
+    folder: Path, pictures: Iterable[str], *, identity: dict[str, Any], batch_size: int, num_parts: int
+) -> Journal:
+    """Makes a journal, or finds the one of a run that stopped.
+
+    Args:
+        folder: Where it is, or will be.
+        pictures: Files in an order; not looked at where there is a journal.
+        identity: All that the answers depend on.
+        batch_size: Pictures in a batch.
+        num_parts: Processes.
+
+    Raises:
+        InputError: if the run that stopped was another one.
+    """
+    run = identity | {"batch_size": batch_size, "num_parts": num_parts}
+    if (folder / "run.json").exists():
+        _check_same(folder, run)
+        return Journal(folder)
+    discard(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = position = 0
+    with open(folder / "pictures.jsonl", "wb") as names, open(folder / "offsets.bin", "wb") as offsets:
+        for count, picture in enumerate(pictures, 1):
+            if count % batch_size == 1 % batch_size:
+                offsets.write(np.int64(position).tobytes())
+            position += names.write(json.dumps(picture).encode() + b"\n")
+    if count == 0:
+        discard(folder)
+        raise InputError("expected pictures, found none; name another folder")
+    write_text(folder / "run.json", json.dumps(run | {"num_pictures": count, "checked": False}, indent=2) + "\n")
+    return Journal(folder)
+
+
+def discard(folder: Path) -> None:
+    """Removes a journal; one that a kill leaves half removed counts as none."""
+    (folder / "run.json").unlink(missing_ok=True)
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def find_equal_name(files: Iterable[str]) -> str | None:
+    """A bare file name that two of the files have, if any; the names are kept on the disk."""
+    with closing(sqlite3.connect("")) as database:
+        database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
+        for file in files:
+            try:
+                database.execute("INSERT INTO names VALUES (?)", (os.fsencode(Path(file).name),))
+            except sqlite3.IntegrityError:
+                return Path(file).name
+    return None
+
+
+def _check_same(folder: Path, run: dict[str, Any]) -> None:
+    former = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    changed = [f"{name} {run[name]!r} instead of {former.get(name)!r}" for name in run if run[name] != former.get(name)]
+    if changed:
+        raise InputError(
+            f"expected the run that stopped, with its answers in {folder}, found {', '.join(changed)}; repeat its "
+            "command, or remove that folder to begin anew"
+        )
+
+
+def _part_path(folder: Path, part: int) -> Path:
+    return folder / f"answers-{part:05d}.jsonl"
+
+
+def _read_answer(line: str | bytes) -> Answer:
+    file, species, reason, plants = json.loads(line)
+    plants = tuple(Plant(tuple(box), _read_species(named)) for box, named in plants)
+    return Answer(file, _read_species(species), reason, plants)
+
+
+def _read_species(pairs: list[list]) -> list[tuple[str, float]]:
+    return [(name, probability) for name, probability in pairs]
+
+
+def _whole_batches(file: Any, batches: Iterable[Sequence[str]]) -> tuple[int, int]:
+    """How many of the batches are answered whole, and where these answers end."""
+    file.seek(0)
+    done = end = 0
+    for files in batches:
+        for expected in files:
+            line = file.readline()
+            try:
+                if not line.endswith(b"\n") or _read_answer(line).file != expected:
+                    return done, end
+            except (ValueError, TypeError):
+                return done, end
+        done, end = done + 1, file.tell()
+    return done, end

@@ -1,0 +1,331 @@
+"""A model and pictures in, logits out: each picture once, in order, on any number of processes."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from datasets import Dataset
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import logging as transformers_logging
+
+import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
+from seedling_hf.data.pictures import read_picture
+from seedling_hf.data.transforms import build_eval_transform, to_rgb
+from seedling_hf.errors import InputError
+from seedling_hf.inference.answers import Answer, Species
+
+SECONDS_BETWEEN_LINES = 30
+
+
+def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **kwargs: Any) -> Accelerator:
+    """The `Accelerator` of every command: two processes without a GPU find each other too.
+
+    Args:
+        mixed_precision: `no`, `fp16` or `bf16`; None leaves the choice to `accelerate launch`.
+        timeout: Seconds after which processes give up on one that hangs.
+        **kwargs: Further arguments of `Accelerator`.
+
+    Raises:
+        InputError: for fp16 on a CPU, which accelerate would take and not do.
+    """
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+        **kwargs,
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("expected a GPU for --mixed_precision fp16, found a CPU only; use bf16 or no")
+    return accelerator
+
+
+def build_model(
+    model_name_or_path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    merge: bool = True,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Loads a trained classifier in float32 and in evaluation mode, with its image processor.
+
+    Args:
+        model_name_or_path: Model folder, or repository on the Hub.
+        revision: Branch, tag or commit of the repository.
+        trust_remote_code: Whether Python code that comes with the model may run. A RepLKNet needs none here.
+        merge: Merge parallel branches and BatchNorms into the convolutions, where the model can: quicker, with the
+            same answers.
+
+    Raises:
+        InputError: if there is no model, or one without every trained weight of its classifier.
+    """
+    _check_folder(model_name_or_path)
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    with_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            model_name_or_path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **options
+        )
+        image_processor = AutoImageProcessor.from_pretrained(model_name_or_path, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"expected an image classifier at {model_name_or_path}, found: {reason}") from error
+    finally:
+        if with_bar:
+            transformers_logging.enable_progress_bar()
+    absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
+    if absent:
+        raise InputError(
+            f"expected all weights of {type(model).__name__} in {model_name_or_path}, found none that fit for "
+            f"{len(absent)}, such as {absent[0]}; give a folder that training has written"
+        )
+    model.eval()
+    if merge and hasattr(model, "fuse_batch_norms"):
+        model.fuse_batch_norms()
+    return model, image_processor
+
+
+def _check_folder(model_name_or_path: str) -> None:
+    path = Path(model_name_or_path)
+    if path.exists() and not (path / "config.json").is_file():
+        raise InputError(
+            f"expected a model folder with a config.json at {model_name_or_path}, found a "
+            f"{'folder without one' if path.is_dir() else 'file'}; give the --output_dir of a training run"
+        )
+    if not path.exists() and (path.is_absolute() or model_name_or_path[0] in ".~" or len(path.parts) > 2):
+        raise InputError(f"expected a model folder at {model_name_or_path}, found nothing there")
+
+
+class InferenceTransform:
+    """Makes `pixel_values` and `index` of the rows of a data set, labelled or not, for `Dataset.with_transform`."""
+
+    def __init__(self, image_processor: BaseImageProcessor) -> None:
+        self.transform = build_eval_transform(image_processor)
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"pixel_values": [self.transform(to_rgb(image)) for image in rows["image"]], "index": rows["index"]}
+
+
+def build_dataloader(
+    dataset: Dataset,
+    image_processor: BaseImageProcessor,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> DataLoader:
+    """Batches of a data set's pictures as the image processor gives them, dealt to the processes.
+
+    Args:
+        dataset: Columns `image` and `index`.
+        image_processor: What the pictures go through.
+        accelerator: Deals the batches to the processes.
+        batch_size: Pictures in a batch of one process.
+        num_workers: Processes that load pictures, for each process.
+    """
+    dataloader = DataLoader(
+        dataset.with_transform(InferenceTransform(image_processor)),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    return accelerator.prepare(dataloader)
+
+
+def predict_batches(
+    model: torch.nn.Module, dataloader: DataLoader, accelerator: Accelerator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the logits and the example numbers of one batch of all processes after another.
+
+    The model is used as it is, in evaluation mode and in the accelerator's precision, and left in the mode it was in.
+
+    Args:
+        model: Gives `logits` for `pixel_values`; on the accelerator's device.
+        dataloader: Prepared by the accelerator; its batches have `pixel_values` and `index`.
+        accelerator: Gathers from the processes.
+
+    Yields:
+        Logits (N, C) in float32 and index (N,), both on the CPU and the same on every process.
+    """
+    was_training = model.training
+    model.eval()
+    on_terminal, total, done = sys.stderr.isatty(), len(dataloader.dataset), 0
+    bar = tqdm(
+        total=total, unit="picture", leave=False, disable=not (on_terminal and accelerator.is_local_main_process)
+    )
+    line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+    try:
+        for batch in dataloader:
+            # Not around the yield, where it would spread over what the caller does meanwhile.
+            with torch.inference_mode(), accelerator.autocast():
+                logits = model(pixel_values=batch["pixel_values"]).logits.float()
+            logits, index = accelerator.gather_for_metrics((logits, batch["index"]))
+            done += len(index)
+            bar.update(len(index))
+            if not on_terminal and accelerator.is_main_process and time.monotonic() > line_due:
+                line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+                print(f"{done:,} of {total:,} pictures", file=sys.stderr, flush=True)
+            yield logits.cpu(), index.cpu()
+    finally:
+        bar.close()
+        model.train(was_training)
+
+
+def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """The logits of every example, in the order of their numbers, the same on every process.
+
+    Args:
+        model: See `predict_batches`.
+        dataloader: See `predict_batches`.
+        accelerator: See `predict_batches`.
+
+    Returns:
+        Logits (N, C) in float32 and index (N,) in int64, on the CPU.
+
+    Raises:
+        RuntimeError: if not every example of the data set came exactly once.
+    """
+    batches = list(predict_batches(model, dataloader, accelerator))
+    if not batches:
+        raise RuntimeError("expected at least one batch of pictures, found none")
+    logits, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    expected, different = len(dataloader.dataset), len(index.unique())
+    if not expected == len(index) == different:
+        raise RuntimeError(
+            f"expected each of {expected} examples once, found {len(index)} answers for {different} different examples "
+            f"from {accelerator.num_processes} processes"
+        )
+    index, order = index.sort()
+    return logits[order], index
+
+
+class EightSymmetries(torch.nn.Module):
+    """Test-time augmentation: the mean of the probabilities over the eight symmetries of the square.
+
+    Pictures from above have no right way up, so each turn and each reflection is a picture as good as the first.
+
+    Args:
+        model: Gives `logits` for `pixel_values`.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        """Logits (N, C), the logarithms of the mean probabilities, of square pictures (N, 3, S, S).
+
+        Raises:
+            InputError: for pictures that are not square.
+        """
+        if pixel_values.shape[-1] != pixel_values.shape[-2]:
+            raise InputError(
+                "expected square pictures for test-time augmentation, found "
+                f"{pixel_values.shape[-1]}×{pixel_values.shape[-2]} pixels; leave it out"
+            )
+        turned = (
+            picture.rot90(quarter, (-2, -1))
+            for picture in (pixel_values, pixel_values.flip(-1))
+            for quarter in range(4)
+        )
+        probabilities = [self.model(pixel_values=p.contiguous()).logits.double().softmax(-1) for p in turned]
+        return ImageClassifierOutput(logits=torch.stack(probabilities).mean(0).log())
+
+
+def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[Species]:
+    """For each row of logits (N, C) the `top_k` most probable classes and their probabilities, the surest first."""
+    ranked = logits.double().softmax(-1).topk(top_k)
+    return [
+        [(class_names[i], p) for i, p in zip(indices, probabilities, strict=True)]
+        for indices, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
+    ]
+
+
+class PictureLoader:
+    """Reads and prepares the pictures of a batch; one that cannot be used is a reason, and never an error.
+
+    Args:
+        image_processor: What the pictures go through.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor) -> None:
+        self.transform = build_eval_transform(image_processor)
+
+    def __call__(self, file: str) -> Tensor | str:
+        """`pixel_values` (C, H, W) of one picture, or the reason why there are none."""
+        try:
+            return self.prepare(to_rgb(read_picture(Path(file))))
+        except InputError as error:
+            return str(error)
+        except Exception as error:  # a picture in a million must not cost the answers to the others
+            return str(error) or type(error).__name__
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """`pixel_values` (C, H, W) of a picture in RGB."""
+        return self.transform(picture)
+
+    def collate(self, files: Sequence[str], pictures: Sequence[Tensor | str]) -> dict[str, Any]:
+        """`pixel_values` (N, C, H, W) of the usable ones (None if N = 0), and of all `file` and `reason`."""
+        usable = [picture for picture in pictures if not isinstance(picture, str)]
+        return {
+            "pixel_values": torch.stack(usable) if usable else None,
+            "file": list(files),
+            "reason": [picture if isinstance(picture, str) else None for picture in pictures],
+        }
+
+
+class PictureBatches(TorchDataset):
+    """Whole batches by their numbers, from lists of files that are read when they are needed.
+
+    Args:
+        batches: Gives the files of a batch for its number.
+        load: Reads and prepares them.
+    """
+
+    def __init__(self, batches: Sequence[Sequence[str]], load: PictureLoader) -> None:
+        self.batches, self.load = batches, load
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        files = self.batches[number]
+        return self.load.collate(files, [self.load(file) for file in files])
+
+
+def build_picture_dataloader(
+    batches: Sequence[Sequence[str]], numbers: range, load: PictureLoader, *, num_workers: int
+) -> DataLoader:
+    """The batches `numbers`, in that order, from `num_workers` processes beside this one (0: from this one)."""
+    return DataLoader(PictureBatches(batches, load), sampler=numbers, batch_size=None, num_workers=num_workers)
+
+
+def name_batch(
+    model: torch.nn.Module, accelerator: Accelerator, class_names: Sequence[str], top_k: int, pixel_values: Tensor
+) -> list[Species]:
+    """The `top_k` most probable species of each of `pixel_values` (N, C, H, W); this process works alone."""
+    with torch.inference_mode(), accelerator.autocast():
+        logits = model(pixel_values=pixel_values.to(accelerator.device)).logits.float()
+    return rank_species(logits.cpu(), class_names, top_k)
+
+
+def name_pictures(name: Callable[[Tensor], list[Species]], batch: dict[str, Any]) -> list[Answer]:
+    """The answers to a batch of `PictureLoader`, one a file, by `name_batch` with all but its last argument."""
+    ranked = iter(() if batch["pixel_values"] is None else name(batch["pixel_values"]))
+    return [
+        Answer(file, next(ranked) if reason is None else [], reason)
+        for file, reason in zip(batch["file"], batch["reason"], strict=True)
+    ]

@@ -1,0 +1,209 @@
+"""The effective receptive field: from how far around its centre the last feature map of a network takes its values.
+
+The method is that of RepLKNet (arXiv 2203.06717, section 5 and appendix; the authors' `erf/visualize_erf.py` and
+`erf/analyze_erf.py`): the gradient of the centre of the last feature map with respect to the pictures.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from seedling_hf.data.transforms import to_rgb
+from seedling_hf.errors import InputError
+from seedling_hf.interpretation.feature_maps import feature_map
+from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+
+
+def contribution_scores(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """How much each pixel contributes to the centre of the last feature map, summed over pictures and channels.
+
+    The centre (row h // 2, column w // 2) goes through a ReLU and is summed over the channels; of its gradient with
+    respect to the pictures the positive part is summed. The map is taken before a last normalisation, as the authors
+    do.
+
+    Args:
+        model: In evaluation mode; see `feature_map`.
+        pixel_values: (N, C, H, W) normalised pictures.
+
+    Returns:
+        (H, W) in float64.
+
+    Raises:
+        InputError: if the model gives no feature map.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        pixel_values = pixel_values.detach().clone().requires_grad_()
+        features = feature_map(model, pixel_values)
+        height, width = features.shape[-2:]
+        centre = features[:, :, height // 2, width // 2].relu().sum()
+        (gradient,) = torch.autograd.grad(centre, pixel_values)
+    return gradient.relu().sum((0, 1), dtype=torch.float64)
+
+
+def measure_erf(model: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
+    """The mean of `contribution_scores` over pictures, in evaluation mode.
+
+    Args:
+        model: See `feature_map`; it is left in the mode that it was in.
+        batches: Normalised pictures (N, C, H, W) of one size, on the model's device.
+
+    Returns:
+        (H, W) in float64, not negative.
+
+    Raises:
+        InputError: if the model gives no feature map, its gradient is infinite or NaN, or none reaches the pictures.
+    """
+    was_training = model.training
+    model.eval()
+    total, count = None, 0
+    try:
+        for pixel_values in batches:
+            scores = contribution_scores(model, pixel_values)
+            total = scores if total is None else total + scores
+            count += len(pixel_values)
+    finally:
+        model.train(was_training)
+    if total is None:
+        raise InputError("expected at least one picture, found none")
+    scores = (total / count).cpu().numpy()
+    if not np.isfinite(scores).all():
+        raise InputError("expected a finite gradient, found infinite or NaN: the model's weights have run away")
+    if not scores.any():
+        raise InputError("expected a gradient that reaches the pictures, found 0 everywhere: the centre is cut off")
+    return scores
+
+
+def scale_scores(scores: np.ndarray) -> np.ndarray:
+    """log10(scores + 1), scaled to a largest value of 1: scores differ by orders of magnitude."""
+    logarithms = np.log10(scores + 1)
+    return logarithms / logarithms.max()
+
+
+def smallest_square(scores: np.ndarray, threshold: float) -> tuple[int, float]:
+    """The smallest centred square that holds more than a share of the scores.
+
+    The authors' rectangle, but for its ends: theirs is 3 pixels or more wide and never reaches the border.
+
+    Args:
+        scores: (H, W), not negative.
+        threshold: Share, from 0 to below 1.
+
+    Returns:
+        Its side in pixels, odd, and the share of the area that it covers; the whole picture where nothing smaller does.
+    """
+    height, width = scores.shape
+    total = scores.sum()
+    for radius in range(max(height, width) // 2 + 1):
+        top, left = max(0, height // 2 - radius), max(0, width // 2 - radius)
+        inside = scores[top : height // 2 + radius + 1, left : width // 2 + radius + 1]
+        if inside.sum() > threshold * total:
+            break
+    side = 2 * radius + 1
+    return min(side, max(height, width)), min(side, height) * min(side, width) / (height * width)
+
+
+def area_ratios(scores: np.ndarray) -> list[dict[str, Any]]:
+    """The area ratio for each of `THRESHOLDS`: the larger, the more evenly the network looks at its surroundings.
+
+    Args:
+        scores: (H, W) of `measure_erf`.
+
+    Returns:
+        Rows of `threshold`, `side` (pixels) and `area_ratio`, as in the paper of the scores after `scale_scores`, and
+        `area_ratio_linear`, of the scores themselves: the logarithm makes ratios depend on the size of the features,
+        so that models of other families are better compared by the latter.
+    """
+    scaled = scale_scores(scores)
+    rows = []
+    for threshold in THRESHOLDS:
+        side, ratio = smallest_square(scaled, threshold)
+        rows.append(
+            {"threshold": threshold, "side": side, "area_ratio": ratio,
+             "area_ratio_linear": smallest_square(scores, threshold)[1]}
+        )  # fmt: skip
+    return rows
+
+
+def load_pictures(
+    files: Iterable[str | os.PathLike], image_processor: BaseImageProcessor, image_size: int
+) -> Iterator[Tensor]:
+    """Pictures, squeezed into squares (bicubic, as the authors do) and normalised as the model's are.
+
+    Args:
+        files: Pictures that can be decoded.
+        image_processor: Gives mean and standard deviation.
+        image_size: Side in pixels.
+
+    Yields:
+        (1, 3, image_size, image_size) in float32.
+    """
+    settings = getattr(image_processor, "data_config", None)  # timm's in transformers' wrapper
+    mean, std = (
+        (settings["mean"], settings["std"]) if settings else (image_processor.image_mean, image_processor.image_std)
+    )
+    transform = v2.Compose(
+        [
+            v2.PILToTensor(),
+            v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC, antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+    for file in files:
+        with Image.open(file) as image:
+            yield transform(to_rgb(image))[None]
+
+
+def build_untrained(name: str, seed: int = 0) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """A RepLKNet with random weights.
+
+    Args:
+        name: A variant (`nano`), or one with other kernels: `nano:3` (3×3 everywhere) or `nano:7,7,7,5`.
+        seed: Of the weights.
+
+    Raises:
+        InputError: if there is no such variant, or it cannot have such kernels.
+    """
+    variant, _, sizes = name.partition(":")
+    try:
+        kernels = {"kernel_sizes": [int(size) for size in sizes.split(",")]} if sizes else {}
+        config = RepLKNetConfig.from_variant(variant, **kernels)
+    except ValueError as error:
+        raise InputError(f"expected --untrained VARIANT or VARIANT:KERNEL, found {name!r}: {error}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = RepLKNetForImageClassification(config)
+    return model.eval(), RepLKNetImageProcessor.from_variant(variant)
+
+
+@torch.no_grad()
+def settle_batch_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Gives the BatchNorms of an untrained model the statistics of pictures, as the first steps of training would.
+
+    Without them the values of a deep random network vanish layer after layer, and the logarithm of `scale_scores` is
+    that of a number next to 0.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    was_training = model.training
+    model.eval()  # stochastic depth would make the statistics those of chance
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    try:
+        for pixel_values in batches:
+            model(pixel_values)
+    finally:
+        model.train(was_training)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

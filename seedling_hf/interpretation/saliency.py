@@ -1,0 +1,150 @@
+"""Where a classifier looks: Grad-CAM (Selvaraju et al., arXiv 1610.02391) by captum, laid over the picture."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from seedling_hf.errors import InputError
+from seedling_hf.interpretation.feature_maps import map_layer
+from seedling_hf.plots import SALIENCY_COLORS
+
+
+def check_captum() -> None:
+    """Refuses where captum cannot be imported, before any work is done.
+
+    Raises:
+        InputError: with how to install it.
+    """
+    try:
+        import captum.attr  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            'expected captum for saliency maps, found none; install it by pip install "seedling-hf[saliency]"'
+        ) from error
+
+
+def explain(
+    model: PreTrainedModel, image_processor: BaseImageProcessor
+) -> Callable[[Sequence[Image.Image], Sequence[str]], list[Image.Image]]:
+    """What makes of pictures and the classes that were answered as many overlays of what spoke for those answers.
+
+    Args:
+        model: A classifier.
+        image_processor: The model's.
+    """
+
+    def overlays(pictures: Sequence[Image.Image], answers: Sequence[str]) -> list[Image.Image]:
+        pixel_values = image_processor(list(pictures), return_tensors="pt")["pixel_values"].to(model.device)
+        number_of = {name: number for number, name in model.config.id2label.items()}
+        targets = torch.tensor([number_of[answer] for answer in answers])
+        maps = saliency_maps(model, pixel_values, targets)
+        return [
+            overlay(crop_to_view(picture, image_processor), saliency)
+            for picture, saliency in zip(pictures, maps, strict=True)
+        ]
+
+    return overlays
+
+
+def saliency_maps(
+    model: PreTrainedModel, pixel_values: Tensor, targets: Tensor | None = None, *, stage: int | None = None
+) -> np.ndarray:
+    """Grad-CAM: the feature maps, weighted by the mean gradient of a class's logit, summed; what speaks for the class.
+
+    Args:
+        model: A classifier with a feature map (see `feature_map`), which is left in the mode that it was in.
+        pixel_values: (N, C, H, W) pictures as the model's image processor gives them, on the model's device.
+        targets: (N,) classes to explain; the answers of the model if None.
+        stage: Whose maps: -1 the last, as the paper does; -2 the one before, usually twice as fine and less sure; None
+            for the last of 4×4 pixels or more, since a small picture's last map may be of 2×2.
+
+    Returns:
+        (N, H, W) in float32, each scaled to a largest value of 1; 0 where nothing speaks for the class.
+
+    Raises:
+        InputError: if captum is not installed, or the model gives no feature map of more than one pixel.
+    """
+    check_captum()
+    from captum.attr import LayerGradCam
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            pixel_values = pixel_values.detach().clone().requires_grad_()
+            if targets is None:
+                with torch.no_grad():
+                    targets = model(pixel_values=pixel_values).logits.argmax(-1)
+            layer = map_layer(model, pixel_values, stage)
+            gradcam = LayerGradCam(lambda pictures: model(pixel_values=pictures).logits, layer)
+            maps = gradcam.attribute(pixel_values, target=targets.to(pixel_values.device), relu_attributions=True)
+    finally:
+        model.train(was_training)
+    maps = F.interpolate(maps.detach().float(), size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)[
+        :, 0
+    ]
+    largest = maps.amax((1, 2), keepdim=True)
+    return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0).cpu().numpy()
+
+
+def overlay(picture: Image.Image, saliency: np.ndarray, strength: float = 0.6) -> Image.Image:
+    """A picture with a saliency map over it: the colder a place, the more of the picture is seen.
+
+    Args:
+        picture: What the map belongs to; of any size.
+        saliency: (h, w) from 0 to 1.
+        strength: Opacity where the map is 1.
+
+    Returns:
+        RGB of the picture's size.
+    """
+    from matplotlib import colormaps
+
+    picture = picture.convert("RGB")
+    heat = Image.fromarray(np.ascontiguousarray(saliency, dtype=np.float32)).resize(
+        picture.size, Image.Resampling.BILINEAR
+    )
+    heat = np.asarray(heat).clip(0, 1)
+    colors = 255 * colormaps[SALIENCY_COLORS](heat)[..., :3]
+    opacity = strength * heat[..., None]
+    return Image.fromarray(((1 - opacity) * np.asarray(picture) + opacity * colors).round().astype(np.uint8))
+
+
+def crop_to_view(picture: Image.Image, image_processor: BaseImageProcessor) -> Image.Image:
+    """The part of a picture that the model sees, at the picture's own resolution.
+
+    Found for any image processor that resizes, crops and normalises, by sending pictures through it whose colours say
+    where they are from.
+
+    Args:
+        picture: In RGB.
+        image_processor: The model's.
+    """
+    width, height = picture.size
+    ramps = [np.broadcast_to(np.linspace(0, 255, width)[None], (height, width)),
+             np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))]  # fmt: skip
+    black, white, across, down = (
+        _process(np.broadcast_to(np.asarray(values)[..., None], (height, width, 3)), image_processor)
+        for values in (np.zeros((height, width)), np.full((height, width), 255.0), *ramps)
+    )
+    across, down = ((ramp - black) / (white - black) for ramp in (across, down))
+    left, right = _ends(across.mean(0) * (width - 1) + 0.5)
+    top, bottom = _ends(down.mean(1) * (height - 1) + 0.5)
+    return picture.crop((max(0, left), max(0, top), min(width, right), min(height, bottom)))
+
+
+def _process(values: np.ndarray, image_processor: BaseImageProcessor) -> np.ndarray:
+    """The red channel (h, w) of what the image processor makes of 8-bit colours (H, W, 3)."""
+    image = Image.fromarray(values.round().astype(np.uint8))
+    return image_processor(image, return_tensors="pt")["pixel_values"][0, 0].double().numpy()
+
+
+def _ends(centres: np.ndarray) -> tuple[int, int]:
+    """Where a row of pixels with such centres begins and ends: a line is fitted, for colours have 8 bits only."""
+    slope, start = np.polyfit(np.arange(len(centres)), centres, 1)
+    return round(start - slope / 2), round(start + slope * (len(centres) - 0.5))

@@ -1,0 +1,131 @@
+"""How long pictures take to become batches, beside torchvision's and timm's own ways with the same augmentation."""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode, v2
+from transformers import BaseImageProcessor
+
+from seedling_hf.arguments import AugmentationArguments
+from seedling_hf.data.collator import Collator
+from seedling_hf.data.folders import load_folder
+from seedling_hf.data.picture_cache import FromCache, cache_training_pictures
+from seedling_hf.data.pictures import choose_evenly
+from seedling_hf.data.transforms import ExampleTransform, build_train_transform
+from seedling_hf.errors import InputError
+from seedling_hf.replknet import RepLKNetImageProcessor
+from seedling_hf.speed.timing import OURS, row, time_in_turns
+
+OURS_CACHED, TORCHVISION, TIMM = "ours, cached", "torchvision", "timm"
+MOST_PICTURES = 512
+DEFAULTS = AugmentationArguments()
+CROP_SCALE = (DEFAULTS.min_crop_scale, 1.0)
+
+
+def loading_row(
+    folder: str, image_size: int, batch_size: int, repeats: int, cached_side: int, seed: int
+) -> dict[str, Any]:
+    """One pass over pictures in one process without workers: read, augment, normalise, stack.
+
+    Each way crops, flips, rotates and jitters colours as `train` does by default; MixUp is left out. timm has no
+    rotation by itself, so torchvision's stands among its transforms.
+
+    Args:
+        folder: Class folders; at most `MOST_PICTURES` of their pictures are used, evenly.
+        image_size: Side in pixels of the pictures that come out.
+        batch_size: Pictures of a batch.
+        repeats: Passes that are counted.
+        cached_side: What `--cache_pictures` is given.
+        seed: Of the augmentation.
+
+    Raises:
+        InputError: for a folder without class folders of pictures, or with too few for a batch.
+    """
+    processor = RepLKNetImageProcessor(crop_size={"height": image_size, "width": image_size})
+    pictures = load_folder(folder)
+    count = min(MOST_PICTURES, len(pictures)) // batch_size * batch_size  # timm drops what does not fill a batch
+    if count == 0:
+        raise InputError(f"expected at least {batch_size} pictures in {folder} for a batch, found {len(pictures)}")
+    pictures = pictures.select(choose_evenly(range(len(pictures)), count))
+    transform = ExampleTransform(_our_transform(processor), seed=seed)
+    cached = cache_training_pictures(pictures, cached_side, processor)
+    collator = Collator(pictures.features["label"].num_classes, mixup_alpha=0, cutmix_alpha=0, label_smoothing=0)
+    loader = {"batch_size": batch_size, "collate_fn": collator}
+    with tempfile.TemporaryDirectory() as links:
+        for file in pictures["file"]:
+            link = Path(links, file)
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(Path(folder, file).absolute())
+        loaders = {
+            OURS: DataLoader(pictures.with_transform(transform), **loader),
+            OURS_CACHED: DataLoader(cached.with_transform(FromCache(transform)), **loader),
+            TORCHVISION: DataLoader(ImageFolder(links, _torchvision_transform(processor)), batch_size),
+            TIMM: _timm_loader(links, batch_size, processor),
+        }
+        torch.manual_seed(seed)
+        runs = {name: _one_pass(loader, len(pictures), image_size) for name, loader in loaders.items()}
+        seconds = time_in_turns(runs, repeats)
+    what = f"loading {len(pictures)} pictures, {image_size} px, cached at {cached_side} px"
+    return row(what, seconds, len(pictures))
+
+
+def _one_pass(loader: Iterable[Any], count: int, image_size: int) -> Callable[[], None]:
+    def run() -> None:
+        left = count
+        for batch in loader:
+            images = batch["pixel_values"] if isinstance(batch, dict) else batch[0]
+            left -= len(images)
+            if images.shape[1:] != (3, image_size, image_size) or images.dtype != torch.float32:
+                raise RuntimeError(f"expected normalised pictures of {image_size} px, found {images.shape}")
+        if left:
+            raise RuntimeError(f"expected {count} pictures in a pass, found {count - left}")
+
+    return run
+
+
+def _our_transform(processor: BaseImageProcessor) -> Callable[..., torch.Tensor]:
+    size = processor.crop_size["height"]
+    return build_train_transform(
+        image_size=size, mean=processor.image_mean, std=processor.image_std, resample=processor.resample
+    )
+
+
+def _rotation(processor: BaseImageProcessor) -> v2.RandomRotation:
+    fill = [round(255 * value) for value in processor.image_mean]
+    return v2.RandomRotation(DEFAULTS.rotation_degrees, interpolation=InterpolationMode.BICUBIC, fill=fill)
+
+
+def _torchvision_transform(processor: BaseImageProcessor) -> v2.Transform:
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                processor.crop_size["height"], scale=CROP_SCALE, interpolation=InterpolationMode.BICUBIC
+            ),
+            v2.RandomHorizontalFlip(DEFAULTS.horizontal_flip),
+            v2.RandomVerticalFlip(DEFAULTS.vertical_flip),
+            _rotation(processor),
+            v2.ColorJitter(*3 * [DEFAULTS.color_jitter]),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(processor.image_mean, processor.image_std),
+        ]
+    )
+
+
+def _timm_loader(folder: str, batch_size: int, processor: BaseImageProcessor) -> Iterable[Any]:
+    from timm.data import create_dataset, create_loader
+
+    size = processor.crop_size["height"]
+    loader = create_loader(
+        create_dataset("", folder, is_training=True), (3, size, size), batch_size, is_training=True, scale=CROP_SCALE,
+        hflip=DEFAULTS.horizontal_flip, vflip=DEFAULTS.vertical_flip, color_jitter=DEFAULTS.color_jitter,
+        interpolation="bicubic", mean=processor.image_mean, std=processor.image_std, num_workers=0,
+        persistent_workers=False, device=torch.device("cpu"), collate_fn=None,
+    )  # fmt: skip
+    loader.dataset.transform.transforms.insert(3, _rotation(processor))  # after crop and flips
+    return loader

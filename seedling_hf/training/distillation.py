@@ -1,0 +1,77 @@
+"""Teachers: trained classifiers whose answers become part of the targets of training.
+
+Knowledge distillation is Hinton et al.'s (arXiv 1503.02531). Teachers see the very picture that the student sees,
+augmented and mixed, as a consistent teacher does (Beyer et al., arXiv 2106.05237); they may be networks of the same
+kind (Furlanello et al., arXiv 1805.04770), and several of them answer with their mean.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from seedling_hf.errors import InputError
+from seedling_hf.inference.prediction import build_model
+
+
+class Teachers:
+    """Classifiers in evaluation mode, and how much their answers count.
+
+    Args:
+        names: Model folders, or repositories on the Hub.
+        class_names: Of the student, in its order; a teacher may have another order.
+        image_processor: Of the student; pictures are normalised anew for a teacher with another mean or deviation.
+        alpha: Share of the targets that the teachers' answers make up.
+        device: Where the student is.
+
+    Raises:
+        InputError: for a folder without a classifier, or one of other classes.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        class_names: Sequence[str],
+        image_processor: BaseImageProcessor,
+        *,
+        alpha: float,
+        device: torch.device,
+    ) -> None:
+        self.alpha = alpha
+        self.members = []
+        for name in names:
+            model, own = build_model(name)
+            found = list(model.config.id2label.values())  # label2id need not be there
+            if sorted(found) != sorted(class_names):
+                raise InputError(
+                    f"expected a teacher of the classes {', '.join(class_names)}, found {', '.join(found)} in {name}; "
+                    "name one that was trained on the same classes"
+                )
+            order = torch.tensor([found.index(label) for label in class_names], device=device)
+            mean, deviation, own_mean, own_deviation = (
+                torch.tensor(values, device=device)[:, None, None]
+                for p in (image_processor, own)
+                for values in (p.image_mean, p.image_std)
+            )
+            scale, shift = deviation / own_deviation, (mean - own_mean) / own_deviation
+            self.members.append((model.to(device).requires_grad_(False), order, scale, shift))
+
+    @torch.no_grad()
+    def soften(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        """Targets of which the teachers' mean answer is a share of `alpha`.
+
+        Args:
+            pixel_values: As the student gets them, (N, 3, H, W).
+            labels: (N,) int64, or targets (N, num_labels).
+
+        Returns:
+            (N, num_labels), float32.
+        """
+        answers = [
+            model(pixel_values=pixel_values * scale + shift).logits.float().softmax(-1)[:, order]
+            for model, order, scale, shift in self.members
+        ]
+        if labels.ndim == 1:
+            labels = torch.nn.functional.one_hot(labels, answers[0].shape[1])
+        return (1 - self.alpha) * labels + self.alpha * torch.stack(answers).mean(0)

@@ -1,0 +1,236 @@
+"""The memory that a training step takes, found without making one: by tensors that have a shape and no content.
+
+What a step holds all the time is counted: weights, the optimizer's moments, averaged weights, and what processes need
+to exchange gradients. What comes and goes is observed: the real model runs forward and backward on fake tensors
+(`FakeTensorMode`), the real optimizer updates it, and each storage is counted from the operation that makes it until
+nobody holds it any more. So views, what autograd saves, what is freed early, and the weights that autocast casts are
+counted as they are.
+
+Not counted, since no operation of PyTorch shows it: CUDA's own context (about half a GB), the workspaces of cuDNN and
+cuBLAS, and what the allocator loses between blocks.
+"""
+
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import AdamW, Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import AutoConfig, AutoImageProcessor
+
+from seedling_hf.arguments import TrainArguments
+from seedling_hf.errors import InputError
+from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+from seedling_hf.training.optimization import parameter_groups
+
+NUM_SPECIES = 12
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device.
+
+    Attributes:
+        weights: Parameters and buffers.
+        average: Averaged weights (EMA).
+        moments: AdamW's two; of the matrices that Muon has, its one.
+        exchange: What processes need to talk: DDP's buckets, or the blocks that FSDP has whole at one time.
+        gradients: Of all parameters.
+        activations: What the forward pass leaves behind for the backward pass: of all pictures, and the weights that
+            autocast has cast.
+        step: The most that gradients, activations and temporaries take at one time. It can be less than gradients and
+            activations, since those come while these go.
+    """
+
+    weights: int
+    average: int
+    moments: int
+    exchange: int
+    gradients: int
+    activations: int
+    step: int
+
+    @property
+    def peak(self) -> int:
+        """The most that is alive at one time."""
+        return self.weights + self.average + self.moments + self.exchange + self.step
+
+
+def estimate_memory(
+    config: RepLKNetConfig,
+    *,
+    image_size: int,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+    gradient_accumulation_steps: int = 1,
+    ema: bool = False,
+    optimizer_of: Callable[[nn.Module], Optimizer] = lambda model: AdamW(parameter_groups(model, 1.0, 1.0)),
+    num_processes: int = 1,
+    use_fsdp: bool = False,
+    copies_moments: bool = True,
+) -> MemoryEstimate:
+    """The memory of a training step on one device.
+
+    Args:
+        config: Of the model, with the number of its classes.
+        image_size: Side of the pictures in pixels.
+        batch_size: Pictures at a time on this device.
+        dtype: Of autocast; float32 for none.
+        gradient_checkpointing: Whether layers are computed again in the backward pass.
+        gradient_accumulation_steps: Above 1 the gradients of the batches before are there during the next.
+        ema: Whether averaged weights are kept.
+        optimizer_of: Builds the optimizer of a model.
+        num_processes: Above 1 gradients are exchanged.
+        use_fsdp: Whether FSDP divides among the processes all that is as large as the weights.
+        copies_moments: Whether AdamW updates all parameters of a learning rate at a time with a copy of a moment, as it
+            does on GPUs.
+    """
+    with torch.device("meta"):
+        model = RepLKNetForImageClassification(config)
+    parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
+    optimizer = optimizer_of(model)
+    moments, update = _observe_update(model, optimizer)
+    if copies_moments and isinstance(optimizer, AdamW):
+        update = max(_bytes(group["params"]) for group in optimizer.param_groups)
+    exchange, share = parameters if num_processes > 1 else 0, 1
+    if use_fsdp:
+        exchange, share = _whole_blocks(model), num_processes
+    gradients = parameters // share
+    # Gradients that FSDP has divided, and those of earlier batches, are there all the time; others come one by one.
+    kept = gradients if use_fsdp or gradient_accumulation_steps > 1 else 0
+    activations, most = _observe_step(
+        model, image_size, batch_size, dtype, gradient_checkpointing, drop_gradients=kept > 0
+    )  # fmt: skip
+    return MemoryEstimate(
+        weights=parameters // share + buffers,
+        average=(parameters // share + buffers) if ema else 0,
+        moments=moments // share,
+        exchange=exchange,
+        gradients=gradients,
+        activations=activations,
+        step=max(kept + most, gradients + update // share),
+    )
+
+
+def load_config(arguments: TrainArguments) -> tuple[RepLKNetConfig, int]:
+    """The configuration of the model that the flags of `train` name, and the side of its pictures in pixels.
+
+    Raises:
+        InputError: if there is no RepLKNet, or none of such kernels, depths and channels.
+    """
+    if arguments.variant:
+        config = arguments.build_variant_config(num_labels=NUM_SPECIES)
+        image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
+    else:
+        name = arguments.model_name_or_path or arguments.timm_architecture
+        try:
+            config = AutoConfig.from_pretrained(name)
+            image_processor = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError):
+            config = None
+        if config is None or config.model_type != RepLKNetConfig.model_type:
+            raise InputError(f"expected the folder of a RepLKNet in {name}, found none; name a --variant instead")
+    return config, arguments.image_size or image_processor.crop_size["height"]
+
+
+def _observe_step(
+    model: nn.Module, image_size: int, batch_size: int, dtype: torch.dtype, checkpointing: bool, *, drop_gradients: bool
+) -> tuple[int, int]:
+    """Bytes that a forward pass leaves behind, and the most that forward and backward need beside the weights.
+
+    Gradients are among the latter unless each is to be dropped as soon as it is there.
+    """
+    live = LiveStorages()
+    with FakeTensorMode():
+        model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        for parameter in model.parameters():
+            if drop_gradients:
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        for tensor in (*model.parameters(), *model.buffers()):
+            live.leave_out(tensor)
+        with live:
+            pictures = torch.empty(batch_size, model.config.num_channels, image_size, image_size)
+            labels = torch.empty(batch_size, model.config.num_labels)
+            with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
+                loss = model(pixel_values=pictures, labels=labels).loss
+            activations = live.now
+            loss.backward()
+    return activations, live.most
+
+
+def _observe_update(model: nn.Module, optimizer: Optimizer) -> tuple[int, int]:
+    """Bytes that an optimizer keeps from one step to the next, and the most that a step needs beside them."""
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()  # the moments are there from the second on
+    kept = (value for state in optimizer.state.values() for value in state.values())
+    moments = [value for value in kept if torch.is_tensor(value) and value.ndim]  # no counters of steps, on the CPU
+    live = LiveStorages()
+    for tensor in (*model.parameters(), *(parameter.grad for parameter in model.parameters()), *moments):
+        live.leave_out(tensor)
+    with live:
+        optimizer.step()
+    model.zero_grad()
+    return _bytes(moments), live.most
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, until they are freed.
+
+    Attributes:
+        now: Bytes alive.
+        most: The most that were alive at one time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.count, result)
+        return result
+
+    def leave_out(self, tensor: Tensor) -> None:
+        """Takes the storage of `tensor` for one that is counted elsewhere."""
+        self._known[tensor.untyped_storage()] = True
+
+    def count(self, tensor: Tensor) -> None:
+        """Counts the storage of `tensor`, once."""
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known[storage] = True
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+
+def _bytes(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _whole_blocks(model: nn.Module) -> int:
+    """What FSDP has whole, at most: two blocks and the buffer that they arrive in, the gradients of a block and the
+    buffer that they leave in, and the parameters that are in no block with their gradients."""
+    kinds = set(model._no_split_modules)
+    blocks = [_bytes(m.parameters()) for m in model.modules() if type(m).__name__ in kinds]
+    return 5 * max(blocks) + 2 * (_bytes(model.parameters()) - sum(blocks))

@@ -1,0 +1,265 @@
+"""`predict` on many pictures: killed, resumed, shared out, watched, and in how much memory."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hub_client import wait_until
+from predict_runs import contents, finish, flags, lines_in, read_csv, start, wait_for_rows
+from small_models import SPECIES
+
+from seedling_hf.commands import predict, run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory, sample_dir) -> Callable[[int], Path]:
+    """Makes a folder with so many links to the pictures of the sample."""
+    files = sorted(sample_dir.glob("*/*.jpg"))
+
+    def link(count: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"links-{count}")
+        for i in range(count):
+            (folder / f"{i:06d}.jpg").symlink_to(files[i % len(files)])
+        return folder
+
+    return link
+
+
+@pytest.fixture(scope="module")
+def many(linked) -> Path:
+    folder = linked(300)
+    for number in (0, 7, 150, 299):
+        path = folder / f"{number:06d}.jpg"
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:700])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model_dir, many, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finished = finish(folder, words(model_dir, many, folder / "out" / "answers.csv"))
+    assert finished.returncode == 0, finished.stdout
+    return folder / "out"
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+def words(model_dir: Path, images: Path, output: Path, batch_size: int = 4, **further) -> list[str]:
+    return flags(
+        model_name_or_path=model_dir, images=[images], output_file=output, per_device_eval_batch_size=batch_size,
+        top_k=2, threshold=0.5, skip_bad_pictures=True, **further,
+    )  # fmt: skip
+
+
+def run_on_two(arguments: list[str]) -> subprocess.Popen:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "scripts/predict.py"]
+    return subprocess.Popen(
+        [sys.executable, *launch, *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_all_pictures_but_the_bad_ones_have_their_rows_in_order(uninterrupted, many):
+    rows = read_csv((uninterrupted / "answers.csv").read_text())
+    bad = {str(many / f"{number:06d}.jpg") for number in (0, 7, 150, 299)}
+    assert [row["file"] for row in rows[::2]] == [str(file) for file in sorted(many.iterdir()) if str(file) not in bad]
+    assert {row["certainty"] for row in rows} == {"sure", "not sure"}
+    listed = read_csv((uninterrupted / "answers.bad.csv").read_text())
+    assert {row["file"] for row in listed} == bad
+    assert all(row["reason"] for row in listed)
+    assert len(contents(uninterrupted)) == 2, "nothing of the run's own is left"
+
+
+def test_a_killed_run_goes_on_to_the_very_same_files(model_dir, many, uninterrupted, out, tmp_path):
+    arguments = words(model_dir, many, out / "answers.csv", dataloader_num_workers=2)
+    part = out / "answers.csv.partial" / "answers-00000.jsonl"
+    process = start(tmp_path, arguments)
+    wait_until(lambda: lines_in(part) >= 40 or process.status is not None)
+    process.kill()
+    assert process.finish().returncode == -signal.SIGKILL
+    assert 40 <= lines_in(part) < 300
+    assert not (out / "answers.csv").exists()
+    with open(part, "ab") as stream:
+        stream.write(b'["half a li')
+    resumed = finish(tmp_path, arguments)
+    assert resumed.returncode == 0, resumed.stdout
+    assert "going on after" in resumed.stdout
+    assert contents(out) == contents(uninterrupted)
+
+
+def test_two_processes_give_the_very_same_files_as_one(model_dir, many, uninterrupted, out):
+    process = run_on_two(words(model_dir, many, out / "answers.csv"))
+    parts = [out / "answers.csv.partial" / f"answers-{i:05d}.jsonl" for i in range(2)]
+    wait_until(lambda: all(map(lines_in, parts)) or process.poll() is not None)
+    assert process.poll() is None, "both have answers before the run ends"
+    assert process.wait() == 0, process.stdout.read()
+    assert contents(out) == contents(uninterrupted)
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed_go_on_to_the_very_same_files(model_dir, many, uninterrupted, out):
+    process = run_on_two(words(model_dir, many, out / "answers.csv"))
+    parts = [out / "answers.csv.partial" / f"answers-{i:05d}.jsonl" for i in range(2)]
+    wait_until(lambda: all(lines_in(part) >= 12 for part in parts) or process.poll() is not None)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert process.wait() != 0
+    assert not (out / "answers.csv").exists()
+    process = run_on_two(words(model_dir, many, out / "answers.csv"))
+    assert process.wait() == 0, process.stdout.read()
+    assert contents(out) == contents(uninterrupted)
+
+
+def test_a_run_that_gets_sigterm_says_how_to_go_on(model_dir, many, out, tmp_path):
+    process = start(tmp_path, words(model_dir, many, out / "answers.csv"))
+    wait_until(lambda: lines_in(out / "answers.csv.partial" / "answers-00000.jsonl") or process.status is not None)
+    os.kill(process.id, signal.SIGTERM)
+    finished = process.finish()
+    assert finished.returncode == 75
+    assert "the same command goes on" in finished.stdout
+    assert "Traceback" not in finished.stdout
+
+
+def test_a_run_that_goes_on_with_other_arguments_is_refused(model_dir, many, tmp_path, capsys):
+    folder = tmp_path / "answers.csv.partial"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"--top_k": 3, "batch_size": 4}')
+    assert run(predict.main, words(model_dir, many, tmp_path / "answers.csv")) == 2
+    error = capsys.readouterr().err
+    assert "--top_k 2 instead of 3" in error
+    assert error.count("\n") == 1
+    assert (folder / "run.json").exists()
+
+
+def test_jsonl_is_chosen_by_the_suffix_and_says_the_same(model_dir, many, uninterrupted, tmp_path):
+    assert run(predict.main, words(model_dir, many, tmp_path / "answers.jsonl")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    expected = read_csv((uninterrupted / "answers.csv").read_text())
+    assert [(row["file"], row["species"], row["certainty"]) for row in rows] == [
+        (row["file"], row["species"], row["certainty"]) for row in expected[::2]
+    ]
+
+
+def test_the_list_of_bad_files_of_a_former_run_goes(model_dir, sample_dir, tmp_path):
+    (tmp_path / "answers.bad.csv").write_text("file,reason\nold.jpg,torn\n")
+    picture = next((sample_dir / "Maize").iterdir())
+    assert run(predict.main, words(model_dir, picture, tmp_path / "answers.csv")) == 0
+    assert not (tmp_path / "answers.bad.csv").exists()
+
+
+def test_bad_pictures_only_are_refused_and_nothing_is_left(model_dir, tmp_path, capsys):
+    (tmp_path / "torn.jpg").write_bytes(b"no picture")
+    assert run(predict.main, words(model_dir, tmp_path, tmp_path / "new" / "answers.csv")) == 2
+    assert "torn.jpg" in capsys.readouterr().err
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def peak_memory_kb(model_dir: Path, images: Path, folder: Path) -> int:
+    output = folder / f"{images.name}.csv"
+    finished = finish(folder, words(model_dir, images, output, batch_size=32))
+    assert finished.returncode == 0, finished.stdout
+    with open(output, newline="") as stream:
+        assert sum(1 for _ in csv.reader(stream)) == 1 + 2 * sum(1 for _ in images.iterdir())
+    return int(finished.stdout.split()[-1])
+
+
+@pytest.mark.parametrize("count", [2000, pytest.param(20000, marks=pytest.mark.slow)])
+def test_memory_for_many_pictures_is_that_for_400(model_dir, linked, tmp_path, count):
+    few, most = (peak_memory_kb(model_dir, linked(number), tmp_path) for number in (400, count))
+    assert most < 1.1 * few
+
+
+@pytest.fixture
+def inbox(tmp_path, sample_dir) -> Path:
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    drop(sample_dir, folder, 0)
+    return folder
+
+
+def drop(sample_dir: Path, folder: Path, number: int) -> Path:
+    source = sorted((sample_dir / SPECIES[number % 4]).iterdir())[number]
+    shutil.copyfile(source, folder / f"{number}.jpg")
+    os.utime(folder / f"{number}.jpg", (1e9, 1e9))  # as of long ago: not being written any more
+    return folder / f"{number}.jpg"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_watched_folder_is_answered_as_pictures_come_until_a_signal(
+    model_dir, sample_dir, inbox, out, tmp_path, ending
+):
+    arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
+    process = start(tmp_path, arguments)
+    wait_for_rows(process, out / "answers.csv", 1)
+    (inbox / "torn.jpg").write_bytes(b"no picture")
+    os.utime(inbox / "torn.jpg", (1e9, 1e9))
+    drop(sample_dir, inbox, 1)
+    wait_for_rows(process, out / "answers.csv", 2)
+    os.kill(process.id, ending)
+    finished = process.finish()
+    assert finished.returncode == 0, finished.stdout
+    assert "Traceback" not in finished.stdout
+    assert "torn.jpg" in finished.stdout
+    assert [Path(row["file"]).name for row in read_csv((out / "answers.csv").read_text())] == ["0.jpg", "1.jpg"]
+    assert [Path(row["file"]).name for row in read_csv((out / "answers.bad.csv").read_text())] == ["torn.jpg"]
+
+
+def test_a_killed_watch_goes_on_without_a_lost_or_doubled_row(model_dir, sample_dir, inbox, out, tmp_path):
+    arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
+    process = start(tmp_path, arguments)
+    wait_for_rows(process, out / "answers.csv", 1)
+    time.sleep(0.3)
+    process.kill()
+    process.finish()
+    with open(out / "answers.csv", "a") as stream:
+        stream.write(f"{inbox / '1.jpg'},Maize,0.9\n{inbox}/2.j")
+    for number in (1, 2):
+        drop(sample_dir, inbox, number)
+    process = start(tmp_path, arguments)
+    wait_for_rows(process, out / "answers.csv", 3)
+    os.kill(process.id, signal.SIGTERM)
+    assert process.finish().returncode == 0
+    rows = read_csv((out / "answers.csv").read_text())
+    assert [Path(row["file"]).name for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert all(len(row["probability"]) == 8 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"threshold": 1.5}, "--threshold at least 0 and at most 1, found 1.5"),
+        ({"threshold": 0.5, "format": "kaggle"}, "no --threshold for Kaggle's file"),
+        ({"watch": True, "format": "kaggle"}, "no --watch for Kaggle's file"),
+        ({"watch": True, "images": [__file__]}, "expected a folder to --watch"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(model_dir, sample_dir, tmp_path, capsys, wrong, named):
+    values = {"model_name_or_path": model_dir, "images": [sample_dir], "output_file": tmp_path / "a.csv"} | wrong
+    assert run(predict.main, flags(**values)) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+
+
+def test_a_watch_does_not_write_into_a_file_of_another_making(model_dir, inbox, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("precious")
+    words = flags(model_name_or_path=model_dir, images=[inbox], output_file=tmp_path / "a.csv", watch=True)
+    assert run(predict.main, words) == 2
+    assert "expected a new --output_file" in capsys.readouterr().err
+    assert (tmp_path / "a.csv").read_text() == "precious"

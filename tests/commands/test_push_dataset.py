@@ -1,0 +1,188 @@
+"""A folder with its split becomes a data set on the Hub, and comes back as the same pictures in the same split."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_client import Client, Repository
+from huggingface_hub import DatasetCard
+from local_hub import Fault
+from local_hub import check_card as check_as_the_hub
+from PIL import Image
+
+from seedling_hf.data.dataset import load_splits
+from seedling_hf.data.splits import hash_split, write_split_csv
+from seedling_hf.hub.dataset_card import Picture, find_duplicates
+
+pytest_plugins = ("hub_fixtures",)
+
+CLASSES = ("Charlock", "Common wheat", "Maize")
+LICENSE = "cc-by-sa-4.0"
+LOAD = """
+import hashlib, json, sys
+from pathlib import Path
+from seedling_hf.data.dataset import load_splits
+from seedling_hf.data.splits import write_split_csv
+
+source, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+splits = load_splits(**source)
+write_split_csv(splits, folder / "split.csv")
+rows = {name: [[row["file"], row["label"], row["index"], hashlib.sha256(row["image"].tobytes()).hexdigest()]
+               for row in split] for name, split in splits.items()}
+print("REPORT" + json.dumps({"rows": rows, "names": splits["train"].features["label"].names}))
+"""
+
+
+@pytest.fixture
+def pictures(sample_dir, tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+        for path in sorted((sample_dir / name).glob("*.jpg"))[:6]:
+            shutil.copy(path, folder / name)
+    return folder
+
+
+@pytest.fixture
+def repository(hub) -> Repository:
+    return Repository(hub, "alice/seedlings", kind="datasets")
+
+
+def push(client: Client, pictures: Path, *words: str):
+    flags = ("--train_dir", pictures, "--dataset_name", "seedlings", "--license", LICENSE)
+    return client.command("push_dataset", *flags, *words)
+
+
+def load(client: Client, folder: Path, **source: str) -> dict:
+    folder.mkdir()
+    result = client.python(LOAD, json.dumps(source), folder)
+    assert result.returncode == 0, result.stdout
+    return json.loads(result.stdout.split("REPORT")[1])
+
+
+def test_the_data_set_on_the_hub_is_the_folder(client, pictures, repository, tmp_path):
+    result = push(client, pictures, "--train_val_split", "0.5")
+    assert result.returncode == 0, result.stdout
+    assert set(repository.tree()) == {
+        "README.md", "split.csv", "data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"
+    }  # fmt: skip
+    elsewhere = Client(client.hub, tmp_path / "empty", fresh=True)
+    there = load(elsewhere, tmp_path / "there", dataset_name="alice/seedlings")
+    here = load(client, tmp_path / "here", train_dir=str(pictures), train_val_split=0.5)
+    assert there == here
+    assert [len(rows) for rows in there["rows"].values()] == [9, 9]
+    split = (tmp_path / "here" / "split.csv").read_bytes()
+    assert repository.read("split.csv") == split == (tmp_path / "there" / "split.csv").read_bytes()
+
+
+def test_the_split_of_a_run_is_published_as_it_is(client, pictures, repository, tmp_path):
+    splits = load_splits(train_dir=pictures, split_seed=7)
+    write_split_csv(splits, tmp_path / "split.csv")
+    assert hash_split(tmp_path / "split.csv") != hash_of(load_splits(train_dir=pictures), tmp_path)
+    assert push(client, pictures, "--split_file", tmp_path / "split.csv").returncode == 0
+    assert repository.read("split.csv") == (tmp_path / "split.csv").read_bytes()
+    assert "The split is that of an earlier run" in repository.read("README.md").decode()
+
+
+def hash_of(splits, tmp_path: Path) -> str:
+    write_split_csv(splits, tmp_path / "other.csv")
+    return hash_split(tmp_path / "other.csv")
+
+
+def test_the_card_has_classes_split_duplicates_and_licence(client, pictures, repository, tmp_path):
+    maize = sorted((pictures / "Maize").iterdir())
+    shutil.copy(maize[0], pictures / "Maize" / "again.jpg")
+    result = push(client, pictures, "--source", "Giselsson et al., arXiv 1711.05458")
+    assert result.returncode == 0, result.stdout
+    text = repository.read("README.md").decode()
+    assert check_as_the_hub(text) == ([], [])
+    data = DatasetCard(text).data.to_dict()
+    assert (data["license"], data["task_categories"]) == (LICENSE, ["image-classification"])
+    assert [split["num_examples"] for split in data["dataset_info"]["splits"]] == [13, 6]
+    assert "| Common wheat | 4 | 2 |\n| Maize | 5 | 2 |\n| all | 13 | 6 |" in text
+    assert f"`{hash_of(load_splits(train_dir=pictures), tmp_path)}`" in text
+    assert "equal in every pixel: 1; " in text
+    listed = re.search(r"\| files \| splits \|\n\|:--\|:--\|\n\| (.+?) \|", text)[1]
+    assert sorted(listed.split(", ")) == sorted([f"Maize/{maize[0].name}", "Maize/again.jpg"])
+    assert "Source: Giselsson et al." in text
+
+
+def test_a_second_push_of_the_same_folder_makes_no_commit(client, pictures, repository):
+    for _ in range(2):
+        result = push(client, pictures, "--hub_tag", "v1")
+        assert result.returncode == 0, result.stdout
+    assert len(repository.titles()) == 2  # the data, and their card
+    assert repository.tags == {"v1": repository.head}
+
+
+def test_what_people_write_into_the_card_of_the_data_stays(client, pictures, repository):
+    push(client, pictures)
+    edit = (
+        "from huggingface_hub import DatasetCard; card = DatasetCard.load('alice/seedlings');"
+        "card.text += '\\nGrown in Flakkebjerg.\\n'; card.push_to_hub('alice/seedlings')"
+    )
+    assert client.python(edit).returncode == 0
+    (sorted((pictures / "Maize").iterdir())[0]).unlink()
+    assert push(client, pictures).returncode == 0
+    text = repository.read("README.md").decode()
+    assert text.endswith("\nGrown in Flakkebjerg.\n")
+    assert "17 pictures of plant seedlings" in text
+
+
+def test_a_dry_run_prints_the_card_and_asks_nothing(client, pictures):
+    result = push(client, pictures, "--dry_run")
+    assert result.returncode == 0
+    assert "## Pictures that are there twice" in result.stdout
+    assert client.hub.log == []
+
+
+@pytest.mark.parametrize("where", ["/repos/create", "/preupload/", "/commit/"])
+def test_a_hub_that_refuses_is_told_in_one_sentence(client, pictures, where):
+    client.hub.faults.append(Fault(path=where, method="POST", status=403))
+    result = push(client, pictures)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stdout
+    assert "\nerror: the Hub answered 403: this token may not write there\n" in result.stdout
+
+
+def test_without_a_login_nothing_is_begun(hub, pictures, tmp_path):
+    result = push(Client(hub, tmp_path / "home", token=None), pictures)
+    assert result.returncode == 2
+    assert "error: expected a login to the Hub, found none" in result.stdout
+
+
+def test_equal_pixels_are_found_under_other_names_and_formats(pictures):
+    original = sorted((pictures / "Maize").iterdir())[0]
+    with Image.open(original) as image:
+        image.convert("RGB").save(pictures / "Charlock" / "copy.png")
+        other = np.array(image.convert("RGB"))
+    other[0, 0, 0] ^= 1
+    Image.fromarray(other).save(pictures / "Charlock" / "other.png")
+    (group,) = find_duplicates(load_splits(train_dir=pictures))
+    assert {(picture.file, picture.label) for picture in group} == {
+        (f"Maize/{original.name}", "Maize"), ("Charlock/copy.png", "Charlock")
+    }  # fmt: skip
+    assert all(isinstance(picture, Picture) and picture.split in ("train", "validation") for picture in group)
+
+
+TRAIN_FLAGS = {
+    "variant": "tiny", "image_size": 32, "max_steps": 2, "eval_steps": 2, "save_steps": 2, "logging_steps": 1,
+    "per_device_train_batch_size": 6,
+}  # fmt: skip
+
+
+def test_a_run_on_the_data_set_has_the_first_loss_of_a_run_on_the_folder(client, pictures, tmp_path):
+    assert push(client, pictures).returncode == 0
+    runs = {}
+    for name, source in (("there", {"dataset_name": "alice/seedlings"}), ("here", {"train_dir": pictures})):
+        result = client.train(**TRAIN_FLAGS, **source, output_dir=tmp_path / name).finish()
+        assert result.returncode == 0, result.stdout
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        runs[name] = [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+        split = (tmp_path / name / "split.csv").read_bytes()
+        assert split == Repository(client.hub, "alice/seedlings", kind="datasets").read("split.csv")
+    assert runs["there"] == runs["here"]
+    assert runs["here"][0]["loss"] > 0

@@ -1,0 +1,51 @@
+import pytest
+
+from seedling_hf.data.sampler import EpochSampler
+from seedling_hf.errors import InputError
+
+
+def epoch_of(sampler: EpochSampler, epoch: int, first_step: int = 0) -> list[list[int]]:
+    sampler.set_position(epoch, first_step)
+    return list(sampler)
+
+
+def test_an_epoch_depends_on_seed_and_epoch_alone():
+    one = EpochSampler(100, batch_size=8, seed=3)
+    epoch_of(one, 0)
+    assert epoch_of(one, 5) == epoch_of(EpochSampler(100, batch_size=8, seed=3), 5)
+    assert epoch_of(one, 5) != epoch_of(one, 6)
+    assert epoch_of(one, 5) != epoch_of(EpochSampler(100, batch_size=8, seed=4), 5)
+
+
+def test_no_picture_comes_twice_in_an_epoch():
+    drawn = [i for batch in epoch_of(EpochSampler(100, batch_size=8), 0) for i in batch]
+    assert len(drawn) == len(set(drawn)) == 96
+
+
+def test_starting_inside_an_epoch_gives_its_very_tail():
+    sampler = EpochSampler(100, batch_size=4, accumulation=2)
+    assert epoch_of(sampler, 1, first_step=5) == epoch_of(sampler, 1)[10:]
+    assert len(sampler) == 24
+
+
+@pytest.mark.parametrize("processes, accumulation", [(1, 1), (2, 1), (1, 2), (4, 2), (2, 4)])
+def test_a_global_batch_holds_the_same_pictures_however_it_is_divided(processes, accumulation):
+    size = 16 // processes // accumulation
+    shares = [
+        epoch_of(
+            EpochSampler(
+                100, batch_size=size, accumulation=accumulation, num_processes=processes, process_index=rank, seed=7
+            ),
+            2,
+        )
+        for rank in range(processes)
+    ]
+    whole = epoch_of(EpochSampler(100, batch_size=16, seed=7), 2)
+    for step, expected in enumerate(whole):
+        found = [i for share in shares for part in share[step * accumulation : (step + 1) * accumulation] for i in part]
+        assert sorted(found) == sorted(expected)
+
+
+def test_too_few_pictures_for_one_step_are_refused_with_both_figures():
+    with pytest.raises(InputError, match=r"batch of 64 .* found 63 pictures"):
+        EpochSampler(63, batch_size=16, num_processes=4)

@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+
+from seedling_hf.evaluation.calibration import (
+    area_under_risk,
+    bootstrap_intervals,
+    calibrate,
+    coverage_risk,
+    cross_fit,
+    cross_fit_not_sure,
+    fit_temperature,
+    halves,
+    not_sure_threshold,
+    reliability_bins,
+    scale_probabilities,
+    thin_curve,
+)
+from seedling_hf.evaluation.metrics import expected_calibration_error
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def sure_of_itself() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits three times too large, and labels drawn from the probabilities of the true ones."""
+    generator = np.random.default_rng(0)
+    logits = 2 * generator.standard_normal((4000, 5))
+    labels = np.array([generator.choice(5, p=row) for row in softmax(logits)])
+    return 3 * logits, softmax(3 * logits), labels
+
+
+def test_scaling_divides_the_logits(sure_of_itself):
+    logits, probabilities, _ = sure_of_itself
+    np.testing.assert_allclose(scale_probabilities(probabilities, 2.5), softmax(logits / 2.5), rtol=1e-9)
+
+
+def test_the_temperature_of_logits_that_are_three_times_too_large_is_three(sure_of_itself):
+    _, probabilities, labels = sure_of_itself
+    # 4,000 labels drawn by chance: a standard error of about 0.06.
+    assert fit_temperature(probabilities, labels) == pytest.approx(3, abs=0.2)
+
+
+def test_scaling_mends_the_calibration_error_and_no_answer_changes(sure_of_itself):
+    _, probabilities, labels = sure_of_itself
+    found = calibrate(probabilities, labels, seed=1, num_bins=15)
+    assert found["before"]["expected_calibration_error"] > 0.2
+    assert found["after"]["expected_calibration_error"] < 0.03
+    assert (cross_fit(probabilities, labels, 1).argmax(1) == probabilities.argmax(1)).all()
+
+
+def test_a_zero_probability_is_scaled_to_a_number():
+    scaled = scale_probabilities(np.array([[1.0, 0.0], [0.5, 0.5]]), 0.5)
+    assert np.isfinite(scaled).all()
+    np.testing.assert_allclose(scaled.sum(1), 1)
+
+
+def test_no_picture_has_a_part_in_its_own_temperature(sure_of_itself):
+    """The temperature of a picture stays where its own label changes, and moves where one of the other half does."""
+    _, probabilities, labels = (part[:40] for part in sure_of_itself)
+    first, second = halves(40, seed=5)
+    before = cross_fit(probabilities, labels, 5)
+    changed = labels.copy()
+    changed[first[0]] = (labels[first[0]] + 1) % 5
+    after = cross_fit(probabilities, changed, 5)
+    np.testing.assert_array_equal(after[first], before[first])
+    assert not np.allclose(after[second], before[second])
+
+
+def test_the_halves_hold_every_example_once():
+    first, second = halves(7, seed=0)
+    assert sorted([*first, *second]) == list(range(7))
+    assert abs(len(first) - len(second)) == 1
+
+
+def test_the_temperature_of_other_pictures_scales_these(sure_of_itself):
+    _, probabilities, labels = sure_of_itself
+    found = calibrate(probabilities[:50], labels[:50], seed=0, num_bins=15, fitted=(probabilities[50:], labels[50:]))
+    temperature = fit_temperature(probabilities[50:], labels[50:])
+    scaled = scale_probabilities(probabilities[:50], temperature)
+    assert found["temperature"] == temperature
+    assert found["num_fitted"] == 3950
+    assert not found["cross_fitted"]
+    expected = expected_calibration_error(scaled.max(1), scaled.argmax(1) == labels[:50])
+    assert found["after"]["expected_calibration_error"] == pytest.approx(expected)
+
+
+def test_bins_hold_their_upper_edge_and_empty_ones_are_left_out():
+    bins = reliability_bins(np.array([0.2, 0.4, 0.41, 1.0]), np.array([True, False, True, True]), 5)
+    assert [(row["high"], row["count"]) for row in bins] == [(0.2, 1), (0.4, 1), (0.6, 1), (1.0, 1)]
+
+
+def test_answers_of_one_confidence_are_kept_or_held_back_together():
+    curve = coverage_risk(np.array([0.9, 0.5, 0.5, 0.3]), np.array([True, True, False, False]))
+    assert curve["threshold"].tolist() == [0.9, 0.5, 0.3]
+    assert curve["coverage"].tolist() == [0.25, 0.75, 1.0]
+    assert curve["risk"].tolist() == [0, 1 / 3, 0.5]
+
+
+def test_the_area_is_that_of_all_orders_of_equal_answers():
+    confidence, correct = np.array([0.9, 0.5, 0.5]), np.array([True, True, False])
+    assert area_under_risk(confidence, correct) == pytest.approx((0 + 1 / 3 + 1 / 3) / 3)
+
+
+def test_the_lowest_threshold_is_found_beyond_one_that_is_not_enough():
+    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    correct = np.array([True, False, True, True, False])
+    found = not_sure_threshold(confidence, correct, 0.75)
+    assert found == {"threshold": 0.6, "coverage": 0.8, "accuracy": 0.75}
+
+
+def test_there_is_no_threshold_where_none_is_enough():
+    found = not_sure_threshold(np.array([0.9, 0.8]), np.array([False, True]), 0.95)
+    assert found == {"threshold": None, "coverage": None, "accuracy": None}
+
+
+def test_a_threshold_of_one_half_is_judged_on_the_other():
+    generator = np.random.default_rng(3)
+    confidence = generator.random(20_000)
+    correct = generator.random(20_000) < confidence
+    found = cross_fit_not_sure(confidence, correct, 0.9, seed=0)
+    # Calibrated answers above t are right (1 + t) / 2 of the time: t = 0.8 keeps a fifth. Drawn by chance: to 0.02.
+    assert found["accuracy"] == pytest.approx(0.9, abs=0.02)
+    assert found["coverage"] == pytest.approx(0.2, abs=0.04)
+
+
+def test_the_bootstrap_is_the_same_for_the_same_seed_and_another_for_another():
+    matrix = [[30, 10, 0], [5, 20, 5], [0, 2, 18]]
+    assert bootstrap_intervals(matrix, 1) == bootstrap_intervals(matrix, 1)
+    assert bootstrap_intervals(matrix, 1) != bootstrap_intervals(matrix, 2)
+
+
+def test_the_bootstrap_interval_of_many_pictures_is_the_normal_one():
+    matrix = np.array([[450, 50], [50, 450]])
+    half = 1.96 * np.sqrt(0.9 * 0.1 / 1000)
+    # 2,000 resamples: the ends have a standard error of about 0.0006.
+    assert bootstrap_intervals(matrix, 0)["accuracy"] == pytest.approx([0.9 - half, 0.9 + half], abs=0.003)
+
+
+def test_right_answers_alone_have_no_width():
+    assert bootstrap_intervals([[5, 0], [0, 5]], 0) == {"accuracy": [1.0, 1.0], "macro_f1": [1.0, 1.0]}
+
+
+def test_a_long_curve_keeps_its_ends():
+    generator = np.random.default_rng(0)
+    curve = coverage_risk(generator.random(5000), generator.random(5000) < 0.7)
+    points = thin_curve(curve)
+    assert len(points) == 101
+    assert points[0]["coverage"] == 1 / 5000
+    assert points[-1]["coverage"] == 1

@@ -1,0 +1,165 @@
+import csv
+import json
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+from sklearn.metrics import accuracy_score, f1_score
+from small_models import SPECIES, write_model
+from transformers import TimmWrapperForImageClassification
+
+from seedling_hf.commands import compare, run
+from seedling_hf.errors import InputError
+from seedling_hf.evaluation.comparison import compare_models, holm_correction, mcnemar_test
+from seedling_hf.training.baseline import build_timm_classifier
+
+
+def counts(both: int, only_first: int, only_second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    first = [True] * (both + only_first) + [False] * (only_second + neither)
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    return np.array(first), np.array(second)
+
+
+def test_mcnemars_test_is_the_binomial_of_the_pictures_that_tell_apart():
+    found = mcnemar_test(*counts(50, 3, 12, 7))
+    tail = sum(comb(15, k) for k in range(4)) / 2**15
+    assert found["p_value"] == pytest.approx(2 * tail, rel=1e-12)
+    assert (found["both"], found["only_first"], found["only_second"], found["neither"]) == (50, 3, 12, 7)
+    assert found["difference"] == 9 / 72
+
+
+def test_pictures_that_both_get_right_say_nothing():
+    assert mcnemar_test(*counts(5, 3, 12, 7))["p_value"] == mcnemar_test(*counts(5000, 3, 12, 0))["p_value"]
+
+
+def test_the_same_answers_are_no_difference():
+    assert mcnemar_test(*counts(5, 0, 0, 2))["p_value"] == 1
+
+
+def test_holms_correction_multiplies_the_smallest_most_and_never_turns_the_order():
+    assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm_correction([0.9, 0.8]) == [1.0, 1.0]
+    assert holm_correction([0.02]) == [0.02]
+
+
+def stub(answers: list[int], names: list[str] = SPECIES) -> dict:
+    """A report with as much as a comparison reads; the truth is 0, 1, 2, 3, 0, 1, …"""
+    labels = [i % 4 for i in range(len(answers))]
+    return {
+        "class_names": names, "accuracy": 0.5, "macro_f1": 0.5, "loss": 1.0, "expected_calibration_error": 0.1,
+        "bootstrap": {"accuracy": [0.4, 0.6], "macro_f1": [0.4, 0.6]}, "per_class": {n: {"f1": 0.5} for n in names},
+        "provenance": {"model": "m", "architecture": "a", "num_parameters": 1, "seconds": 1.0, "date": "2026-01-01",
+                       "images_per_second": 1.0, "device": "CPU", "versions": {}},
+        "predictions": [
+            {"file": f"{i}.png", "label": SPECIES[label], "prediction": SPECIES[answer], "probability": 0.6,
+             "label_probability": 0.6 if answer == label else 0.1 + i / 100}
+            for i, (answer, label) in enumerate(zip(answers, labels, strict=True))
+        ],
+    }  # fmt: skip
+
+
+def test_pictures_that_all_get_wrong_are_different_but_do_not_tell():
+    found = compare_models(["a", "b"], [stub([0, 1, 0, 0]), stub([0, 2, 1, 3])], "pictures")
+    assert found["agreement"] == 0.25
+    assert found["num_differences"] == 3
+    assert [row["file"] for row in found["differences"]] == ["1.png", "3.png"], "2.png is wrong twice"
+
+
+def test_three_models_are_three_pairs():
+    found = compare_models(["a", "b", "c"], [stub([0, 1, 2, 3]), stub([0, 1, 0, 0]), stub([1, 1, 1, 1])], "pictures")
+    assert [(p["first"], p["second"]) for p in found["pairs"]] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [p["only_first"] for p in found["pairs"]] == [2, 3, 1]
+
+
+def test_models_of_other_species_are_refused():
+    with pytest.raises(InputError, match="found 3 others in b"):
+        compare_models(["a", "b"], [stub([0]), stub([0], SPECIES[:3])], "pictures")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, sample_dir) -> list[Path]:
+    """A RepLKNet, and a network of timm whose classes have another order."""
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder / "replknet", sample_dir)
+    names = SPECIES[::-1]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    model, image_processor = build_timm_classifier("mobilenetv3_small_050", labels, image_size=32)
+    assert isinstance(model, TimmWrapperForImageClassification)
+    model.save_pretrained(folder / "timm")
+    image_processor.crop_size = {"height": 32, "width": 32}
+    image_processor.save_pretrained(folder / "timm")
+    return [folder / "replknet", folder / "timm"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, sample_dir) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in SPECIES:
+        (folder / name).mkdir()
+        for file in sorted((sample_dir / name).iterdir())[:5]:
+            (folder / name / file.name).symlink_to(file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(models, pictures, tmp_path_factory) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("comparison") / "new"
+    words = ["--models", *map(str, models), "--data_dir", str(pictures), "--output_dir", str(folder)]
+    assert run(compare.main, words) == 0
+    return folder
+
+
+def test_the_command_writes_page_text_figures_and_answers(output):
+    names = {"comparison.html", "comparison.md", "comparison.json", "answers.csv"}
+    assert {file.name for file in output.iterdir()} == names
+
+
+def test_scikit_learn_and_the_answers_give_every_figure_again(output):
+    figures = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+    with open(output / "answers.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = [row["label"] for row in rows]
+    answers = [[row[f"prediction: {name}"] for row in rows] for name in ("replknet", "timm")]
+    for model, own in zip(figures["models"], answers, strict=True):
+        assert model["accuracy"] == accuracy_score(labels, own)
+        assert model["macro_f1"] == pytest.approx(f1_score(labels, own, average="macro"))
+        f1 = f1_score(labels, own, average=None, labels=SPECIES, zero_division=0)
+        assert [model["f1"][name] for name in SPECIES] == pytest.approx(f1)
+    right = [np.array(own) == np.array(labels) for own in answers]
+    (pair,) = figures["pairs"]
+    assert pair["only_first"] == np.sum(right[0] & ~right[1])
+    assert pair["difference"] == pytest.approx(right[1].mean() - right[0].mean())
+    assert figures["num_differences"] == np.sum(np.array(answers[0]) != np.array(answers[1]))
+
+
+def test_the_markdown_names_both_and_says_whether_it_is_chance(output):
+    text = (output / "comparison.md").read_text(encoding="utf-8")
+    assert text.startswith("# replknet against timm")
+    assert "points more often than" in text or "right equally often" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--models", "{0}"], "expected two or more --models, found 1"),
+        (["--models", "{0}", "{0}"], "found one twice"),
+        (["--models", "{0}", "no/such/model"], "no/such/model"),
+        (["--models", "{0}", "{1}", "--data_dir", "no/such/pictures"], "no/such/pictures"),
+    ],
+)
+def test_compare_says_what_is_wrong_in_one_sentence(models, pictures, tmp_path, capsys, words, named):
+    words = [word.format(*models) for word in words]
+    flags = ["--data_dir", str(pictures), "--output_dir", str(tmp_path / "new"), *words]
+    assert run(compare.main, flags) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_models_that_would_be_called_the_same_keep_their_folders():
+    assert compare.short_names(["runs/a/nano", "runs/b/nano"]) == ["runs/a/nano", "runs/b/nano"]
+    assert compare.short_names(["runs/a/nano/", "runs/b/resnet18"]) == ["nano", "resnet18"]

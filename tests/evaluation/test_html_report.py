@@ -1,0 +1,180 @@
+"""The page in a real browser: nothing is asked for, everything is shown."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import open_browser, visit
+from PIL import Image
+from small_models import SPECIES, write_model
+
+from seedling_hf.data.folders import load_folder
+from seedling_hf.evaluation.comparison import compare_models, write_comparison
+from seedling_hf.evaluation.html_report import (
+    describe_not_sure,
+    describe_pair_of_models,
+    percent,
+    picture_uri,
+    render_report,
+)
+from seedling_hf.evaluation.report import evaluate_model, write_report
+from seedling_hf.inference.prediction import build_accelerator, build_model
+
+
+@pytest.fixture(scope="module")
+def dataset(sample_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in SPECIES:
+        (folder / name).mkdir()
+        for file in sorted((sample_dir / name).iterdir())[:8]:
+            (folder / name / file.name).symlink_to(file)
+    odd = next((folder / "Maize").iterdir())
+    odd.rename(odd.with_name("a <script>alert(1)</script> & b.jpg".replace("/", "∕")))
+    return load_folder(folder, class_names=SPECIES)
+
+
+@pytest.fixture(scope="module")
+def reports(dataset, sample_dir, tmp_path_factory) -> list[dict]:
+    found = []
+    for pictures in (4, 2):
+        folder = tmp_path_factory.mktemp("models") / f"of-{pictures}-pictures"
+        write_model(folder, sample_dir, pictures=pictures)
+        model, image_processor = build_model(str(folder))
+        found.append(
+            evaluate_model(
+                model, image_processor, dataset, build_accelerator("no"), batch_size=16, data_name="pictures",
+                target_accuracy=0.7, test_time_augmentation=True,
+            )
+        )  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(reports, dataset, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_report(reports[0], folder, dataset)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as browser:
+        yield browser
+
+
+def overlays(pictures, answers):
+    return [Image.new("RGB", picture.size, "#ff00aa") for picture in pictures]
+
+
+def text_of(page) -> str:
+    return re.sub(r"\s+", " ", page.inner_text("body"))
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_no_request_leaves_the_page_and_nothing_overflows(browser, folder, width):
+    address = (folder / "report.html").as_uri()
+    page, requests, complaints = visit(browser, address, width=width)
+    assert [request for request in requests if not request.startswith("data:")] == [address]
+    assert complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.screenshot(path=folder / f"report-{width}.png", full_page=True)
+    shot = np.asarray(Image.open(folder / f"report-{width}.png").convert("L"))
+    assert shot.shape[0] > 2000
+    assert np.median(shot) > 240, "dark on light"
+    page.close()
+
+
+def test_every_picture_is_there_to_be_seen(browser, folder, reports):
+    page, _, _ = visit(browser, (folder / "report.html").as_uri())
+    sizes = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.width])")
+    assert len(sizes) == 3 + len(reports[0]["worst_mistakes"])
+    assert all(natural > 50 and shown > 50 for natural, shown in sizes)
+    page.close()
+
+
+def test_the_figures_are_on_the_page(browser, folder, reports):
+    page, _, _ = visit(browser, (folder / "report.html").as_uri())
+    text, report = text_of(page), reports[0]
+    figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    low, high = figures["bootstrap"]["accuracy"]
+    assert f"{report['accuracy']:.1%} 95% interval {low:.1%} to {high:.1%}" in text
+    for name, row in report["per_class"].items():
+        assert f"{name} {row['precision']:.1%} {row['recall']:.1%} {row['f1']:.3f} {row['support']}" in text
+    assert f"as the model says {figures['calibration']['before']['expected_calibration_error']:.3f}" in text
+    assert f"temperature scaled {figures['calibration']['after']['expected_calibration_error']:.3f}" in text
+    assert describe_not_sure(figures["not_sure"]) in text
+    lost = figures["crop_weed_costs"]["crops_lost"]
+    assert f"a crop taken for a weed {lost['count']} of {lost['total']}" in text
+    assert f"accuracy {report['accuracy']:.1%} {figures['test_time_augmentation']['accuracy']:.1%}" in text
+    page.close()
+
+
+def test_the_gallery_shows_each_mistake_with_truth_answer_and_probability(browser, folder, reports):
+    page, _, _ = visit(browser, (folder / "report.html").as_uri())
+    shown = [re.sub(r"\s+", " ", text) for text in page.locator(".gallery li").all_inner_texts()]
+    expected = [
+        f"is {m['label']} {percent(m['label_probability'])} said {m['prediction']} {percent(m['probability'])} "
+        f"{m['file']}"
+        for m in reports[0]["worst_mistakes"]
+    ]
+    assert [text.strip() for text in shown] == expected
+    page.close()
+
+
+def test_a_name_of_a_file_is_text_and_no_markup(reports, dataset, tmp_path):
+    odd = next(row for row in reports[0]["predictions"] if "script" in row["file"])
+    page = render_report(reports[0] | {"worst_mistakes": [odd]}, tmp_path, dataset)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_overlays_stand_beside_the_pictures_and_are_asked_for_once(browser, folder, reports, dataset):
+    asked = []
+
+    def saliency(pictures, answers):
+        asked.append(list(answers))
+        return overlays(pictures, answers)
+
+    path = folder / "with_saliency.html"
+    path.write_text(render_report(reports[0], folder, dataset, saliency), encoding="utf-8")
+    assert asked == [[m["prediction"] for m in reports[0]["worst_mistakes"]]]
+    page, requests, _ = visit(browser, path.as_uri())
+    assert len([r for r in requests if not r.startswith("data:")]) == 1
+    assert page.locator(".gallery li img").count() == 2 * len(reports[0]["worst_mistakes"])
+    page.close()
+
+
+def test_without_pictures_the_gallery_has_names(reports, tmp_path):
+    page = render_report(reports[0], tmp_path)
+    assert "data:image" not in page
+    assert reports[0]["worst_mistakes"][0]["label"] in page
+
+
+def test_a_comparison_is_a_page_without_requests_too(browser, reports, dataset, tmp_path):
+    comparison = compare_models(["first", "second"], reports, "pictures")
+    write_comparison(comparison, dataset, tmp_path)
+    address = (tmp_path / "comparison.html").as_uri()
+    page, requests, complaints = visit(browser, address, width=390)
+    assert [request for request in requests if not request.startswith("data:")] == [address]
+    assert complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator(".gallery li").count() == len(comparison["differences"]) > 0
+    assert describe_pair_of_models(comparison["pairs"][0]) in text_of(page)
+    page.close()
+
+
+def test_a_picture_in_the_page_is_small_and_the_same():
+    picture = Image.linear_gradient("L").resize((900, 300)).convert("RGB")
+    content = base64.b64decode(picture_uri(picture).removeprefix("data:image/jpeg;base64,"))
+    assert len(content) < 20_000
+    assert picture.size == (900, 300), "the caller's picture stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0.0%"), (0.0004, "<0.1%"), (0.12345, "12.3%"), (0.9996, ">99.9%"), (1, "100.0%")]
+)
+def test_a_share_is_never_rounded_to_certainty(share, text):
+    assert percent(share) == text

@@ -1,0 +1,287 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import SPECIES
+
+from seedling_hf.commands import run
+from seedling_hf.commands.probe import main
+from seedling_hf.data.folders import load_folder
+from seedling_hf.data.transforms import build_eval_transform, to_rgb
+from seedling_hf.errors import InputError
+from seedling_hf.evaluation import probing
+from seedling_hf.evaluation.metrics import wilson_interval
+from seedling_hf.evaluation.probing import PROBES, Probe, ProbeTransform, plant_mask, probe, shuffle_patches
+from seedling_hf.inference.prediction import build_accelerator, build_dataloader, build_model, predict
+
+pytestmark = pytest.mark.usefixtures("unsettled_precision")
+
+
+@pytest.fixture(scope="module")
+def test_dir(tmp_path_factory, sample_dir) -> Path:
+    """Five pictures of each of four species."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in SPECIES:
+        (folder / name).mkdir()
+        for file in sorted((sample_dir / name).iterdir())[:5]:
+            (folder / name / file.name).symlink_to(file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def charlock(sample_dir) -> Image.Image:
+    with Image.open(sample_dir / "Charlock" / "022179d65.jpg") as image:
+        image.load()
+        return to_rgb(image)
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def named(name: str) -> Probe:
+    return next(each for each in PROBES if each.name == name)
+
+
+def altered(name: str, picture: Image.Image) -> np.ndarray:
+    return np.asarray(named(name).alter(picture, generator())).astype(int)
+
+
+# Patches
+
+
+@pytest.mark.parametrize("patches", [2, 4, 8])
+def test_patches_change_places_and_stay_whole(patches):
+    picture = torch.arange(3 * 32 * 48).reshape(3, 32, 48)
+    shuffled = shuffle_patches(picture, patches, generator())
+    high, wide = 32 // patches, 48 // patches
+
+    def cut(pixels):
+        return [pixels[:, y : y + high, x : x + wide] for y in range(0, 32, high) for x in range(0, 48, wide)]
+
+    before, after = cut(picture), cut(shuffled)
+    assert {tuple(p.flatten().tolist()) for p in before} == {tuple(p.flatten().tolist()) for p in after}
+    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_what_division_leaves_over_stays():
+    picture = torch.rand(3, 34, 35)
+    shuffled = shuffle_patches(picture, 4, generator())
+    assert torch.equal(shuffled[:, 32:], picture[:, 32:])
+    assert torch.equal(shuffled[:, :, 32:], picture[:, :, 32:])
+    assert not torch.equal(shuffled, picture)
+
+
+def test_the_order_of_patches_is_that_of_the_seed():
+    picture = torch.rand(3, 32, 32)
+    first, same, other = (shuffle_patches(picture, 4, generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("patches", [0, 1, 33])
+def test_patches_that_cannot_be_are_refused(patches):
+    with pytest.raises(InputError, match=f"found {patches} in 32×32 pixels"):
+        shuffle_patches(torch.rand(3, 32, 32), patches, generator())
+
+
+# Plant and background
+
+
+def test_otsus_threshold_has_the_least_variance_within():
+    draw = generator()
+    values = np.concatenate([draw.normal(0, 1, 3000), draw.normal(6, 0.5, 500)])
+    edges = np.linspace(values.min(), values.max(), 257)[1:-1]
+
+    def variance_within(threshold):
+        below, above = values[values <= threshold], values[values > threshold]
+        return below.var() * len(below) + above.var() * len(above)
+
+    best = min(map(variance_within, edges))
+    # 1e-3: Otsu's method sees the bins' centres, not the values.
+    assert variance_within(probing.otsu_threshold(values)) == pytest.approx(best, rel=1e-3)
+
+
+def test_excess_green_is_that_of_the_chromatic_coordinates():
+    colors = np.array([[[0, 255, 0], [200, 100, 100], [90, 90, 90], [0, 0, 0]]], np.uint8)
+    assert probing.excess_green(colors)[0].tolist() == [2.0, -0.25, 0.0, 0.0]
+
+
+def test_a_drawn_plant_is_found():
+    pixels = np.full((100, 100, 3), (140, 105, 70), np.uint8)
+    pixels[30:60, 40:70] = (60, 150, 40)
+    mask = plant_mask(Image.fromarray(pixels))
+    expected = np.zeros((100, 100), bool)
+    expected[30:60, 40:70] = True
+    assert (mask != expected).mean() < 0.02
+
+
+def test_the_plant_of_a_real_picture_is_kept_and_the_rest_is_grey(charlock):
+    mask, pixels = plant_mask(charlock), altered("plant_only", charlock)
+    assert 0.1 < mask.mean() < 0.6
+    assert np.array_equal(pixels[mask], np.asarray(charlock)[mask])
+    assert (pixels[~mask] == probing.GREY).all()
+
+
+def test_the_background_of_a_real_picture_has_no_green_left_and_is_else_the_same(charlock):
+    pixels, mask = altered("background_only", charlock), plant_mask(charlock)
+    threshold = probing.otsu_threshold(probing.excess_green(np.asarray(charlock)))
+    green = probing.excess_green(pixels) > threshold
+    assert green.mean() < 0.02 < mask.mean()
+    far = ~probing._widen(mask, 8)
+    assert np.array_equal(pixels[far], np.asarray(charlock)[far])
+
+
+def test_a_picture_that_is_all_plant_has_a_background_all_the_same():
+    image = Image.new("RGB", (20, 20), (40, 160, 40))
+    assert altered("background_only", image).shape == (20, 20, 3)
+    assert altered("plant_only", image).shape == (20, 20, 3)
+
+
+def test_a_silhouette_has_two_colors(charlock):
+    pixels = altered("silhouette", charlock)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) == 2
+
+
+# The other probes
+
+
+def test_every_probe_leaves_the_size_and_changes_the_picture(charlock):
+    for each in PROBES:
+        if each.alter is not None:
+            output = each.alter(charlock, generator())
+            assert (output.size, output.mode) == (charlock.size, "RGB"), each.name
+            assert np.abs(np.subtract(output, charlock, dtype=int)).mean() > 0.5, each.name
+
+
+def test_light_and_size_change_by_what_the_titles_say():
+    gray = Image.new("RGB", (50, 50), (100, 100, 100))
+    assert altered("warm", gray)[0, 0].tolist() == [120, 100, 80]
+    assert altered("cool", gray)[0, 0].tolist() == [80, 100, 120]
+    assert altered("dark", gray)[0, 0].tolist() == [60, 60, 60]
+    assert altered("bright", gray)[0, 0].tolist() == [150, 150, 150]
+    pixels = np.zeros((50, 50, 3), np.uint8)
+    pixels[15:35, 15:35] = 255
+    white = {name: (altered(name, Image.fromarray(pixels)) > 127).all(-1).sum() for name in ("scale_0.6", "scale_1.4")}
+    assert white == {"scale_0.6": 12**2, "scale_1.4": 28**2}
+
+
+def test_a_quarter_turn_is_exact(charlock):
+    square = charlock.resize((64, 64))
+    assert np.array_equal(altered("rotation_90", square), np.rot90(np.asarray(square)))
+    assert np.array_equal(altered("rotation_180", square), np.rot90(np.asarray(square), 2))
+
+
+def test_probes_have_names_of_their_own_and_begin_with_the_plain_picture():
+    assert len({each.name for each in PROBES}) == len(PROBES) == len({each.title for each in PROBES})
+    assert PROBES[0] == Probe("plain", "plain", "plain")
+
+
+def test_what_is_random_depends_on_seed_and_number_alone(model_dir, charlock):
+    _, image_processor = build_model(str(model_dir))
+    rows = {"image": [charlock, charlock], "index": [0, 1]}
+    make = ProbeTransform(named("patches_4"), image_processor, seed=3)
+    first, other = make(rows)["pixel_values"]
+    (again,) = make({"image": [charlock], "index": [0]})["pixel_values"]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+# The whole
+
+
+@pytest.fixture(scope="module")
+def result(model_dir, test_dir) -> dict:
+    model, image_processor = build_model(str(model_dir))
+    dataset, accelerator = load_folder(test_dir, class_names=SPECIES), build_accelerator("no")
+    return probe(model, image_processor, dataset, accelerator, batch_size=8)
+
+
+def test_the_plain_accuracy_is_that_of_the_predictions(result, model_dir, test_dir):
+    model, image_processor = build_model(str(model_dir))
+    dataset, accelerator = load_folder(test_dir, class_names=SPECIES), build_accelerator("no")
+    loader = build_dataloader(dataset, image_processor, accelerator, batch_size=8, num_workers=0)
+    logits, _ = predict(model, loader, accelerator)
+    correct = int((logits.argmax(-1).numpy() == np.array(dataset["label"])).sum())
+    plain = result["probes"][0]
+    assert plain["accuracy"] == correct / 20
+    assert plain["interval"] == list(wilson_interval(correct, 20))
+    assert plain["change"] == 0 and plain["change_interval"] == [0, 0]
+
+
+def test_a_probe_is_the_accuracy_on_pictures_that_were_altered_by_hand(result, model_dir, test_dir):
+    model, image_processor = build_model(str(model_dir))
+    dataset, transform = load_folder(test_dir, class_names=SPECIES), build_eval_transform(image_processor)
+    pixels = torch.stack([transform(Image.fromarray(np.rot90(np.asarray(to_rgb(row["image"]))))) for row in dataset])
+    answers = model(pixels).logits.argmax(-1).numpy()
+    (row,) = [row for row in result["probes"] if row["name"] == "rotation_90"]
+    assert row["accuracy"] == (answers == np.array(dataset["label"])).mean()
+
+
+def test_the_change_is_that_of_the_accuracy_and_lies_in_its_interval(result):
+    plain = result["probes"][0]["accuracy"]
+    for row in result["probes"]:
+        assert row["change"] == pytest.approx(row["accuracy"] - plain)
+        assert row["change_interval"][0] <= row["change"] <= row["change_interval"][1]
+    assert any(row["change"] < 0 for row in result["probes"])
+    assert json.loads(json.dumps(result)) == result
+    assert (result["num_examples"], result["guess"]) == (20, 0.25)
+
+
+def test_a_selection_with_numbers_that_are_not_in_order_is_answered_picture_by_picture(model_dir, test_dir, result):
+    model, image_processor = build_model(str(model_dir))
+    dataset = load_folder(test_dir, class_names=SPECIES)
+    turned = dataset.select(list(range(19, -1, -1)))
+    found = probe(model, image_processor, turned, build_accelerator("no"), probes=PROBES[:2])
+    assert [row["accuracy"] for row in found["probes"]] == [row["accuracy"] for row in result["probes"][:2]]
+
+
+def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_pictures():
+    differences = generator().choice([-1.0, 0.0, 1.0], 4000, p=[0.3, 0.6, 0.1])
+    low, high = probing.bootstrap_interval(differences)
+    half = 1.96 * differences.std() / 4000**0.5
+    # A tenth of the half-width: 2,000 samples give the ends no better.
+    assert low == pytest.approx(differences.mean() - half, abs=half / 10)
+    assert high == pytest.approx(differences.mean() + half, abs=half / 10)
+
+
+def test_the_command_writes_figures_table_and_pictures(model_dir, test_dir, tmp_path, capsys):
+    words = ["--model_name_or_path", str(model_dir), "--test_dir", str(test_dir), "--output_dir", str(tmp_path / "out")]
+    assert run(main, [*words, "--max_samples", "8"]) == 0
+    result = json.loads((tmp_path / "out" / "probes.json").read_text())
+    assert result["num_examples"] == 8
+    assert [row["name"] for row in result["probes"]] == [each.name for each in PROBES]
+    text = (tmp_path / "out" / "probes.md").read_text()
+    shown = capsys.readouterr().out
+    for row in result["probes"]:
+        assert f"{row['accuracy']:.1%}" in text
+        assert row["title"] in text
+        assert row["title"] in shown
+    for name in ("probes.png", "examples.png"):
+        assert Image.open(tmp_path / "out" / name).width > 800
+        assert f"]({name})" in text
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(model_dir, test_dir, result, tmp_path):
+    words = ["--model_name_or_path", str(model_dir), "--test_dir", str(test_dir), "--output_dir", str(tmp_path / "out")]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "scripts/probe.py"]
+    subprocess.run(
+        [sys.executable, *launch, *words, "--per_device_eval_batch_size", "3"],
+        cwd=Path(__file__).resolve().parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "out" / "probes.json").read_text())
+    assert found["probes"] == result["probes"]
+
+
+def test_the_command_refuses_a_folder_of_other_species(model_dir, sample_dir, tmp_path, capsys):
+    words = ["--model_name_or_path", str(model_dir), "--test_dir", str(sample_dir), "--output_dir", str(tmp_path / "o")]
+    assert run(main, words) == 2
+    assert "expected folders named as the model's classes" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,375 @@
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import SPECIES, write_model
+
+from seedling_hf.commands import run
+from seedling_hf.commands.export import main as export_command
+from seedling_hf.errors import InputError
+from seedling_hf.export.programs import (
+    ONNX_FLOAT,
+    PYTORCH,
+    check_logits,
+    describe_preprocessing,
+    export_classifier,
+    input_batches,
+    read_metadata,
+    run_onnx,
+    run_torch_export,
+    take_evenly,
+)
+from seedling_hf.inference.prediction import build_model
+from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
+
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason="the extra `export` is needed to write and run ONNX")
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPET = re.search(r"```python\n(import json, numpy as np, onnxruntime\n.*?)```", README, re.DOTALL)[1]
+PICTURE = re.search(r"Image\.open\((\".*?\")\)", SNIPPET)[1]
+NORMALISE = re.search(r"`(\(\(np\.asarray\(picture\).*?)`", README)[1]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, sample_dir) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_steady_model(folder, sample_dir)
+    return folder
+
+
+def write_steady_model(folder: Path, sample_dir: Path) -> None:
+    """A small model that answers the species whose pictures have the nearest mean of features.
+
+    Its logits change little where pixels do, as those of a trained model.
+    """
+    write_model(folder, sample_dir)
+    model, image_processor = build_model(str(folder), merge=False)
+    with torch.no_grad():
+        means = torch.stack([
+            torch.stack([model.replknet(x).pooler_output[0] for x in processed(image_processor, pictures)]).mean(0)
+            for pictures in (sorted((sample_dir / name).iterdir())[:20] for name in SPECIES)
+        ])  # fmt: skip
+        means = means - means.mean(0)
+        scale = 1 / means.square().sum(1).mean()
+        model.classifier.weight.copy_(scale * means)
+        model.classifier.bias.copy_(-scale * means.square().sum(1) / 2)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def files(sample_dir) -> list[Path]:
+    """Six pictures of each of four species."""
+    return [file for name in SPECIES for file in sorted((sample_dir / name).iterdir())[4:10]]
+
+
+@pytest.fixture(scope="module")
+def expected(model_dir, files) -> np.ndarray:
+    """Logits of the model as it was trained, neither merged nor folded, one picture at a time."""
+    model, image_processor = build_model(str(model_dir), merge=False)
+    with torch.inference_mode():
+        return np.concatenate([model(pixel_values).logits for pixel_values in processed(image_processor, files)])
+
+
+def processed(image_processor, files: list[Path]) -> list[torch.Tensor]:
+    return [image_processor(Image.open(file), return_tensors="pt").pixel_values for file in files]
+
+
+@pytest.fixture(scope="module")
+def exported(model_dir, files, tmp_path_factory) -> dict:
+    """The rows of an export in float32 and int8, with the normalisation inside."""
+    folder = tmp_path_factory.mktemp("exported")
+    rows = export(model_dir, folder / "seedlings.onnx", files, calibration_files=files, include_preprocessing=True)
+    return {row["name"]: row for row in rows} | {"folder": folder}
+
+
+@pytest.fixture(scope="module")
+def bare(model_dir, files, tmp_path_factory) -> Path:
+    """An export that takes normalised pictures."""
+    path = tmp_path_factory.mktemp("bare") / "seedlings.onnx"
+    export(model_dir, path, files)
+    return path
+
+
+def export(model_dir: Path, path: Path, files: list[Path], **options) -> list[dict]:
+    model, image_processor = build_model(str(model_dir))
+    return export_classifier(model, image_processor, path, check_files=files, **options)
+
+
+def inputs(model_dir: Path, files: list[Path], include_preprocessing: bool) -> np.ndarray:
+    _, image_processor = build_model(str(model_dir))
+    batches = input_batches(files, image_processor, include_preprocessing=include_preprocessing)
+    return np.concatenate([batch for _, batch in batches])
+
+
+@pytest.mark.parametrize("include_preprocessing", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_onnx_runtime_gives_the_logits_of_the_trained_model_for_real_pictures(
+    include_preprocessing, batch_size, exported, bare, model_dir, files, expected
+):
+    path = exported["folder"] / "seedlings.onnx" if include_preprocessing else bare
+    run, pictures = run_onnx(path), inputs(model_dir, files, include_preprocessing)
+    found = np.concatenate([run(pictures[i : i + batch_size]) for i in range(0, len(pictures), batch_size)])
+    # 1e-4: merged kernels and another library sum float32 in another order.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert len(set(expected.argmax(1))) == len(SPECIES), "the test needs answers that differ"
+    assert (found.argmax(1) == expected.argmax(1)).all()
+
+
+def test_the_largest_difference_that_is_told_is_that_of_the_file(exported, model_dir, files):
+    model, image_processor = build_model(str(model_dir))
+    run = run_onnx(exported["folder"] / "seedlings.onnx")
+    with torch.inference_mode():
+        logits = model(torch.cat(processed(image_processor, files))).logits.numpy()
+    difference = np.abs(run(inputs(model_dir, files, True)) - logits).max()
+    assert exported[ONNX_FLOAT]["max_difference"] == pytest.approx(difference, rel=0.01)
+    assert exported[ONNX_FLOAT]["same_answers"] == 1
+
+
+def test_the_small_kernels_and_batch_norms_are_merged_away(bare):
+    import onnx
+
+    operations = [node.op_type for node in onnx.load(bare).graph.node]
+    assert operations.count("BatchNormalization") == 1, "that before pooling alone"
+    assert operations.count("Conv") == 35
+
+
+def test_the_metadata_tell_how_to_predict(exported):
+    metadata = read_metadata(exported["folder"] / "seedlings.onnx")
+    assert metadata["classes"] == SPECIES
+    assert metadata["image_size"] == [64, 64]
+    assert (metadata["shortest_edge"], metadata["resample"]) == (73, "BICUBIC")
+    assert metadata["mean"] == [0.485, 0.456, 0.406]
+    assert metadata["std"] == [0.229, 0.224, 0.225]
+    assert metadata["input"] == "uint8 (N, height, width, 3), RGB"
+    assert read_metadata(exported["folder"] / "seedlings.int8.onnx") == metadata
+
+
+def test_a_file_names_no_folder_of_the_one_who_exported(exported, bare):
+    for path in (*exported["folder"].iterdir(), bare):
+        assert str(ROOT).encode() not in path.read_bytes()
+
+
+def without_torch(code: str, python: str = sys.executable, **values: object) -> str:
+    """What a new process prints in which torch and this package cannot be imported."""
+    blocked = (
+        "import sys\nfor name in ('torch', 'torchvision', 'transformers', 'seedling_hf'): sys.modules[name] = None\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    answer = subprocess.run(
+        [python, "-c", blocked + code], cwd=values.get("cwd", ROOT), env=environment, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def for_each_picture(snippet: str, model_file: Path, files: list[Path]) -> str:
+    """The README's lines, run for each of `files`, printing the logits too."""
+    lines = snippet.replace('"seedlings.onnx"', repr(str(model_file))).replace(PICTURE, "file")
+    assert lines.count("file)") == 1, "the picture of the snippet was replaced"
+    lines += "print(json.dumps(np.asarray(picture).tolist()))\n"
+    body = "".join(f"    {line}\n" for line in lines.splitlines())
+    return f"for file in {[str(file) for file in files]}:\n{body}    print(json.dumps(logits[0].tolist()))\n"
+
+
+def check_answers(printed: str, model_dir: Path, files: list[Path]) -> None:
+    """The snippet sees the pixels of the image processor, gives the model's logits for them, and its answers."""
+    model, image_processor = build_model(str(model_dir), merge=False)
+    lines = printed.splitlines()
+    pixels = np.array([json.loads(line) for line in lines[1::3]])
+    differences = np.abs(pixels - inputs(model_dir, files, True))
+    # torchvision rounds to 8 bits as Pillow does, but may differ by one step at a few pixels.
+    assert differences.max() <= 2
+    assert differences.mean() < 0.2
+    normalised = (pixels / 255 - np.array(image_processor.image_mean)) / np.array(image_processor.image_std)
+    with torch.inference_mode():
+        logits = model(torch.tensor(normalised, dtype=torch.float32).permute(0, 3, 1, 2)).logits
+        answers = model(torch.cat(processed(image_processor, files))).logits.argmax(1)
+    # 1e-4: merged kernels and another library sum float32 in another order.
+    np.testing.assert_allclose([json.loads(line) for line in lines[2::3]], logits, rtol=0, atol=1e-4)
+    assert lines[::3] == [SPECIES[i] for i in answers]
+
+
+def test_the_snippet_of_the_readme_gives_the_same_answers_without_torch(exported, model_dir, files):
+    printed = without_torch(for_each_picture(SNIPPET, exported["folder"] / "seedlings.onnx", files))
+    check_answers(printed, model_dir, files)
+
+
+def test_the_readmes_normalisation_gives_the_same_answers_without_preprocessing_inside(bare, model_dir, files):
+    snippet = SNIPPET.replace("np.asarray(picture)[None]", NORMALISE)
+    check_answers(without_torch(for_each_picture(snippet, bare, files)), model_dir, files)
+
+
+def test_a_processor_that_squeezes_is_followed_by_the_snippet(tmp_path, sample_dir, files):
+    write_steady_model(tmp_path / "model", sample_dir)
+    squeezed = RepLKNetImageProcessor.from_variant("XL", image_size=384)
+    squeezed.size = squeezed.crop_size = {"height": 64, "width": 96}
+    squeezed.save_pretrained(tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "seedlings.onnx", files[:3], include_preprocessing=True)
+    assert read_metadata(tmp_path / "seedlings.onnx")["image_size"] == [64, 96]
+    printed = without_torch(for_each_picture(SNIPPET, tmp_path / "seedlings.onnx", files[:3]))
+    check_answers(printed, tmp_path / "model", files[:3])
+
+
+@pytest.mark.slow
+def test_the_snippet_runs_in_a_new_environment_of_three_packages(exported, model_dir, files, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    scripts = "Scripts" if os.name == "nt" else "bin"
+    python = str(tmp_path / "venv" / scripts / "python")
+    install = [python, "-m", "pip", "install", "--quiet", "onnxruntime", "pillow", "numpy"]
+    if subprocess.run(install).returncode:
+        pytest.skip("onnxruntime, pillow and numpy can be installed only with a network")
+    code = for_each_picture(SNIPPET, exported["folder"] / "seedlings.onnx", files)
+    answer = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 1
+    check_answers(answer.stdout, model_dir, files)
+
+
+def test_int8_is_smaller_and_answers_like_float(exported, model_dir, files, expected):
+    float_file, int8_file = (exported["folder"] / name for name in ("seedlings.onnx", "seedlings.int8.onnx"))
+    assert int8_file.stat().st_size < 0.6 * float_file.stat().st_size
+    found = run_onnx(int8_file)(inputs(model_dir, files, True))
+    assert not np.allclose(found, expected, atol=1e-4), "rounding to 8 bits shows"
+    # The features are random and noisier than trained ones; a wrong scale or a lost layer leaves no correlation.
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.8
+
+
+def test_the_pointwise_convolutions_of_the_stages_alone_are_in_8_bits(exported):
+    import onnx
+
+    weights = onnx.load(exported["folder"] / "seedlings.int8.onnx").graph.initializer
+    kinds = {(w.dims[-1] > 1, "embeddings" in w.name, w.data_type == onnx.TensorProto.INT8)
+             for w in weights if len(w.dims) == 4}  # fmt: skip
+    assert kinds == {(False, False, True), (True, False, False), (False, True, False), (True, True, False)}
+
+
+def test_a_program_of_torch_export_gives_the_same_logits_in_batches_of_any_size(model_dir, files, expected, tmp_path):
+    path = tmp_path / "seedlings.pt2"
+    export(model_dir, path, files)
+    run, pictures = run_torch_export(path), inputs(model_dir, files, False)
+    for batch in (pictures[:1], pictures[:5]):
+        np.testing.assert_allclose(run(batch), expected[: len(batch)], rtol=0, atol=1e-4)  # as above
+    assert read_metadata(path)["classes"] == SPECIES
+
+
+def test_logits_that_differ_are_refused_and_nothing_is_written(model_dir, files, tmp_path):
+    with pytest.raises(InputError, match="within 1e-12 of PyTorch's, found a difference"):
+        export(model_dir, tmp_path / "new" / "seedlings.onnx", files, tolerance=1e-12)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    logits = {PYTORCH: np.zeros((2, 3)), ONNX_FLOAT: np.array([[0, 0, np.nan], [0, 0, 0]])}
+    with pytest.raises(InputError, match="a difference of nan on 2 pictures"):
+        check_logits(logits, ONNX_FLOAT, 1e-4)
+
+
+def test_a_processor_that_does_not_normalise_is_refused():
+    with pytest.raises(InputError, match="found RepLKNetImageProcessor, which does something else"):
+        describe_preprocessing(RepLKNetImageProcessor(do_normalize=False))
+
+
+def test_a_processor_that_crops_in_its_own_way_is_refused():
+    from transformers import ConvNextImageProcessor
+
+    with pytest.raises(InputError, match="found ConvNextImageProcessor"):
+        describe_preprocessing(ConvNextImageProcessor())
+
+
+def test_pictures_to_check_on_are_taken_from_the_whole_list():
+    assert take_evenly(list("abcdefghi"), 3) == ["a", "e", "i"]
+    assert take_evenly(list("ab"), 5) == ["a", "b"]
+
+
+def flags(**values: object) -> list[str]:
+    return [
+        word
+        for name, value in values.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
+
+
+def test_the_command_tells_the_accuracy_of_float_and_int8_on_labelled_pictures(model_dir, files, tmp_path, capsys):
+    for file in files:
+        (tmp_path / "pictures" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / file.parent.name / file.name).symlink_to(file)
+    words = flags(
+        model_name_or_path=model_dir, output_file=tmp_path / "out" / "seedlings.onnx", int8=True,
+        train_dir=tmp_path / "pictures", eval_dir=tmp_path / "pictures",
+    )  # fmt: skip
+    assert run(export_command, words) == 0
+    shown = capsys.readouterr().out
+    labels = np.array([SPECIES.index(file.parent.name) for file in files])
+    pictures = inputs(model_dir, files, False)
+    for name, file in (("ONNX float32", "seedlings.onnx"), ("ONNX int8", "seedlings.int8.onnx")):
+        accuracy = (run_onnx(tmp_path / "out" / file)(pictures).argmax(1) == labels).mean()
+        row = next(line for line in shown.splitlines() if line.startswith(f"| {name} |"))
+        assert row.split(" | ")[-1].startswith(f"{accuracy:.1%} (")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"seedlings.onnx", "seedlings.int8.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_name_or_path": "./nowhere"}, "expected a model folder at ./nowhere, found nothing there"),
+        ({"images": "./nothing"}, "expected a picture or a folder at nothing, found nothing there"),
+        ({"output_file": "seedlings.pt2"}, "expected --output_file to be a file NAME.onnx, found seedlings.pt2"),
+        ({"int8": True}, "expected --train_dir and --format onnx for --int8, found none"),
+        ({"tolerance": 0}, "expected --tolerance above 0, found 0"),
+    ],
+)
+def test_a_mistake_ends_with_code_2_and_one_sentence_and_leaves_nothing(
+    changes, message, model_dir, files, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = flags(**{"model_name_or_path": model_dir, "output_file": "seedlings.onnx", "images": files[0]} | changes)
+    assert run(export_command, words) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_picture_is_refused_by_name(model_dir, files, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(files[0].read_bytes()[:500])
+    words = flags(model_name_or_path=model_dir, output_file=tmp_path / "x" / "x.onnx", images=tmp_path)
+    assert run(export_command, words) == 2
+    assert "broken.jpg" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_the_packages_the_command_says_what_to_install(model_dir, files, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxscript" else find(name, *a))
+    assert (
+        run(export_command, flags(model_name_or_path=model_dir, output_file=tmp_path / "x.onnx", images=files[0])) == 2
+    )
+    assert "found no onnxscript; pip install 'seedling-hf[export]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_is_a_folder_that_loads_as_float32_and_answers_alike(model_dir, tmp_path, capsys):
+    target = tmp_path / "half"
+    flags = ["--model_name_or_path", str(model_dir), "--format", "half", "--output_file", str(target)]
+    assert export_command(flags) is None
+    assert "in float16" in capsys.readouterr().out
+    model = RepLKNetForImageClassification.from_pretrained(model_dir).eval()
+    half = RepLKNetForImageClassification.from_pretrained(target).eval()
+    assert {tensor.dtype for tensor in half.parameters()} == {torch.float32}
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (Path(model_dir), target)]
+    assert sizes[1] < 0.6 * sizes[0]
+    pixel_values = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        found, expected = half(pixel_values).logits, model(pixel_values).logits
+    # 11 bits of each weight, through some ten layers
+    assert 0 < (found - expected).abs().max() < 0.02 * expected.abs().max()
+    with pytest.raises(InputError, match="expected --output_file to be a new folder"):
+        export_command(flags)

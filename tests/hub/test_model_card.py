@@ -1,0 +1,288 @@
+"""The card says what the run's own files say: here those of a real, short run."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_client import Client, Repository
+from huggingface_hub import ModelCard
+from jinja2 import Environment, meta
+from local_hub import check_card as check_as_the_hub
+from safetensors.torch import load_file
+
+from seedling_hf.data.splits import hash_split
+from seedling_hf.hub.model_card import card_values, render_card, write_card
+
+pytest_plugins = ("hub_fixtures",)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory, sample_dir) -> Path:
+    folder = tmp_path_factory.mktemp("card") / "seedlings-tiny"
+    flags = {
+        "train_dir": sample_dir, "output_dir": folder, "variant": "tiny", "image_size": 32, "max_steps": 4,
+        "eval_steps": 2, "save_steps": 4, "max_train_samples": 48, "max_eval_samples": 24, "warmup_steps": 1,
+        "per_device_train_batch_size": 12,
+    }  # fmt: skip
+    result = Client(None, folder.parent / "home").train(**flags).finish()
+    assert result.returncode == 0, result.stdout
+    (folder / "README.md").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.fixture
+def folder(finished_run, tmp_path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / finished_run.name))
+
+
+@pytest.fixture(scope="module")
+def card(finished_run) -> str:
+    return render_card(finished_run)
+
+
+def section(card: str, name: str) -> str:
+    return re.search(rf"<!-- begin {name} -->\n(.*?)<!-- end {name} -->", card, re.DOTALL)[1]
+
+
+def read(folder: Path, name: str):
+    return json.loads((folder / name).read_text())
+
+
+def test_the_template_is_given_the_very_names_that_it_uses(finished_run):
+    template = (ROOT / "model_card.md").read_text(encoding="utf-8")
+    environment = Environment()
+    environment.filters |= dict.fromkeys(("cell", "percent", "duration"), str)
+    used = meta.find_undeclared_variables(environment.parse(template))
+    assert set(card_values(finished_run, results=True)) == used
+
+
+def test_the_hub_finds_the_figures_of_the_report(finished_run, card):
+    report = read(finished_run, "report.json")
+    results = {result.metric_type: result for result in ModelCard(card).data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        "accuracy": report["accuracy"],
+        "f1": report["macro_f1"],
+    }
+    assert results["accuracy"].dataset_name == "seedlings"
+    assert results["accuracy"].task_type == "image-classification"
+
+
+def test_the_metadata_are_those_that_the_hub_knows(card):
+    data = ModelCard(card).data
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "transformers",
+        "image-classification",
+    )
+    assert data.metrics == ["accuracy", "f1"]
+    assert data.model_name == "seedlings-tiny"
+    assert check_as_the_hub(card) == ([], [])
+
+
+def test_the_results_are_a_table_with_the_interval_and_each_species(finished_run, card):
+    report = read(finished_run, "report.json")
+    results = section(card, "results")
+    low, high = report["accuracy_interval"]
+    assert f"| accuracy | {report['accuracy']:.1%} | 95% interval {low:.1%} to {high:.1%} (Wilson) |" in results
+    for name, row in report["per_class"].items():
+        assert (
+            f"| {name} | {row['precision']:.1%} | {row['recall']:.1%} | {row['f1']:.3f} | {row['support']} |" in results
+        )
+    assert "On the validation pictures of seedlings, 24 pictures:" in results
+    assert "](confusion_matrix.png)" in results
+
+
+def test_the_data_are_told_by_the_hash_and_the_counts_of_the_split(finished_run, card):
+    data = section(card, "data")
+    assert f"`{hash_split(finished_run / 'split.csv')}`" in data
+    assert "drawn at random from each species, 30% of its pictures for validation, seed 42." in data
+    assert "| species | train | validation |" in data
+    assert "| Maize | 4 | 2 |" in data
+    assert "| all | 48 | 24 |" in data
+
+
+def test_the_training_is_told_with_hardware_time_versions_and_arguments(finished_run, card):
+    training, results = section(card, "training"), read(finished_run, "train_results.json")
+    assert "4 optimizer steps, 1 passes" in training
+    assert f"weights of step {results['best_step']}, the best" in training
+    for name, version in read(finished_run, "report.json")["provenance"]["versions"].items():
+        assert f"{name} {version}" in training
+    assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", training, re.DOTALL)[1]) == yaml.safe_load(
+        (finished_run / "arguments.yaml").read_text()
+    )
+
+
+def test_the_model_is_told_from_its_config_and_its_weights(finished_run, card):
+    model, weights = section(card, "model"), load_file(finished_run / "model.safetensors")
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    count = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(buffers))
+    assert f"| parameters | {count:,} |" in model
+    assert "| kernels of the stages | 15, 13, 11, 7, with 5×5 beside them |" in model
+    assert "| started from | random weights |" in model
+    assert "RGB, 32×32 pixels" in model
+    assert "tells 12 kinds of plant seedlings\napart: Black-grass, Charlock," in model
+
+
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (0, "Of the 24 validation pictures none is in training too, exactly or nearly."),
+        (1, "Of the 24 validation pictures 1 is in training too, exactly or nearly."),
+        (3, "Of the 24 validation pictures 3 are in training too, exactly or nearly."),
+        (None, "Whether nearly the same picture is in two parts of the split was not looked for."),
+    ],
+)
+def test_the_limits_say_whether_validation_pictures_were_trained_on(folder, count, sentence):
+    assert read(folder, "near_duplicates.json")["validation_pictures"] == 24  # as the run wrote it
+    if count is None:
+        (folder / "near_duplicates.json").unlink()
+    else:
+        pairs = [{"validation": "a.png", "training": "b.png"}] * count
+        (folder / "near_duplicates.json").write_text(json.dumps({"validation_pictures": 24, "pairs": pairs}))
+    assert f"- {sentence}\n" in section(render_card(folder), "limits")
+
+
+def test_the_limits_name_the_weakest_species(finished_run, card):
+    rows = read(finished_run, "report.json")["per_class"]
+    assert min(rows.values(), key=lambda row: row["f1"])["f1"] == 0
+    weakest = next(name for name, row in rows.items() if row["f1"] == 0)
+    assert f"weakest on {weakest} (F1 0.00)" in section(card, "limits")
+
+
+def test_nothing_of_the_template_is_left_in_the_card(card):
+    for leftover in ("{{", "{%", "None", "Undefined", "TODO", "More Information Needed"):
+        assert leftover not in card
+
+
+def test_a_run_without_a_report_has_no_results_in_its_card(folder):
+    (folder / "report.json").unlink()
+    card = render_card(folder)
+    assert section(card, "results") == ""
+    data = ModelCard(card).data
+    assert data.eval_results is None
+    assert data.metrics is None
+    assert check_as_the_hub(card) == ([], [])
+
+
+def test_while_a_run_goes_on_the_report_of_other_weights_stays_out(finished_run):
+    card = render_card(finished_run, results=False)
+    assert section(card, "results") == ""
+    assert "not finished: these are the weights of step 4, epoch" in section(card, "training")
+    assert ModelCard(card).data.eval_results is None
+
+
+def test_results_go_from_the_card_when_the_run_goes_on(folder):
+    write_card(folder)
+    assert section((folder / "README.md").read_text(), "results") != ""
+    write_card(folder, results=False)
+    assert section((folder / "README.md").read_text(), "results") == ""
+
+
+def test_what_somebody_wrote_into_the_card_in_the_folder_stays(folder):
+    path = write_card(folder)
+    path.write_text(path.read_text().replace("# seedlings-tiny", "# My seedlings\n\nGrown in Flakkebjerg."))
+    write_card(folder)
+    assert "# My seedlings\n\nGrown in Flakkebjerg.\n" in path.read_text()
+
+
+def test_a_model_folder_that_no_run_made_has_a_card(folder):
+    for path in folder.iterdir():
+        if path.name not in ("config.json", "model.safetensors", "preprocessor_config.json") and path.is_file():
+            path.unlink()
+    card = render_card(folder)
+    assert [section(card, name) for name in ("results", "data", "training")] == ["", "", ""]
+    assert check_as_the_hub(card) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["a|b", "<!-- end model -->", "two\nlines", "{{ config }}", '"quotes": [', "草 🌱"])
+def test_no_name_of_a_species_breaks_the_card(folder, name):
+    for file in ("config.json", "report.json", "split.csv"):
+        path = folder / file
+        written = f'"{name.replace(chr(34), chr(34) * 2)}"' if file == "split.csv" else json.dumps(name)[1:-1]
+        text = path.read_text(encoding="utf-8")
+        path.write_text(
+            text.replace(",Maize,", f",{written},") if file == "split.csv" else text.replace("Maize", written)
+        )
+    card = render_card(folder)
+    shown = " ".join(name.split()).replace("|", "\\|").replace("<", "&lt;")
+    assert f"\n| {shown} | 4 | 2 |\n" in section(card, "data")
+    assert shown in section(card, "model")
+    assert check_as_the_hub(card) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("start", "base_model", "shown"),
+    [
+        (
+            "alice/replknet-31b@v1",
+            "alice/replknet-31b",
+            "[alice/replknet-31b](https://huggingface.co/alice/replknet-31b)",
+        ),
+        ("/models/31b", None, "a model folder, /models/31b"),
+    ],
+)
+def test_the_card_says_what_the_model_started_from(folder, start, base_model, shown):
+    arguments = yaml.safe_load((folder / "arguments.yaml").read_text())
+    (folder / "arguments.yaml").write_text(yaml.safe_dump(arguments | {"model_name_or_path": start, "variant": None}))
+    card = render_card(folder)
+    assert ModelCard(card).data.base_model == base_model
+    assert f"| started from | {shown} |" in section(card, "model")
+
+
+def test_the_card_names_the_data_set_on_the_hub(folder):
+    arguments = yaml.safe_load((folder / "arguments.yaml").read_text())
+    changes = {"train_dir": None, "dataset_name": "alice/seedlings", "dataset_revision": "v1"}
+    (folder / "arguments.yaml").write_text(yaml.safe_dump(arguments | changes))
+    data = ModelCard(render_card(folder)).data
+    assert data.datasets == ["alice/seedlings"]
+    assert (data.eval_results[0].dataset_type, data.eval_results[0].dataset_revision) == ("alice/seedlings", "v1")
+
+
+EXAMPLE = """
+import re, sys
+from pathlib import Path
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "seedling_hf":
+            raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from huggingface_hub import ModelCard
+code = re.search(r"```python\\n(.*?)```", ModelCard.load("alice/seedlings-tiny").content, re.DOTALL)[1]
+print("CODE", code)
+print("OUTPUT")
+exec(code)
+"""
+
+
+def test_the_loading_example_on_the_hub_runs_as_it_stands(folder, client, sample_dir, tmp_path, monkeypatch):
+    write_card(folder)
+    pushed = client.command(
+        "push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings-tiny", "--hub_tag", "v1"
+    )
+    assert pushed.returncode == 0, pushed.stdout
+    shutil.copy(sorted((sample_dir / "Maize").glob("*.jpg"))[0], tmp_path / "seedling.jpg")
+    monkeypatch.chdir(tmp_path)
+    result = Client(client.hub, tmp_path / "empty", fresh=True).python(EXAMPLE)
+    assert result.returncode == 0, result.stdout
+    assert 'model="alice/seedlings-tiny", revision="v1"' in result.stdout.split("CODE")[1]
+    answers = eval(result.stdout.split("OUTPUT\n")[1].splitlines()[-1])
+    assert {answer["label"] for answer in answers} < set(read(folder, "config.json")["label2id"])
+
+
+def test_the_card_of_a_run_reaches_the_hub_whole(folder, client):
+    write_card(folder)
+    client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings-tiny")
+    repository = Repository(client.hub, "alice/seedlings-tiny")
+    address = f'model="{folder}"'
+    expected = (folder / "README.md").read_text().replace(address, 'model="alice/seedlings-tiny"')
+    assert repository.read("README.md").decode() == expected
+    assert {"report.json", "confusion_matrix.png", "curves.png", "split.csv", "arguments.yaml"} <= set(
+        repository.tree()
+    )

@@ -1,0 +1,132 @@
+"""Snapshots: what goes into one, and that there is never half of one."""
+
+import json
+import os
+
+import pytest
+
+from seedling_hf.hub.outbox import Outbox, Target, model_files, parse_hub_name
+
+TARGET = Target("alice/seedlings", "Step 1", tag="v1")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
+    code = {"AutoConfig": "configuration.Config", "AutoModel": ["modeling.Model", None], "Other": "a/b--theirs.Model"}
+    (folder / "config.json").write_text(json.dumps({"auto_map": code}))
+    (folder / "modeling.py").write_text("import torch\nfrom .operators import f\n")
+    for name in (
+        "configuration.py", "operators.py", "theirs.py", "train.py", "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json", "optimizer.safetensors", "report.json", "curves.png", "secret.env",
+        ".DS_Store", "metrics.jsonl", "training_args.bin", "checkpoints/step-00000001/state.json",
+    ):  # fmt: skip
+        (folder / name).write_text(name)
+    return folder
+
+
+MODEL = {
+    "config.json", "modeling.py", "configuration.py", "operators.py", "model-00001-of-00002.safetensors",
+    "model.safetensors.index.json", "metrics.jsonl",
+}  # fmt: skip
+
+
+def test_only_what_is_named_travels(folder):
+    assert set(model_files(folder)) == MODEL | {"report.json", "curves.png"}
+
+
+def test_results_of_other_weights_stay(folder):
+    assert set(model_files(folder, results=False)) == MODEL
+
+
+def test_a_checkpoint_goes_under_the_name_that_transformers_gives_it(folder):
+    files = model_files(folder, checkpoint=folder / "checkpoints" / "step-00000001")
+    assert set(files) == MODEL | {"report.json", "curves.png", "last-checkpoint/state.json"}
+
+
+def test_a_snapshot_comes_back_as_it_was_put(folder):
+    outbox = Outbox(folder)
+    outbox.put(model_files(folder), TARGET, "step-00000001-save")
+    snapshot = outbox.newest()
+    assert snapshot.target == TARGET
+    assert {name: path.read_bytes() for name, path in snapshot.files.items()} == {
+        name: path.read_bytes() for name, path in model_files(folder).items()
+    }
+
+
+def test_a_snapshot_does_not_change_with_the_folder(folder):
+    outbox = Outbox(folder)
+    outbox.put(model_files(folder), TARGET, "step-00000001-save")
+    (folder / "new").write_text("other weights")
+    os.replace(folder / "new", folder / "model-00001-of-00002.safetensors")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write("one more line")
+    files = outbox.newest().files
+    assert files["model-00001-of-00002.safetensors"].read_text() == "model-00001-of-00002.safetensors"
+    assert files["metrics.jsonl"].read_text() == "metrics.jsonl"
+
+
+def test_weights_take_no_room_twice(folder):
+    snapshot = Outbox(folder).put(model_files(folder), TARGET, "step-00000001-save")
+    name = "model-00001-of-00002.safetensors"
+    assert snapshot.files[name].samefile(folder / name)
+
+
+def test_the_newest_snapshot_is_the_last_one_put(folder):
+    outbox = Outbox(folder)
+    for step in (900, 1000):
+        outbox.put(model_files(folder), TARGET, f"step-{step}-save")
+    assert outbox.newest().folder.name == "000002-step-1000-save"
+
+
+def test_a_snapshot_that_cannot_be_finished_leaves_nothing(folder):
+    outbox = Outbox(folder)
+    with pytest.raises(OSError, match="not there"):
+        outbox.put(model_files(folder) | {"z": folder / "not there"}, TARGET, "step-00000001-save")
+    assert list(outbox.folder.iterdir()) == []
+    assert outbox.newest() is None
+
+
+def test_what_a_kill_has_left_is_no_snapshot_and_is_cleared_away(folder):
+    outbox = Outbox(folder)
+    half = outbox.folder / ".000001-step-00000001-save.tmp"
+    half.mkdir(parents=True)
+    assert outbox.newest() is None
+    outbox.put(model_files(folder), TARGET, "step-00000002-save")
+    assert not half.exists()
+
+
+def test_with_a_snapshot_go_those_before_it_and_an_empty_outbox(folder):
+    outbox = Outbox(folder)
+    snapshots = [outbox.put(model_files(folder), TARGET, f"step-{step}-save") for step in (1, 2, 3)]
+    outbox.remove(snapshots[1])
+    assert outbox.newest() == snapshots[2]
+    assert not snapshots[0].exists()
+    outbox.remove(snapshots[2])
+    assert not outbox.folder.exists()
+
+
+def test_what_is_just_being_pushed_is_not_replaced(folder):
+    outbox = Outbox(folder)
+    first, second, third = (outbox.put(model_files(folder), TARGET, f"step-{step}-save") for step in (1, 2, 3))
+    outbox.remove_before(third, keep=first)
+    assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("alice/seedlings", ("alice/seedlings", None)),
+        ("alice/seedlings@v1", ("alice/seedlings", "v1")),
+        ("alice/seedlings@refs/pr/1", ("alice/seedlings", "refs/pr/1")),
+        ("seedlings", None), ("latest", None), ("a/b/c", None), ("/a/b", None), ("./a", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_name_on_the_hub_is_told_from_a_path(name, parts):
+    assert parse_hub_name(name) == parts
+
+
+def test_a_folder_that_is_here_goes_before_a_name_on_the_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert parse_hub_name("run/checkpoints") is None

@@ -1,0 +1,126 @@
+"""What a Space is made of, and that it arrives on a Hub and runs there from its own files."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio", reason="the extra [demo] is not installed")
+
+import yaml
+from hub_client import Repository
+
+from seedling_hf.commands import push_space, run
+from seedling_hf.hub.space import REQUIREMENTS, write_space
+
+pytest_plugins = ("hub_fixtures",)
+
+ROOT = Path(__file__).resolve().parents[2]
+# As on the Hub: its files in the current folder, and nowhere else a `seedling_hf`.
+ANSWER = """
+import sys
+sys.path[:] = [".", *(path for path in sys.path if path not in ("", sys.argv[1]))]
+import seedling_hf
+assert seedling_hf.__file__.startswith(sys.argv[2]), seedling_hf.__file__
+import app
+print(app.demo.fns[0].fn(sys.argv[3])[0])
+"""
+
+
+def words(model: object, *further: str) -> list[str]:
+    return ["--model_name_or_path", str(model), "--hub_space_id", "alice/which-seedling", *further]
+
+
+def header(card: str) -> dict:
+    return yaml.safe_load(re.match(r"---\n(.*?)---\n", card, re.DOTALL)[1])
+
+
+def test_a_pushed_space_runs_from_its_own_files(client, hub, model_dir, sample_dir, tmp_path):
+    pushed = client.command("push_space", *words(model_dir, "--threshold", "0.3"))
+    assert pushed.returncode == 0, pushed.stdout
+    assert "/spaces/alice/which-seedling/commit/" in pushed.stdout
+    space = Repository(hub, "alice/which-seedling", "spaces")
+    folder = tmp_path / "space"
+    for name in space.tree():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(space.read(name))
+    assert header((folder / "README.md").read_text(encoding="utf-8"))["sdk"] == "gradio"
+    picture = sorted((sample_dir / "Maize").iterdir())[0]
+    answer = subprocess.run(
+        [sys.executable, "-c", ANSWER, str(ROOT), str(folder), str(picture)],
+        cwd=folder, capture_output=True, text=True, env={"PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("## Maize\n")
+
+
+def test_a_second_push_of_the_same_page_makes_no_commit(client, hub, model_dir):
+    for _ in range(2):
+        assert client.command("push_space", *words(model_dir)).returncode == 0
+    assert Repository(hub, "alice/which-seedling", "spaces").titles() == ["Push the page"]
+
+
+def test_the_space_of_a_model_on_the_hub_names_it_and_holds_no_weights(tmp_path):
+    files = write_space(tmp_path, "alice/seedlings", revision="v1", threshold=0.8, title="Crop or weed?")
+    assert "build_demo('alice/seedlings', revision='v1', threshold=0.8, title='Crop or weed?')" in files[
+        "app.py"
+    ].read_text(encoding="utf-8")
+    card = header(files["README.md"].read_text(encoding="utf-8"))
+    assert card["models"] == ["alice/seedlings"]
+    assert (card["app_file"], card["title"]) == ("app.py", "Crop or weed?")
+    assert not any(name.startswith("model/") for name in files)
+
+
+def test_the_requirements_are_versions_of_what_the_package_asks_for(tmp_path):
+    files = write_space(tmp_path, "alice/seedlings", revision=None, threshold=0.5, title="A")
+    lines = files["requirements.txt"].read_text(encoding="utf-8").splitlines()
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    assert set(REQUIREMENTS) <= {re.match(r"[\w-]+", line)[0] for line in asked}
+
+
+def imported_at_once(module: str) -> set[str]:
+    """First names of the packages that a module, and those of ours that it imports, need to be imported."""
+    paths = [ROOT / f"{module.replace('.', '/')}.py", *(ROOT / module.replace(".", "/")).glob("*.py")]
+    names = set()
+    for path in filter(Path.exists, paths):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module)
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+    for name in [name for name in names if name.startswith("seedling_hf.")]:
+        names |= imported_at_once(name)
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_requirements_hold_all_that_the_page_imports():
+    wanted = imported_at_once("seedling_hf.demo") - set(sys.stdlib_module_names) - {"seedling_hf"}
+    assert wanted >= {"accelerate", "datasets", "gradio", "torch"}
+    by_others = {"PIL", "gradio", "numpy", "tqdm"}
+    assert {name.replace("_", "-") for name in wanted - by_others} <= set(REQUIREMENTS)
+
+
+def test_a_dry_run_lists_the_files_without_a_login(model_dir, capsys):
+    assert run(push_space.main, words(model_dir, "--dry_run")) == 0
+    listed = capsys.readouterr().out.split()
+    assert {"app.py", "requirements.txt", "README.md", "model/model.safetensors", "seedling_hf/demo.py"} <= set(listed)
+
+
+def test_neither_a_repository_nor_a_model_folder_is_refused(tmp_path, capsys):
+    assert run(push_space.main, words(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "expected a repository user/name or a model folder" in error
+    assert error.count("\n") == 1
+
+
+def test_a_push_without_a_login_says_what_to_do(client, hub, model_dir):
+    client.token = None
+    pushed = client.command("push_space", *words(model_dir))
+    assert pushed.returncode == 2
+    assert "hf auth login" in pushed.stdout

@@ -1,0 +1,160 @@
+"""A list and its answers on the disk, killed at every place."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from seedling_hf.errors import InputError
+from seedling_hf.inference.answers import Answer, Plant
+from seedling_hf.inference.journal import Claim, Journal, Part, discard, find_equal_name, prepare
+
+PICTURES = [f"{i:03d}.jpg" for i in range(11)]
+
+
+def make(folder, pictures=PICTURES, batch_size=3, num_parts=1, **identity) -> Journal:
+    return prepare(folder / "run", pictures, identity=identity, batch_size=batch_size, num_parts=num_parts)
+
+
+def answer(journal: Journal, part: int = 0, batches: int | None = None) -> None:
+    with Part(journal, part) as answers:
+        for number in answers.remaining[:batches]:
+            answers.append(Answer(file, [("Maize", 0.5)]) for file in journal[number])
+
+
+def answered(journal: Journal) -> list[str]:
+    return [found.file for found in journal.answers()]
+
+
+def test_the_batches_are_the_list_in_its_order(tmp_path):
+    journal = make(tmp_path)
+    assert [*journal] == [PICTURES[0:3], PICTURES[3:6], PICTURES[6:9], PICTURES[9:]]
+
+
+def test_batches_of_one_picture_are_all_there(tmp_path):
+    assert [*make(tmp_path, batch_size=1)] == [[name] for name in PICTURES]
+
+
+def test_names_with_line_breaks_and_foreign_bytes_come_back(tmp_path):
+    names = ["a\nb.jpg", b"\xff.jpg".decode("utf-8", "surrogateescape"), 'x",".jpg']
+    assert [name for batch in make(tmp_path, names, 2) for name in batch] == names
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 4, 7])
+def test_the_shares_of_all_processes_are_every_batch_once(tmp_path, num_parts):
+    journal = make(tmp_path, num_parts=num_parts)
+    shares = [journal.share(part) for part in range(num_parts)]
+    assert [number for share in shares for number in share] == [0, 1, 2, 3]
+    assert sum(map(journal.size, shares)) == 11
+
+
+def test_answers_of_three_processes_are_in_the_order_of_the_list(tmp_path):
+    journal = make(tmp_path, num_parts=3)
+    for part in (2, 0, 1):
+        answer(journal, part)
+    assert answered(journal) == PICTURES
+
+
+def test_a_part_cut_anywhere_goes_on_without_a_lost_or_doubled_answer(tmp_path):
+    journal = make(tmp_path)
+    answer(journal)
+    path = journal.folder / "answers-00000.jsonl"
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        answer(journal)
+        assert path.read_bytes() == whole
+
+
+def test_zeros_that_a_power_cut_leaves_are_cut_off(tmp_path):
+    journal = make(tmp_path)
+    answer(journal, batches=2)
+    with open(journal.folder / "answers-00000.jsonl", "ab") as stream:
+        stream.write(bytes(100) + b"\n")
+    answer(journal)
+    assert answered(journal) == PICTURES
+
+
+def test_the_list_of_a_run_that_stopped_is_not_made_anew(tmp_path):
+    answer(make(tmp_path, top_k=1), batches=1)
+    assert make(tmp_path, ["another.jpg"], top_k=1).num_pictures == 11
+
+
+def test_a_run_with_other_arguments_is_refused_by_name(tmp_path):
+    make(tmp_path, top_k=1)
+    with pytest.raises(InputError, match="found top_k 2 instead of 1; repeat its command, or remove"):
+        make(tmp_path, top_k=2)
+    with pytest.raises(InputError, match="num_parts 2 instead of 1"):
+        make(tmp_path, top_k=1, num_parts=2)
+
+
+def test_a_list_that_was_killed_half_written_is_begun_anew(tmp_path):
+    journal = make(tmp_path)
+    answer(journal)
+    (journal.folder / "run.json").unlink()
+    journal = make(tmp_path, PICTURES[:4])
+    assert [*journal] == [PICTURES[:3], PICTURES[3:4]]
+    assert not (journal.folder / "answers-00000.jsonl").exists()
+
+
+def test_missing_answers_are_noticed(tmp_path):
+    journal = make(tmp_path)
+    answer(journal, batches=3)
+    with pytest.raises(RuntimeError, match="each of 11 pictures, found 9"):
+        answered(journal)
+
+
+def test_an_empty_list_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="expected pictures, found none"):
+        make(tmp_path, [])
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_what_was_checked_is_known_to_be(tmp_path):
+    journal = make(tmp_path)
+    assert not journal.checked
+    journal.mark_checked()
+    assert make(tmp_path).checked
+
+
+def test_a_second_run_of_one_output_is_kept_out_until_the_first_ends(tmp_path):
+    code = f"from pathlib import Path; from seedling_hf.inference.journal import Claim; Claim(Path({str(tmp_path)!r}))"
+    first = Claim(tmp_path)
+    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "found another run at it" in second.stderr
+    first.release()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_discarded_journal_leaves_the_lock_alone(tmp_path):
+    journal = make(tmp_path)
+    claim = Claim(journal.folder)
+    discard(journal.folder)
+    assert [path.name for path in journal.folder.iterdir()] == ["lock"]
+    claim.release()
+
+
+def test_an_answer_of_a_bad_picture_keeps_its_reason(tmp_path):
+    journal = make(tmp_path, ["a.jpg"])
+    with Part(journal, 0) as part:
+        part.append([Answer("a.jpg", [], "image file is truncated")])
+    assert [*journal.answers()] == [Answer("a.jpg", [], "image file is truncated")]
+    assert json.loads((journal.folder / "run.json").read_text())["num_pictures"] == 1
+
+
+def test_the_plants_of_a_photograph_are_kept_with_it(tmp_path):
+    journal = make(tmp_path, ["a.jpg"])
+    answer = Answer(
+        "a.jpg", [], None, (Plant((1, 2, 3, 4), [("Maize", 0.75)]), Plant((5, 6, 7, 8), [("Charlock", 0.5)]))
+    )
+    with Part(journal, 0) as part:
+        part.append([answer])
+    assert [*journal.answers()] == [answer]
+    with Part(journal, 0) as part:
+        assert not part.remaining
+
+
+def test_equal_names_in_two_folders_are_found():
+    assert find_equal_name(["a/1.jpg", "a/2.jpg", "b/1.jpg"]) == "1.jpg"
+    assert find_equal_name(["a/1.jpg", "a/2.jpg"]) is None

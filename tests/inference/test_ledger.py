@@ -1,0 +1,70 @@
+"""What a watch knows of the pictures that it has answered."""
+
+import os
+import time
+
+import pytest
+
+from seedling_hf.errors import InputError
+from seedling_hf.inference.answers import Answer
+from seedling_hf.inference.ledger import SETTLED_S, Ledger
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "1.jpg"
+    path.write_bytes(b"picture")
+    settle(path)
+    return path
+
+
+def settle(path, ago: float = 60) -> None:
+    os.utime(path, (time.time() - ago,) * 2)
+
+
+def test_a_picture_is_new_until_it_is_answered(tmp_path, picture):
+    with Ledger(tmp_path / "ledger", {}) as ledger:
+        assert [*ledger.new([picture])] == [str(picture)]
+        ledger.enter([Answer(str(picture), [("Maize", 1.0)])], 10)
+        assert [*ledger.new([picture])] == []
+        assert (ledger.count, ledger.length) == (1, 10)
+
+
+def test_what_was_entered_outlives_the_process(tmp_path, picture):
+    with Ledger(tmp_path / "ledger", {"top_k": 1}) as ledger:
+        ledger.enter([Answer(str(picture), [("Maize", 1.0)])], 10)
+    with Ledger(tmp_path / "ledger", {"top_k": 1}) as ledger:
+        assert [*ledger.new([picture])] == []
+        assert ledger.length == 10
+
+
+def test_a_picture_that_is_being_written_waits(picture):
+    settle(picture, ago=SETTLED_S / 2)
+    with Ledger("", {}) as ledger:
+        assert [*ledger.new([picture])] == []
+        settle(picture, ago=SETTLED_S * 2)
+        assert [*ledger.new([picture])] == [str(picture)]
+
+
+def test_a_bad_picture_is_looked_at_again_once_it_is_written_anew(picture):
+    with Ledger("", {}) as ledger:
+        ledger.enter([Answer(str(picture), [], "truncated")], 0)
+        assert [*ledger.new([picture])] == []
+        assert [(bad.file, bad.reason) for bad in ledger.bad()] == [(str(picture), "truncated")]
+        picture.write_bytes(b"the whole picture")
+        settle(picture)
+        assert [*ledger.new([picture])] == [str(picture)]
+        ledger.enter([Answer(str(picture), [("Maize", 1.0)])], 0)
+        assert [*ledger.bad()] == []
+
+
+def test_a_picture_that_is_gone_is_not_new(tmp_path):
+    with Ledger("", {}) as ledger:
+        assert [*ledger.new([tmp_path / "gone.jpg"])] == []
+
+
+def test_a_watch_with_other_arguments_is_refused_by_name(tmp_path):
+    with Ledger(tmp_path / "ledger", {"--top_k": 1}):
+        pass
+    with pytest.raises(InputError, match="found --top_k 2 instead of 1; repeat its command, or name another"):
+        Ledger(tmp_path / "ledger", {"--top_k": 2})

@@ -1,0 +1,200 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from seedling_hf.errors import InputError
+from seedling_hf.inference.prediction import build_accelerator, build_model, predict, predict_batches
+from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Echo(nn.Module):
+    """Its logits are the example's number, and whether the module is in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, pixel_values):
+        number = pixel_values[:, 0, 0, :1] * self.scale
+        return SimpleNamespace(logits=torch.cat([number, torch.full_like(number, float(self.training))], dim=1))
+
+
+def examples(numbers) -> list[dict]:
+    return [{"pixel_values": torch.full((3, 2, 2), float(n)), "index": torch.tensor(n)} for n in numbers]
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return build_accelerator("no")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    config = RepLKNetConfig.from_variant("tiny", id2label={0: "Charlock", 1: "Fat Hen", 2: "Maize"})
+    RepLKNetForImageClassification(config).save_pretrained(folder)
+    RepLKNetImageProcessor.from_variant("tiny", image_size=64).save_pretrained(folder)
+    return folder
+
+
+def test_logits_come_in_the_order_of_the_example_numbers(accelerator):
+    loader = accelerator.prepare(DataLoader(examples([4, 0, 3, 1, 2]), batch_size=2))
+    logits, index = predict(Echo().to(accelerator.device), loader, accelerator)
+    assert index.tolist() == [0, 1, 2, 3, 4]
+    assert logits[:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_model_predicts_in_evaluation_mode_and_comes_back_in_training_mode(accelerator):
+    loader, model = accelerator.prepare(DataLoader(examples(range(3)), batch_size=2)), Echo().to(accelerator.device)
+    model.train()
+    logits, _ = predict(model, loader, accelerator)
+    assert not logits[:, 1].any()
+    assert model.training
+
+
+def test_a_broken_off_prediction_puts_the_mode_back_too(accelerator):
+    loader, model = accelerator.prepare(DataLoader(examples(range(5)), batch_size=2)), Echo().to(accelerator.device)
+    batches = predict_batches(model, loader, accelerator)
+    next(batches)
+    batches.close()
+    assert model.training
+
+
+def test_gradients_are_still_recorded_between_two_batches(accelerator):
+    loader = accelerator.prepare(DataLoader(examples(range(4)), batch_size=2))
+    for _ in predict_batches(Echo().to(accelerator.device), loader, accelerator):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_an_example_that_comes_twice_is_noticed(accelerator):
+    loader = accelerator.prepare(DataLoader(examples([0, 1, 1]), batch_size=2))
+    with pytest.raises(RuntimeError, match="each of 3 examples once, found 3 answers for 2 different examples from 1"):
+        predict(Echo().to(accelerator.device), loader, accelerator)
+
+
+def test_an_example_that_is_left_out_is_noticed(accelerator):
+    loader = accelerator.prepare(DataLoader(examples(range(5)), batch_size=2, drop_last=True))
+    with pytest.raises(RuntimeError, match="each of 5 examples once, found 4 answers"):
+        predict(Echo().to(accelerator.device), loader, accelerator)
+
+
+def test_no_example_at_all_is_refused(accelerator):
+    loader = accelerator.prepare(DataLoader([], batch_size=2))
+    with pytest.raises(RuntimeError, match="at least one"):
+        predict(Echo().to(accelerator.device), loader, accelerator)
+
+
+def test_logits_of_bfloat16_come_in_float32(unsettled_precision):
+    class Linear(Echo):
+        def forward(self, pixel_values):
+            logits = super().forward(pixel_values).logits @ torch.eye(2, device=pixel_values.device)
+            assert logits.dtype == torch.bfloat16
+            return SimpleNamespace(logits=logits)
+
+    accelerator = build_accelerator("bf16")
+    loader = accelerator.prepare(DataLoader(examples(range(3)), batch_size=2))
+    assert predict(Linear().to(accelerator.device), loader, accelerator)[0].dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="fp16 works on a GPU")
+def test_fp16_without_a_gpu_is_refused(unsettled_precision):
+    with pytest.raises(InputError, match="expected a GPU for --mixed_precision fp16"):
+        build_accelerator("fp16")
+
+
+def test_two_processes_answer_eleven_examples_once_each_and_agree(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(
+        f"""
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from torch.utils.data import DataLoader
+from tests.test_prediction import Echo, examples
+from seedling_hf.inference.prediction import build_accelerator, predict
+
+accelerator = build_accelerator("no")
+answers = []
+for count, batch_size in [(11, 2), (8, 2), (1, 4), (3, 4)]:
+    loader = accelerator.prepare(DataLoader(examples(range(count)), batch_size=batch_size))
+    logits, index = predict(Echo().to(accelerator.device), loader, accelerator)
+    answers.append([index.tolist(), logits[:, 0].tolist()])
+report = [accelerator.num_processes, answers]
+Path({str(tmp_path)!r}, f"{{accelerator.process_index}}.json").write_text(json.dumps(report))
+accelerator.end_training()
+""",
+        encoding="utf-8",
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    answer = subprocess.run(launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert answer.returncode == 0, answer.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second == [2, [[list(range(n)), list(range(n))] for n in (11, 8, 1, 3)]]
+
+
+def test_a_merged_model_gives_the_answers_of_the_plain_one(model_dir):
+    plain, image_processor = build_model(str(model_dir), merge=False)
+    merged, _ = build_model(str(model_dir))
+    pixel_values = image_processor(Image.linear_gradient("L").convert("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        # 1e-4: float32 sums in another order through all layers.
+        torch.testing.assert_close(merged(pixel_values).logits, plain(pixel_values).logits, rtol=1e-4, atol=1e-5)
+    assert merged.config.reparameterized and not plain.config.reparameterized
+    assert not merged.training and not plain.training
+
+
+def test_a_model_saved_in_half_precision_is_used_in_float32(model_dir, tmp_path):
+    build_model(str(model_dir), merge=False)[0].to(torch.bfloat16).save_pretrained(tmp_path)
+    RepLKNetImageProcessor.from_pretrained(model_dir).save_pretrained(tmp_path)
+    model, _ = build_model(str(tmp_path))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="nothing there"):
+        build_model(str(tmp_path / "absent"))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json .* folder without one"):
+        build_model(str(tmp_path))
+
+
+def test_a_name_that_is_neither_folder_nor_repository_is_refused():
+    with pytest.raises(InputError, match="expected an image classifier at nobody/nothing"):
+        build_model("nobody/nothing")
+
+
+def test_a_model_whose_head_was_never_trained_is_refused(model_dir, tmp_path):
+    for file in model_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(model_dir / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "classifier" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(InputError, match="found none that fit for 2, such as classifier"):
+        build_model(str(tmp_path))
+
+
+def test_truncated_weights_are_refused_with_the_folder_named(model_dir, tmp_path):
+    for file in model_dir.iterdir():
+        (tmp_path / file.name).write_bytes(
+            file.read_bytes()[:1000] if file.suffix == ".safetensors" else file.read_bytes()
+        )
+    with pytest.raises(InputError, match=tmp_path.name):
+        build_model(str(tmp_path))

@@ -1,0 +1,133 @@
+"""The benchmark measures the same function in every form, and tells what it measured."""
+
+import json
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from seedling_hf.commands import main as seedling_hf
+from seedling_hf.speed import timing as benchmark
+
+TINY = [
+    "benchmark",
+    "--variant",
+    "tiny",
+    "--image_size",
+    "32",
+    "--batch_size",
+    "2",
+    "--repeats",
+    "2",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("benchmark") / "results"
+    assert seedling_hf([*TINY, "--output_dir", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return json.loads((folder / "benchmark.json").read_text())
+
+
+def test_each_layer_and_the_whole_model_have_their_lines(results):
+    lines = [line["what"] for line in results["rows"]]
+    assert sum("depthwise" in line for line in lines) == 2 * len(benchmark.layer_shapes("tiny", 32))
+    assert lines[-2:] == ["tiny, training step, 32 px, batch 2", "tiny, inference, 32 px, batch 2"]
+
+
+def test_a_ratio_is_the_quotient_of_the_medians(results):
+    for line in results["rows"]:
+        medians = line["milliseconds_median"]
+        assert line["times_ours"] == pytest.approx({k: v / medians[benchmark.OURS] for k, v in medians.items()})
+        assert all(line["milliseconds_min"][name] <= medians[name] for name in medians)
+
+
+def test_the_products_of_matrices_are_measured_in_the_same_run(results):
+    (training,) = [line for line in results["rows"] if "training" in line["what"]]
+    assert 0 < training["milliseconds_median"][benchmark.PRODUCTS] < training["milliseconds_median"][benchmark.OURS]
+
+
+def test_the_peak_memory_of_each_form_is_told(results):
+    assert results["memory"]["megabytes"].keys() == {benchmark.OURS, benchmark.PLAIN}
+    assert all(megabytes > 50 for megabytes in results["memory"]["megabytes"].values())  # torch alone takes more
+
+
+def test_the_table_has_a_line_for_each_figure(folder, results):
+    table = (folder / "benchmark.md").read_text()
+    for line in results["rows"]:
+        assert f"| {line['what']} | {line['milliseconds_median'][benchmark.OURS]:.1f} (1.00×) |" in table
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_plain_form_has_our_loss_and_gradients_and_nothing_of_ours(memory_format):
+    model = benchmark.build_model("tiny", "cpu", 0).double().train()
+    plain = benchmark.plain_form(model, memory_format)
+    assert not any(isinstance(m, (benchmark.DepthwiseConv2d, benchmark.PointwiseConv2d)) for m in plain.modules())
+    x, labels = torch.randn(3, 3, 64, 64, dtype=torch.float64), torch.tensor([0, 1, 0])
+    for form in (model, plain):
+        form(x, labels=labels).loss.backward()
+    ours, theirs = dict(model.named_parameters()), dict(plain.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, p in ours.items():
+        # 1e-8: BatchNorm on few pixels magnifies the last bits of float64.
+        torch.testing.assert_close(theirs[name].grad, p.grad, rtol=1e-8, atol=1e-8, msg=name)
+
+
+def test_the_plain_form_runs_in_the_layout_that_is_asked_for():
+    layouts = []
+    plain = benchmark.plain_form(benchmark.build_model("tiny", "cpu", 0).eval(), torch.contiguous_format)
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(lambda module, inputs: layouts.append(inputs[0].is_contiguous()))
+    plain(torch.randn(2, 3, 64, 64))
+    assert layouts
+    assert all(layouts)
+
+
+def test_a_form_that_computes_something_else_has_no_figure():
+    with pytest.raises(RuntimeError, match="expected the loss alike in every form, found ours to differ by"):
+        benchmark._check_equal({benchmark.OURS: torch.ones(1), benchmark.PLAIN: torch.full((1,), 1.1)}, "the loss")
+
+
+def test_growth_is_measured_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "GROWTH", {"batch": [2, 4], "resolution": [32, 64], "kernel": [3, 13]})
+    assert seedling_hf([*TINY, "--parts", "growth", "--output_dir", str(tmp_path)]) == 0
+    growth = json.loads((tmp_path / "benchmark.json").read_text())["growth"]
+    assert {axis: [line["value"] for line in lines] for axis, lines in growth.items()} == benchmark.GROWTH
+    assert Image.open(tmp_path / "growth.png").format == "PNG"
+
+
+def test_loading_is_measured_beside_torchvision_and_timm_and_the_cache_beside_files(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    flags = ["--parts", "loading", "--train_dir", str(pictures), "--batch_size", "5"]
+    assert seedling_hf([*TINY, *flags, "--output_dir", str(tmp_path)]) == 0
+    (line,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    # 48 pictures, of which 45 fill batches of 5.
+    assert line["what"] == "loading 45 pictures, 32 px, cached at 48 px"
+    assert [*line["milliseconds_median"]] == [benchmark.OURS, "ours, cached", "torchvision", "timm"]
+    assert all(rate < 1e5 for rate in line["pictures_per_second"].values())  # nothing was left out
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_loading_without_pictures_is_refused(tmp_path, capsys):
+    assert seedling_hf([*TINY, "--parts", "loading", "--output_dir", str(tmp_path)]) == 2
+    assert "expected --train_dir with --parts loading, found none" in capsys.readouterr().err
+
+
+def test_a_part_that_is_none_is_refused(tmp_path, capsys):
+    from seedling_hf.commands import run
+    from seedling_hf.commands.benchmark import main
+
+    assert run(main, [*TINY[1:], "--parts", "layers,lunch", "--output_dir", str(tmp_path)]) == 2
+    assert (
+        "expected --parts of layers, training, inference, memory, growth, loading, found lunch"
+        in capsys.readouterr().err
+    )

@@ -1,0 +1,114 @@
+"""A batch that does not fit is divided, and nothing of the run changes but its size."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from seedling_hf.arguments import TrainArguments
+from seedling_hf.errors import InputError
+from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
+from seedling_hf.training import batch_size
+from seedling_hf.training.batch_size import fit_batch_size
+
+
+@pytest.fixture
+def model():
+    return RepLKNetForImageClassification(RepLKNetConfig.from_variant("tiny"))
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def arguments(batch_size: int, accumulation: int = 1) -> TrainArguments:
+    return TrainArguments(
+        output_dir="run", train_dir="pictures", variant="tiny", per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+    )  # fmt: skip
+
+
+def fit_at_most(monkeypatch, limit: int) -> list[int]:
+    """Lets steps on more pictures fail as torch fails where memory ends; returns what was tried."""
+    tried, step = [], batch_size._try_step
+
+    def trial(arguments, model, size, *others):
+        tried.append(size)
+        if size > limit:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        step(arguments, model, size, *others)
+
+    monkeypatch.setattr(batch_size, "_try_step", trial)
+    return tried
+
+
+def test_a_batch_that_fits_stays(model, accelerator):
+    given = arguments(4)
+    assert fit_batch_size(given, model, 64, accelerator) is given
+
+
+@pytest.mark.parametrize(
+    ("whole", "limit", "tried", "found", "accumulation"),
+    [(12, 5, [12, 6, 4], 4, 6), (7, 3, [7, 1], 1, 14), (8, 4, [8, 4], 4, 4)],
+)
+def test_the_global_batch_stays(model, accelerator, monkeypatch, whole, limit, tried, found, accumulation):
+    seen = fit_at_most(monkeypatch, limit)
+    fitted = fit_batch_size(arguments(whole, 2), model, 64, accelerator)
+    assert seen == tried
+    assert (fitted.per_device_train_batch_size, fitted.gradient_accumulation_steps) == (found, accumulation)
+    assert found * accumulation == whole * 2
+
+
+def test_weights_statistics_and_random_numbers_are_left_alone(model, accelerator):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    fit_batch_size(arguments(4), model, 64, accelerator)
+    assert torch.rand(1) == expected
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_where_not_one_picture_fits_the_run_is_refused(model, accelerator, monkeypatch):
+    fit_at_most(monkeypatch, 0)
+    with pytest.raises(InputError, match="memory for a step on one picture of 64×64 pixels, found too little"):
+        fit_batch_size(arguments(4), model, 64, accelerator)
+
+
+def test_another_fault_is_not_taken_for_want_of_memory(model, accelerator, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("expected scalar type Float")
+
+    monkeypatch.setattr(batch_size, "_try_step", fail)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        fit_batch_size(arguments(4), model, 64, accelerator)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
+def test_memory_that_really_ends_divides_the_batch():
+    program = """
+import logging, resource
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from test_batch_size import arguments
+from accelerate import Accelerator
+from seedling_hf.training.batch_size import fit_batch_size
+from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
+import torch
+torch.set_num_threads(1)
+model, accelerator = RepLKNetForImageClassification(RepLKNetConfig.from_variant("tiny")), Accelerator(cpu=True)
+fit_batch_size(arguments(1), model, 64, accelerator)  # what a first step loads is loaded
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, -1))
+print(fit_batch_size(arguments(2 * 32749), model, 64, accelerator).per_device_train_batch_size)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == 2  # 32749 is prime, and so many pictures alone take 1.6 GB
+    assert "do not fit into memory" in result.stderr

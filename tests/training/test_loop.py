@@ -1,0 +1,196 @@
+"""What a run does, as `train` runs it: the same on two processes as on one, and a clear end when something dies."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from training_runs import FLAGS, Run, kill
+
+from seedling_hf.arguments import TrainArguments
+from seedling_hf.errors import InputError
+from seedling_hf.training.checkpointing import Checkpoints
+from seedling_hf.training.loop import TimedLoader, Training, build_trainable_model
+
+UNCHANGING = {"drop_path_rate": 0.0, "max_steps": 20, "resume_from_checkpoint": "latest"}
+
+
+def losses(run: Run) -> list[float]:
+    lines = [json.loads(line) for line in (run.folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_path, pictures):
+    # BatchNorm sees 4 pictures at a time in both, since one process adds up two batches.
+    one = Run(tmp_path / "one", pictures, num_processes=1, accumulation=2, **UNCHANGING)
+    two = Run(tmp_path / "two", pictures, num_processes=2, accumulation=1, **UNCHANGING)
+    for run in (one, two):
+        run.finish()
+    found, expected = torch.tensor(losses(two)), torch.tensor(losses(one))
+    assert len(expected) == 20
+    # Sums in another order, 1e-7 at first; 20 steps at this learning rate let that grow.
+    torch.testing.assert_close(found[:3], expected[:3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert len(set(losses(one))) == 20
+
+
+def test_a_picture_that_vanishes_is_named_and_the_run_can_go_on(tmp_path, pictures):
+    run = Run(tmp_path / "run", pictures, num_workers=1)
+    own = tmp_path / "pictures"
+    own.mkdir()
+    subprocess.run(["cp", "-r", f"{pictures}/.", str(own)], check=True)
+    (run.folder / "pictures").unlink()
+    (run.folder / "pictures").symlink_to(own)
+    gone = sorted((own / "Maize").iterdir())[0]
+    content = gone.read_bytes()
+
+    run.finish(before=partial(_remove_after_the_first_save, str(gone)), expected=2)
+    (message,) = re.findall(r"error: expected pictures that stay as they are.*", run.output)
+    assert gone.name in message
+    assert "--resume_from_checkpoint latest" in message
+    gone.write_bytes(content)
+    run.finish()
+    assert "resumed at step" in run.output
+
+
+def _remove_after_the_first_save(path: str) -> None:
+    save = Checkpoints.save
+
+    def save_and_remove(*args, **kwargs):
+        try:
+            return save(*args, **kwargs)
+        finally:
+            Path(path).unlink(missing_ok=True)
+
+    Checkpoints.save = save_and_remove
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_brings_the_others_down_and_its_rank_is_named(tmp_path, pictures):
+    (tmp_path / "pictures").symlink_to(pictures)
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    flags = [
+        *FLAGS,
+        "--train_dir",
+        "pictures",
+        "--per_device_train_batch_size",
+        "4",
+        "--max_steps",
+        "100000",
+        "--eval_steps",
+        "100000",
+    ]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), *flags],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists():
+        assert launcher.poll() is None
+        time.sleep(0.2)
+    victim = _process_of_rank(1, launcher.pid)
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = launcher.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert launcher.returncode == 1
+    cause = output[output.index("Root Cause") :]
+    assert re.search(r"rank +: 1 ", cause)
+    assert f"-9 (pid: {victim})" in cause
+
+
+def _process_of_rank(rank: int, parent: int) -> int:
+    """The child of a launcher that has this rank in its environment."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (found,) = [c for c in children if f"\0RANK={rank}\0" in Path(f"/proc/{c}/environ").read_text()]
+    return int(found)
+
+
+def test_saving_at_the_end_of_an_epoch_waits_until_it_is_cheap(monkeypatch):
+    training = Training.__new__(Training)
+    training.arguments = TrainArguments(output_dir="run", train_dir="pictures", variant="tiny")
+    training.steps_per_epoch, training.num_steps = 10, 40
+    training.checkpoints = SimpleNamespace(are_affordable=lambda: False)
+    due = []
+    for step in range(1, 41):
+        training.counters = {"step": step}
+        due.append(training._is_save_due())
+    assert [step for step, is_due in enumerate(due, 1) if is_due] == [40]  # the last state is always kept
+    training.checkpoints = SimpleNamespace(are_affordable=lambda: True)
+    training.counters = {"step": 10}
+    assert training._is_save_due()
+
+
+def test_the_time_of_waiting_is_that_of_the_loader_and_its_start_alone():
+    class Slow:
+        dataset = range(2)
+
+        def __iter__(self):
+            time.sleep(0.2)
+            for batch in self.dataset:
+                time.sleep(0.1)
+                yield batch
+
+    timing = {"evaluation_wait": 1.0}
+    batches = []
+    for batch in TimedLoader(Slow(), timing, "evaluation_wait"):
+        time.sleep(0.5)
+        batches.append(batch)
+    assert batches == [0, 1]
+    assert timing["evaluation_wait"] == pytest.approx(1.4, abs=0.09)  # of which the 0.5 are no part
+
+
+def test_the_middle_of_a_picture_is_evaluated_where_a_share_is_asked_for():
+    arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=96, crop_pct=0.857)
+    _, image_processor = build_trainable_model(arguments, ["a", "b"])
+    assert image_processor.size["shortest_edge"] == 112
+    picture = Image.new("RGB", (150, 150), "white")
+    picture.paste("black", (16, 16, 134, 134))  # the middle 118 pixels
+    pixels = image_processor(picture, do_normalize=False, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 96, 96)
+    assert pixels[0, :, 8:-8, 8:-8].max() == 0 and pixels[0, :, 0, 0].min() > 0
+
+
+def _note_sizes() -> None:
+    step = Training.optimization_step
+
+    def note_and_step(self, batches, stop):
+        with open("sizes.txt", "a") as file:
+            file.write(f"{self.counters['step']} {batches[0]['pixel_values'].shape[-1]}\n")
+        return step(self, batches, stop)
+
+    Training.optimization_step = note_and_step
+
+
+def test_pictures_grow_with_the_passes_and_after_a_resume_too(tmp_path, pictures):
+    grow = {"image_size": 64, "image_size_start": 32, "max_steps": 24}  # 4 steps a pass, so 6 passes
+    whole, cut = Run(tmp_path / "whole", pictures, **grow), Run(tmp_path / "cut", pictures, **grow)
+    whole.finish(before=_note_sizes)
+    sizes = dict(line.split() for line in (whole.folder / "sizes.txt").read_text().splitlines())
+    assert [sizes[str(step)] for step in range(0, 24, 4)] == ["32", "32", "48", "48", "64", "64"]
+    processes = cut.start(before=_note_sizes)
+    while len(list((cut.folder / "run" / "checkpoints").glob("step-*"))) < 2 and processes[0].is_alive():
+        time.sleep(0.05)
+    kill(processes)
+    cut.finish("--resume_from_checkpoint", "latest", before=_note_sizes)
+    assert "resumed at step" in cut.output
+    assert dict(line.split() for line in (cut.folder / "sizes.txt").read_text().splitlines()) == sizes
+    assert losses(cut) == losses(whole)
+
+
+def test_pictures_that_would_shrink_are_refused():
+    arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=64, image_size_start=96)
+    with pytest.raises(InputError, match=r"expected --image_size_start of at most 64, .* found 96"):
+        build_trainable_model(arguments, ["a", "b"])
+    with pytest.raises(InputError, match="expected pictures of one size with --auto_find_batch_size"):
+        TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size_start=32, auto_find_batch_size=True)

@@ -1,0 +1,205 @@
+"""The memory that is estimated is the memory that a step takes."""
+
+import ctypes
+import gc
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from timm.optim import Muon
+from torch.optim import AdamW
+from training_runs import FORKS
+
+from seedling_hf.commands import run
+from seedling_hf.commands.estimate_memory import main
+from seedling_hf.replknet import RepLKNetConfig
+from seedling_hf.speed.timing import build_model
+from seedling_hf.training.memory import LiveStorages, MemoryEstimate, estimate_memory
+from seedling_hf.training.optimization import ExponentialMovingAverage, parameter_groups
+
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+OPTIMIZERS = {
+    "adamw": lambda model: AdamW(parameter_groups(model, 1e-3, 0.05)),
+    "muon": lambda model: Muon(parameter_groups(model, 1e-3, 0.05), nesterov=True),
+}
+
+
+def estimate(variant: str = "tiny", **settings) -> MemoryEstimate:
+    config = RepLKNetConfig.from_variant(variant, drop_path_rate=0.0)
+    return estimate_memory(config, **{"image_size": 64, "batch_size": 4, **settings})
+
+
+def _status(name: str) -> int:
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
+
+
+def measure(variant: str, image_size: int, batch_size: int, checkpointing: bool, optim: str) -> int:
+    """Bytes by which this process grows at most while it makes two steps, with averaged weights."""
+    torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed goes back to the system, and is not kept
+    _make_steps("tiny", 32, 2, False, optim)  # what a first step loads is loaded
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    _make_steps(variant, image_size, batch_size, checkpointing, optim)
+    return _status("VmHWM") - before
+
+
+def _make_steps(variant: str, image_size: int, batch_size: int, checkpointing: bool, optim: str) -> None:
+    model = build_model(variant, "cpu", 0).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    average = ExponentialMovingAverage(model, 0.9)
+    optimizer = OPTIMIZERS[optim](model)
+    for _ in range(2):  # the moments are there from the second on
+        pictures = torch.randn(batch_size, 3, image_size, image_size)
+        model(pixel_values=pictures, labels=torch.zeros(batch_size, dtype=torch.int64)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(model)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a process's peak is reset is Linux's")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "image_size", "batch_size", "optim"),
+    [("nano", 96, 32, "adamw"), ("nano", 96, 8, "muon"), pytest.param("31B", 224, 4, "adamw", marks=pytest.mark.slow)],
+)
+def test_a_step_takes_what_is_estimated(variant, image_size, batch_size, optim, checkpointing):
+    with FORKS.Pool(1) as pool:
+        measured = pool.apply(measure, (variant, image_size, batch_size, checkpointing, optim))
+    estimated = estimate(
+        variant, image_size=image_size, batch_size=batch_size, ema=True, copies_moments=False,
+        gradient_checkpointing=checkpointing, optimizer_of=OPTIMIZERS[optim],
+    ).peak  # fmt: skip
+    print(f"{variant}: measured {measured / 1e6:,.0f} MB, {measured / estimated:.2f} of what was estimated")
+    # oneDNN keeps buffers of its own beside it, some 30 MB.
+    assert 0.98 * estimated < measured < estimated + 100e6
+
+
+def test_activations_are_what_autograd_saves():
+    model = build_model("tiny", "cpu", 0).train()
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    pictures = torch.randn(4, 3, 64, 64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(pixel_values=pictures, labels=torch.zeros(4, dtype=torch.int64))
+    expected = sum(size for pointer, size in saved.items() if pointer not in known)
+    assert output.loss.isfinite()
+    found = estimate().activations
+    # What is alive and not saved: the pictures in the layout that they came in, labels and logits.
+    assert expected <= found <= expected + pictures.nbytes + 10_000
+
+
+def test_activations_grow_with_the_pictures_alone():
+    one, two, three = (estimate(batch_size=size).activations for size in (2, 4, 6))
+    # The statistics of each BatchNorm are saved too, whatever the batch.
+    assert three - two == two - one
+    assert 0.95 < (two - one) / one <= 1
+
+
+def test_what_is_as_large_as_the_weights_is_counted_once_each():
+    parameters = sum(4 * p.numel() for p in build_model("tiny", "cpu", 0).parameters())
+    found = estimate(ema=True)
+    assert found.gradients == parameters
+    assert found.moments == 2 * parameters
+    assert found.weights == found.average
+    assert parameters < found.weights < 1.1 * parameters  # BatchNorm's statistics
+    assert estimate().average == 0
+    assert estimate(num_processes=8).exchange == parameters
+    assert found.peak == found.weights + found.average + found.moments + found.exchange + found.step
+
+
+def test_the_moments_are_those_that_muon_keeps():
+    model = build_model("tiny", "cpu", 0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = OPTIMIZERS["muon"](model)
+    optimizer.step()
+    kept = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t) and t.ndim]
+    moments = estimate(optimizer_of=OPTIMIZERS["muon"]).moments
+    assert moments == sum(moment.nbytes for moment in kept)
+    assert moments < 0.7 * estimate().moments
+
+
+def test_what_saves_memory_is_seen_to_save_it():
+    whole = estimate(ema=True, num_processes=8)
+    assert estimate(gradient_checkpointing=True).activations < 0.5 * whole.activations
+    assert estimate(dtype=torch.bfloat16).activations < 0.75 * whole.activations
+    divided = estimate(ema=True, num_processes=8, use_fsdp=True)
+    assert divided.moments == whole.moments // 8
+    assert divided.weights < 0.3 * whole.weights
+
+
+def test_gradients_of_earlier_batches_are_there_during_the_next():
+    at_once, twice = (estimate("nano", gradient_accumulation_steps=n) for n in (1, 2))
+    assert at_once.step < twice.step <= at_once.step + at_once.gradients
+
+
+def test_a_storage_is_counted_once_and_until_it_is_freed():
+    live = LiveStorages()
+    with live:
+        a = torch.empty(100)
+        view = a[:10]
+        b = a + 1
+        del a
+        assert live.now == 800  # the view holds the whole
+        del view, b
+    assert (live.now, live.most) == (0, 800)
+
+
+@pytest.mark.parametrize(("optimizer", "moments"), [("adamw", 2), ("muon", 1.3)])
+def test_the_command_takes_the_flags_of_train_and_tells_each_part(monkeypatch, capsys, optimizer, moments):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    flags = ["--config", "scripts/recipes/nano_cpu.yaml", "--optim", optimizer, "--train_dir", "seedlings"]
+    assert run(main, [*flags, "--num_processes", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "32 pictures of 96×96 at a time, 1 times a step, on 2 processes; no autocast"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    figures = {row[0]: float(row[1]) for row in rows[2:]}
+    assert 0 < figures["the optimizer's moments"] == pytest.approx(moments * figures["weights, float32"], abs=0.01)
+    assert figures["**together**"] > figures["gradients, activations and temporaries, the most at one time"]
+
+
+def test_flags_of_kernels_and_channels_count(capsys):
+    flags = ["--output_dir", "o", "--train_dir", "p", "--variant", "tiny", "--per_device_train_batch_size", "2"]
+    told = []
+    for further in ([], ["--hidden_sizes", "32", "64", "96", "128"]):
+        assert run(main, [*flags, *further]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] != told[1]
+    assert run(main, [*flags, "--depths", "1"]) == 2
+    assert "expected --kernel_sizes, --depths and --hidden_sizes of a RepLKNet" in capsys.readouterr().err
+
+
+RECIPES = {"replknet_31b": "31B", "replknet_31b_384": "31B", "replknet_31l_384": "31L", "replknet_xl_320": "XL"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_figures_of_a_recipe_are_those_that_the_command_tells(name, monkeypatch, capsys):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    flags = ["--config", f"scripts/recipes/{name}.yaml", "--train_dir", "seedlings", "--variant", RECIPES[name]]
+    eight = ["--num_processes", "8", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"]
+    told = []
+    for further in ([], eight, [*eight, "--use_fsdp"]):
+        assert run(main, [*flags, *further]) == 0
+        figures = re.search(r"\*\*together\*\* \| ([\d.]+) \| ([\d.]+)", capsys.readouterr().out).groups()
+        told += [float(figure) for figure in figures]
+    text = (root / "scripts" / "recipes" / f"{name}.yaml").read_text()
+    written = [float(figure) for figure in re.findall(r"([\d.]+) GB", text)[:4]]
+    one, one_checkpointed, all_reduced, _, divided, _ = told
+    assert written == pytest.approx([one, one_checkpointed, all_reduced, divided], abs=0.06)  # of one decimal
+
+
+def test_a_network_that_is_no_replknet_is_refused(capsys):
+    assert run(main, ["--output_dir", "o", "--train_dir", "p", "--timm_architecture", "resnet18"]) == 2
+    assert "expected the folder of a RepLKNet in resnet18, found none" in capsys.readouterr().err

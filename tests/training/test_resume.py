@@ -1,0 +1,55 @@
+"""A run that was killed, at any moment, ends as if nothing had happened: every file the same, to the last bit.
+
+At random moments each run is killed by SIGKILL, and resumed, again and again.
+"""
+
+import json
+
+import pytest
+from training_runs import NUM_STEPS, Run, killed_again_and_again
+
+SETTINGS = {
+    "one process": {},
+    "one process, two workers": {"num_workers": 2},
+    "one process, Muon": {"optim": "muon"},
+    "two processes": {"num_processes": 2},
+    "two processes, two workers": {"num_processes": 2, "num_workers": 2},
+}
+
+
+@pytest.mark.parametrize("name", [
+    "one process", "one process, Muon", pytest.param("one process, two workers", marks=pytest.mark.slow),
+    pytest.param("two processes", marks=pytest.mark.slow), "two processes, two workers",
+])  # fmt: skip
+def test_a_run_killed_a_few_times_ends_as_if_nothing_had_happened(tmp_path, pictures, name):
+    assert killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=3, seed=0)
+
+
+def test_a_run_killed_before_its_first_save_logs_each_step_once(tmp_path, pictures):
+    run = Run(tmp_path / "run", pictures)
+    (run.folder / "run").mkdir()
+    (run.folder / "run" / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.25, "loss": 2.5}\n{"step": 2, "ep')
+    run.finish()
+    steps = [json.loads(line)["step"] for line in (run.folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [step for step, following in zip(steps, [*steps[1:], None], strict=True) if step != following]
+    assert losses == list(range(1, NUM_STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_killed_at_thirty_moments_ends_as_if_nothing_had_happened(tmp_path, pictures, name):
+    steps = killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=30, seed=1)
+    print(sorted(steps))
+    assert len({*steps}) > 5  # the kills were spread
+
+
+def test_a_finished_run_resumed_into_another_folder_leaves_a_model_there(tmp_path, pictures):
+    run = Run(tmp_path / "run", pictures)
+    run.finish()
+    run.finish(
+        "--output_dir", "other", "--resume_from_checkpoint", f"run/checkpoints/step-{NUM_STEPS:08d}"
+    )  # fmt: skip
+    results = json.loads((run.folder / "other" / "train_results.json").read_text())
+    assert results["best_step"] == NUM_STEPS
+    assert (run.folder / "other" / "model.safetensors").exists() and (run.folder / "other" / "report.html").exists()
