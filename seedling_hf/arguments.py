@@ -65,27 +65,27 @@ class DataArguments(ArgumentGroup):
     dataset_name: str | None = option(None, "data set on the Hub instead of a folder")
     dataset_config_name: str | None = option(None, "configuration of that data set")
     dataset_revision: str | None = option(None, "branch, tag or commit of that data set")
-    streaming: bool = option(False, "read its training pictures as they are needed, without a copy on the disk")
-    image_column_name: str = option("image", "its column of pictures")
+    streaming: bool = option(False, "read its training images as they are needed, without a copy on the disk")
+    image_column_name: str = option("image", "its column of images")
     label_column_name: str = option("label", "its column of classes")
     split_strategy: str = option(
         "stratified",
-        "how validation pictures are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
+        "how validation images are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
         "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
         choices=["stratified", "grouped", "random", "mle_bench"],
     )
-    train_val_split: float = option(0.3, "share of the pictures that validates, above 0 and below 1")
+    train_val_split: float = option(0.3, "share of the images that validates, above 0 and below 1")
     fold: str | None = option(None, "i/n: fold i of n validates instead of a share; stratified or grouped")
     split_seed: int = option(42, "seed of the split, apart from the run's, so that several runs share it")
     split_file: str | None = option(None, "split.csv of an earlier run, to use its very split")
-    max_train_samples: int | None = option(None, "use at most so many training pictures")
-    max_eval_samples: int | None = option(None, "use at most so many validation pictures")
-    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
-    no_duplicate_check: bool = option(False, "do not look for validation pictures that are nearly in training too")
-    dataloader_num_workers: int = option(0, "processes that load pictures, for each training process")
-    cache_pictures: int | None = option(
+    max_train_samples: int | None = option(None, "use at most so many training images")
+    max_eval_samples: int | None = option(None, "use at most so many validation images")
+    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
+    no_duplicate_check: bool = option(False, "do not look for validation images that are nearly in training too")
+    dataloader_num_workers: int = option(0, "processes that load images, for each training process")
+    cache_images: int | None = option(
         None,
-        "keep decoded pictures on the disk; those of training are shrunk to this shorter side in pixels (at least "
+        "keep decoded images on the disk; those of training are shrunk to this shorter side in pixels (at least "
         "image_size; from 1.5 times that on, default crops are never enlarged)",
     )
 
@@ -101,16 +101,16 @@ class DataArguments(ArgumentGroup):
                 f"expected --dataloader_num_workers of 0 or 1 with --streaming, found {self.dataloader_num_workers}; "
                 "start more processes instead"
             )
-        if self.streaming and self.cache_pictures is not None:
+        if self.streaming and self.cache_images is not None:
             raise InputError(
-                "expected --cache_pictures without --streaming, which keeps nothing on the disk, found both; leave one "
+                "expected --cache_images without --streaming, which keeps nothing on the disk, found both; leave one "
                 "out"
             )
         check_range(self, "train_val_split", above=0, below=1)
         check_range(self, "max_train_samples", least=1)
         check_range(self, "max_eval_samples", least=1)
         check_range(self, "dataloader_num_workers", least=0)
-        check_range(self, "cache_pictures", least=32)
+        check_range(self, "cache_images", least=32)
 
 
 @dataclass(kw_only=True)
@@ -130,13 +130,13 @@ class ModelArguments(ArgumentGroup):
     )
     depths: list[int] | None = field(default=None, metadata={"help": "its layers of each stage"})
     hidden_sizes: list[int] | None = field(default=None, metadata={"help": "its channels of each stage"})
-    image_size: int | None = option(None, "side of the pictures in pixels (default: what the model's processor says)")
+    image_size: int | None = option(None, "side of the images in pixels (default: what the model's processor says)")
     image_size_start: int | None = option(
-        None, "side of the training pictures at first; it grows to image_size in two thirds of the passes"
+        None, "side of the training images at first; it grows to image_size in two thirds of the passes"
     )
     crop_pct: float = option(
         1.0,
-        "share of a picture's side, in its middle, that evaluation and prediction see; below 1 plants are as large "
+        "share of an image's side, in its middle, that evaluation and prediction see; below 1 plants are as large "
         "there as in the random crops of training",
     )
     drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
@@ -180,11 +180,11 @@ class AugmentationArguments(ArgumentGroup):
     horizontal_flip: float = option(0.5, "probability of a flip left to right")
     vertical_flip: float = option(0.5, "probability of a flip upside down")
     quarter_turns: float = option(0.0, "probability of a turn by 0, 90, 180 or 270 degrees, which mixes no pixels")
-    rotation_degrees: float = option(180.0, "largest rotation either way; pictures from above have no right way up")
+    rotation_degrees: float = option(180.0, "largest rotation either way; images from above have no right way up")
     color_jitter: float = option(0.2, "strength of brightness, contrast and saturation jitter")
-    randaugment_num_ops: int = option(0, "RandAugment operations a picture; 0 is off")
+    randaugment_num_ops: int = option(0, "RandAugment operations an image; 0 is off")
     randaugment_magnitude: int = option(7, "RandAugment magnitude, 0 to 30")
-    jpeg_prob: float = option(0.0, "probability that a picture is first made a JPEG, of quality 50 to 100")
+    jpeg_prob: float = option(0.0, "probability that an image is first made a JPEG, of quality 50 to 100")
     random_erasing: float = option(0.0, "probability of Random Erasing")
     cutout_size: int = option(0, "side in pixels of the square that Cutout greys; 0 is off")
     mixup_alpha: float = option(0.8, "MixUp's beta; 0 is off")
@@ -234,10 +234,10 @@ class DistillationArguments(ArgumentGroup):
 class OptimizationArguments(ArgumentGroup):
     _argument_group_name = "Optimization"
 
-    num_train_epochs: float = option(30.0, "passes over the training pictures")
+    num_train_epochs: float = option(30.0, "passes over the training images")
     max_steps: int = option(-1, "optimizer steps; above 0 it overrides num_train_epochs")
-    per_device_train_batch_size: int = option(32, "training pictures a step on each process")
-    per_device_eval_batch_size: int = option(64, "validation pictures a step on each process")
+    per_device_train_batch_size: int = option(32, "training images a step on each process")
+    per_device_eval_batch_size: int = option(64, "validation images a step on each process")
     gradient_accumulation_steps: int = option(1, "batches whose gradients are summed for one optimizer step")
     auto_find_batch_size: bool = option(False, "take smaller batches, more of them a step, where memory is too small")
     optim: str = option(
@@ -336,7 +336,7 @@ class TrainArguments(
             )
         for name in ("streaming", "auto_find_batch_size"):  # passes of unknown length; memory that is not yet needed
             if self.image_size_start is not None and getattr(self, name):
-                raise InputError(f"expected pictures of one size with --{name}, found --image_size_start; leave it out")
+                raise InputError(f"expected images of one size with --{name}, found --image_size_start; leave it out")
         if self.auto_find_batch_size and self.teacher_model_name_or_path:
             raise InputError(
                 "expected no teachers with --auto_find_batch_size, which does not count their memory, found "

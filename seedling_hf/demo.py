@@ -1,4 +1,4 @@
-"""A page in the browser: drop a picture, and see its species, how sure that is, and what the model looked at."""
+"""A page in the browser: drop an image, and see its species, how sure that is, and what the model looked at."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.pictures import read_picture
+from seedling_hf.data.images import read_image
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.inference.prediction import build_model, rank_species
@@ -20,7 +20,7 @@ FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "mon
 
 
 class Verdict(NamedTuple):
-    """What the page shows of a picture: a sentence, a probability for each species, and the picture with the map."""
+    """What the page shows of an image: a sentence, a probability for each species, and the image with the map."""
 
     sentence: str
     probabilities: dict[str, float] | None
@@ -28,11 +28,11 @@ class Verdict(NamedTuple):
 
 
 class Demo:
-    """Answers one picture after another.
+    """Answers one image after another.
 
     Args:
         model: A classifier in evaluation mode.
-        image_processor: What its pictures go through.
+        image_processor: What its images go through.
         threshold: Probability below which the answer is "not sure".
     """
 
@@ -42,14 +42,14 @@ class Demo:
         self.class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
 
     def __call__(self, path: str | None) -> Verdict:
-        """What is to be said of a file; one that is no picture gets a sentence."""
+        """What is to be said of a file; one that is no image gets a sentence."""
         if path is None:
             return Verdict("", None, None)
         try:
-            pixel_values = self.transform(to_rgb(read_picture(Path(path))))[None].to(self.model.device)
+            pixel_values = self.transform(to_rgb(read_image(Path(path))))[None].to(self.model.device)
         except InputError as error:
             return Verdict(
-                f"## This is no picture that can be read\n\nThe file cannot be decoded ({error}). Please drop another.",
+                f"## This is no image that can be read\n\nThe file cannot be decoded ({error}). Please drop another.",
                 None,
                 None,
             )
@@ -68,23 +68,23 @@ class Demo:
         )
 
     def overlay(self, pixel_values: torch.Tensor) -> Image.Image | None:
-        """What the model saw of the picture, with what spoke for its answer; None where no saliency can be had."""
+        """What the model saw of the image, with what spoke for its answer; None where no saliency can be had."""
         try:
             from seedling_hf.interpretation.saliency import overlay, saliency_maps
 
             (saliency,) = saliency_maps(self.model, pixel_values)
         except (ImportError, InputError):
             return None
-        return overlay(seen_picture(pixel_values[0], self.image_processor), saliency)
+        return overlay(seen_image(pixel_values[0], self.image_processor), saliency)
 
 
-def seen_picture(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> Image.Image:
-    """The picture that the model sees, (C, H, W) after resizing, cropping and normalising, large enough to look at."""
+def seen_image(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> Image.Image:
+    """The image that the model sees, (C, H, W) after resizing, cropping and normalising, large enough to look at."""
     mean, std = (torch.tensor(x)[:, None, None] for x in (image_processor.image_mean, image_processor.image_std))
     array = ((pixel_values.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(array)
-    scale = max(1.0, OVERLAY_SIDE / min(picture.size))
-    return picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BICUBIC)
+    image = Image.fromarray(array)
+    scale = max(1.0, OVERLAY_SIDE / min(image.size))
+    return image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
 
 
 def build_demo(
@@ -121,9 +121,9 @@ def build_demo(
         )
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as page:
-        gr.Markdown(f"# {title}\n\nDrop the picture of one seedling, taken from above.")
+        gr.Markdown(f"# {title}\n\nDrop the image of one seedling, taken from above.")
         with gr.Row():
-            picture = gr.Image(label="Picture", sources=["upload", "clipboard"], height=OVERLAY_SIDE)
+            image = gr.Image(label="Image", sources=["upload", "clipboard"], height=OVERLAY_SIDE)
             with gr.Column():
                 sentence = gr.Markdown(elem_id="sentence")
                 label = gr.Label(
@@ -133,9 +133,9 @@ def build_demo(
                 label="What spoke for the answer", visible=False, interactive=False, height=OVERLAY_SIDE,
                 elem_id="overlay", buttons=[],
             )  # fmt: skip
-        # gradio's own decoder would meet a broken picture with a stack: the file is left to us.
-        picture.preprocess = lambda payload: payload.path if payload else None
-        picture.change(show, picture, [sentence, label, overlay], show_progress="minimal", api_name="predict")
+        # gradio's own decoder would meet a broken image with a stack: the file is left to us.
+        image.preprocess = lambda payload: payload.path if payload else None
+        image.change(show, image, [sentence, label, overlay], show_progress="minimal", api_name="predict")
     return page
 
 

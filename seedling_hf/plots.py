@@ -69,17 +69,17 @@ def plot_curves(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> N
 
 
 def plot_growth(growth: dict[str, list[dict[str, float]]], path: str | os.PathLike) -> None:
-    """Draws the milliseconds for each picture against batch, resolution and kernel size.
+    """Draws the milliseconds for each image against batch, resolution and kernel size.
 
     Args:
-        growth: By axis, lines with `value` and `milliseconds_per_picture`.
+        growth: By axis, lines with `value` and `milliseconds_per_image`.
         path: PNG to write.
     """
     figure = _figure(4.2 * len(growth), 3.7)
     for axes, (name, lines) in zip(figure.subplots(1, len(growth), squeeze=False)[0], growth.items(), strict=True):
-        axes.plot(_column(lines, "value"), _column(lines, "milliseconds_per_picture"), color=EVAL_COLOR, marker="o")
-        axes.set_title("ms of training for each picture")
-        axes.set_xlabel({"resolution": "side of the pictures, px", "kernel": "side of the kernels"}.get(name, name))
+        axes.plot(_column(lines, "value"), _column(lines, "milliseconds_per_image"), color=EVAL_COLOR, marker="o")
+        axes.set_title("ms of training for each image")
+        axes.set_xlabel({"resolution": "side of the images, px", "kernel": "side of the kernels"}.get(name, name))
         axes.set_ylim(bottom=0)
         axes.grid(color="#e6e6e6", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -110,9 +110,9 @@ def plot_confusion_matrix(
     axes.set_xticks(range(count), class_names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), rows)
     axes.set_xlabel("answer of the model")
-    axes.set_ylabel("truth (pictures)")
+    axes.set_ylabel("truth (images)")
     correct, total = int(np.trace(matrix)), sum(totals)
-    axes.set_title(f"{correct:,} of {total:,} pictures right: {100 * correct / max(total, 1):.1f} %", loc="left")
+    axes.set_title(f"{correct:,} of {total:,} images right: {100 * correct / max(total, 1):.1f} %", loc="left")
     axes.spines[:].set_color("#dddddd")
     axes.tick_params(which="both", length=0)
     if counted:
@@ -144,7 +144,7 @@ def plot_erf(scores: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], path
     axes_of_lines = lines.subplots()
     for number, (name, axes) in enumerate(zip(names, grid, strict=False)):
         scaled = np.log10(scores[name] + 1)
-        picture = axes.imshow(scaled / scaled.max(), cmap="YlGn", vmin=0, vmax=1, interpolation="nearest")
+        image = axes.imshow(scaled / scaled.max(), cmap="YlGn", vmin=0, vmax=1, interpolation="nearest")
         pixels = scores[name].shape[0]
         own = sorted((row for row in rows if row["model"] == name), key=lambda row: row["threshold"])
         for row in own:
@@ -167,7 +167,7 @@ def plot_erf(scores: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], path
             [100 * row["threshold"] for row in own], [100 * row["area_ratio"] for row in own],
             marker="o", markersize=4, color=_SERIES[number % len(_SERIES)], label=name,
         )  # fmt: skip
-    maps.colorbar(picture, ax=list(grid), orientation="horizontal", shrink=0.4, aspect=40, pad=0.02).set_label(
+    maps.colorbar(image, ax=list(grid), orientation="horizontal", shrink=0.4, aspect=40, pad=0.02).set_label(
         "contribution, log10(score + 1), largest = 1", fontsize=7, color=INK
     )
     axes_of_lines.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, linestyle=":", label="all pixels alike")
@@ -184,14 +184,14 @@ def plot_erf(scores: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], path
 
 
 def plot_saliency(
-    picture: Any, saliency: np.ndarray, overlay: Any, path: str | os.PathLike, *, title: str, subtitle: str = ""
+    image: Any, saliency: np.ndarray, overlay: Any, path: str | os.PathLike, *, title: str, subtitle: str = ""
 ) -> None:
-    """Draws a picture, where the model looked, and both together.
+    """Draws an image, where the model looked, and both together.
 
     Args:
-        picture: PIL image or (H, W, 3) of 8 bits.
+        image: PIL image or (H, W, 3) of 8 bits.
         saliency: (h, w) from 0 to 1.
-        overlay: As `picture`.
+        overlay: As `image`.
         path: PNG to write.
         title: The answer of the model.
         subtitle: A second line.
@@ -199,10 +199,10 @@ def plot_saliency(
     figure = _figure(8.6, 3.3)
     figure.suptitle(f"{title}\n{subtitle}".rstrip(), x=0.01, ha="left", fontsize=10, color=INK)
     left, middle, right = figure.subplots(1, 3)
-    left.imshow(picture)
+    left.imshow(image)
     heat = middle.imshow(saliency, cmap=SALIENCY_COLORS, vmin=0, vmax=1, interpolation="bilinear")
     right.imshow(overlay)
-    for axes, heading in ((left, "picture"), (middle, "Grad-CAM"), (right, "overlay")):
+    for axes, heading in ((left, "image"), (middle, "Grad-CAM"), (right, "overlay")):
         axes.set_title(heading, fontsize=8, color=INK)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -241,7 +241,7 @@ def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, gues
     axes.set_ylim(places[-1] + 0.7, 0.3)
     axes.set_xlim(0, 106)
     axes.xaxis.set_major_formatter("{x:g} %")
-    axes.set_title(f"Accuracy on {plain['num_examples']:,} pictures, altered", loc="left", fontsize=10, color=INK)
+    axes.set_title(f"Accuracy on {plain['num_examples']:,} images, altered", loc="left", fontsize=10, color=INK)
     _tidy(axes, axis="x")
     axes.tick_params(axis="y", length=0)
     _save(figure, path)
@@ -250,7 +250,7 @@ def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, gues
 def plot_reliability(
     before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], errors: Sequence[float], path: str | os.PathLike
 ) -> None:
-    """Draws accuracy against stated probability, before and after temperature scaling, with the pictures of each bin.
+    """Draws accuracy against stated probability, before and after temperature scaling, with the images of each bin.
 
     Args:
         before: Bins with `low`, `high`, `count`, `confidence` and `accuracy`.
@@ -279,7 +279,7 @@ def plot_reliability(
             each.set_axisbelow(True)
             each.spines[["top", "right"]].set_visible(False)
     upper[0].set_ylabel("share that is right")
-    lower[0].set_ylabel("pictures")
+    lower[0].set_ylabel("images")
     _save(figure, path)
 
 
@@ -317,7 +317,7 @@ def plot_coverage_risk(curve: Sequence[dict[str, float]], not_sure: dict[str, An
 
 
 def plot_contact_sheet(
-    pictures: Sequence[Sequence[Any]],
+    images: Sequence[Sequence[Any]],
     path: str | os.PathLike,
     *,
     title: str,
@@ -325,25 +325,25 @@ def plot_contact_sheet(
     rows: Sequence[str] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Draws pictures side by side.
+    """Draws images side by side.
 
     Args:
-        pictures: Rows of as many pictures, each (H, W, 3) of 8 bits or a PIL image.
+        images: Rows of as many images, each (H, W, 3) of 8 bits or a PIL image.
         path: PNG to write.
         title: Heading.
         columns: A heading for each column.
         rows: A heading for each row.
-        captions: A text below each picture.
+        captions: A text below each image.
     """
-    height, width = len(pictures), len(pictures[0])
+    height, width = len(images), len(images[0])
     below = 0.45 if captions else 0.0
     figure = _figure(1.35 * width + (1.6 if rows else 0), (1.35 + below) * height + 0.6)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=INK)
     grid = figure.subplots(height, width, squeeze=False)
-    for y, row in enumerate(pictures):
-        for x, picture in enumerate(row):
+    for y, row in enumerate(images):
+        for x, image in enumerate(row):
             axes = grid[y, x]
-            axes.imshow(picture, interpolation="nearest")
+            axes.imshow(image, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)

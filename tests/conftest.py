@@ -1,4 +1,4 @@
-"""What every test relies on: no network, and the sample of real pictures."""
+"""What every test relies on: no network, and the sample of real images."""
 
 import os
 import shutil
@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def sample_dir() -> Path:
-    """The class folders of the sample of real seedlings (40 pictures a class)."""
+    """The class folders of the sample of real seedlings (40 images a class)."""
     return ROOT / "scripts" / "sample" / "seedlings"
 
 
 @pytest.fixture(scope="session")
-def pictures(sample_dir, tmp_path_factory) -> Path:
-    """Three classes of sixteen pictures: 32 of them train, 4 steps of 8 an epoch."""
-    folder = tmp_path_factory.mktemp("data") / "pictures"
+def images(sample_dir, tmp_path_factory) -> Path:
+    """Three classes of sixteen images: 32 of them train, 4 steps of 8 an epoch."""
+    folder = tmp_path_factory.mktemp("data") / "images"
     for name in ("Black-grass", "Charlock", "Maize"):
         (folder / name).mkdir(parents=True)
         for file in sorted((sample_dir / name).iterdir())[:16]:
@@ -32,7 +32,7 @@ def pictures(sample_dir, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def model_dir(sample_dir, tmp_path_factory) -> Path:
-    """A model folder of four species, with weights that answer differently to different pictures; to read only."""
+    """A model folder of four species, with weights that answer differently to different images; to read only."""
     from small_models import write_model
 
     folder = tmp_path_factory.mktemp("model")

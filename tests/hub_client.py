@@ -76,15 +76,15 @@ class Blocker:
             raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
 
 sys.meta_path.insert(0, Blocker())
-folder, repository, revision, picture = sys.argv[1:]
+folder, repository, revision, image = sys.argv[1:]
 reports = []
 for where, options in ((folder, {}), (repository, {"revision": revision})):
     options["trust_remote_code"] = True
     model = AutoModelForImageClassification.from_pretrained(where, **options)
     processor = AutoImageProcessor.from_pretrained(where, **options)
     with torch.no_grad():
-        logits = model(**processor(Image.open(picture), return_tensors="pt")).logits
-    answers = pipeline("image-classification", model=where, **options)(picture)
+        logits = model(**processor(Image.open(image), return_tensors="pt")).logits
+    answers = pipeline("image-classification", model=where, **options)(image)
     logits = [x.hex() for x in logits[0].tolist()]
     reports.append({"logits": logits, "answers": answers, "module": type(model).__module__})
 print("REPORT" + json.dumps(reports))

@@ -12,7 +12,7 @@ from seedling_hf.arguments import (
 )
 from seedling_hf.errors import InputError
 
-REQUIRED = ["--train_dir", "pictures", "--variant", "nano", "--output_dir", "run"]
+REQUIRED = ["--train_dir", "images", "--variant", "nano", "--output_dir", "run"]
 
 
 def parse(*argv: str) -> TrainArguments:
@@ -42,14 +42,14 @@ def test_a_flag_goes_before_the_recipe_wherever_it_stands(recipe):
 @pytest.mark.parametrize("flag", [["--timm_architecture", "resnet18"], ["--timm_architecture=resnet18"]])
 def test_a_network_on_the_command_line_stands_in_for_that_of_the_recipe(recipe, flag):
     path = recipe("variant: nano\nimage_size: 96")
-    arguments = parse("--config", path, "--train_dir", "pictures", "--output_dir", "run", *flag)
+    arguments = parse("--config", path, "--train_dir", "images", "--output_dir", "run", *flag)
     assert (arguments.variant, arguments.timm_architecture, arguments.image_size) == (None, "resnet18", 96)
 
 
 def test_two_networks_in_a_recipe_are_refused(recipe):
     path = recipe("variant: nano\ntimm_architecture: resnet18")
     with pytest.raises(InputError, match="found --variant and --timm_architecture"):
-        parse("--config", path, "--train_dir", "pictures", "--output_dir", "run")
+        parse("--config", path, "--train_dir", "images", "--output_dir", "run")
 
 
 def test_null_in_a_recipe_leaves_the_default(recipe):
@@ -80,7 +80,7 @@ def test_kernels_of_another_network_than_a_replknet_are_refused():
 
 def test_changed_arguments_are_those_that_are_not_the_defaults():
     assert changed_arguments(parse(*REQUIRED, "--seed", "3")) == {
-        "train_dir": "pictures", "variant": "nano", "output_dir": "run", "seed": 3
+        "train_dir": "images", "variant": "nano", "output_dir": "run", "seed": 3
     }  # fmt: skip
 
 

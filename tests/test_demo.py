@@ -1,4 +1,4 @@
-"""The page: what it says of a picture, and that a person sees it, in a real browser."""
+"""The page: what it says of an image, and that a person sees it, in a real browser."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ from PIL import Image
 
 from seedling_hf.commands import demo as command
 from seedling_hf.commands import run
-from seedling_hf.demo import Demo, seen_picture
+from seedling_hf.demo import Demo, seen_image
 from seedling_hf.inference.prediction import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,48 +33,48 @@ def model(model_dir):
 
 
 @pytest.fixture
-def picture(sample_dir) -> Path:
+def image(sample_dir) -> Path:
     return sorted((sample_dir / "Maize").iterdir())[0]  # one that the head was fitted to
 
 
-def test_a_picture_gets_its_species_and_a_probability_for_each(model, picture):
-    verdict = Demo(*model, threshold=0.3)(str(picture))
+def test_an_image_gets_its_species_and_a_probability_for_each(model, image):
+    verdict = Demo(*model, threshold=0.3)(str(image))
     assert verdict.sentence.startswith("## Maize\n")
     assert len(verdict.probabilities) == 4
     assert sum(verdict.probabilities.values()) == pytest.approx(1)
 
 
-def test_below_the_threshold_the_page_is_not_sure(model, picture):
-    verdict = Demo(*model, threshold=1.0)(str(picture))
+def test_below_the_threshold_the_page_is_not_sure(model, image):
+    verdict = Demo(*model, threshold=1.0)(str(image))
     assert verdict.sentence.startswith("## Not sure\n\nMost likely Maize")
     assert "less than the 100%" in verdict.sentence
 
 
-@pytest.mark.parametrize("content", [b"no picture", b""])
+@pytest.mark.parametrize("content", [b"no image", b""])
 def test_a_broken_file_gets_a_sentence(model, tmp_path, content):
     (tmp_path / "torn.jpg").write_bytes(content)
     verdict = Demo(*model, threshold=0.5)(str(tmp_path / "torn.jpg"))
-    assert verdict.sentence.startswith("## This is no picture that can be read")
+    assert verdict.sentence.startswith("## This is no image that can be read")
     assert (verdict.probabilities, verdict.overlay) == (None, None)
 
 
-def test_a_picture_that_is_taken_away_leaves_an_empty_page(model):
+def test_an_image_that_is_taken_away_leaves_an_empty_page(model):
     assert Demo(*model, threshold=0.5)(None) == ("", None, None)
 
 
-def test_the_picture_under_the_map_is_the_one_that_the_model_sees(model):
+def test_the_image_under_the_map_is_the_one_that_the_model_sees(model):
     processor = model[1]
     shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     mean, std = (torch.tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
     pixels = torch.from_numpy(np.array(shown)).permute(2, 0, 1) / 255
-    seen = seen_picture((pixels - mean) / std, processor)
+    seen = seen_image((pixels - mean) / std, processor)
     assert seen.size == (384, 384)
     assert seen == shown.resize((384, 384), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.skipif(not WITH_SALIENCY, reason="no saliency maps here")
-def test_the_map_lies_over_the_picture(model, picture):
-    verdict = Demo(*model, threshold=0.5)(str(picture))
+def test_the_map_lies_over_the_image(model, image):
+    verdict = Demo(*model, threshold=0.5)(str(image))
     assert verdict.overlay.size == (384, 384)
 
 
@@ -109,7 +109,7 @@ def browser():
 def served(model_dir):
     """The command `demo` in a process of its own; the address that it tells."""
     process = subprocess.Popen(
-        [sys.executable, "scripts/demo.py", "--model_name_or_path", str(model_dir), "--threshold", "0.3"],
+        [sys.executable, "-m", "seedling_hf", "demo", "--model_name_or_path", str(model_dir), "--threshold", "0.3"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -121,14 +121,14 @@ def served(model_dir):
     process.wait()
 
 
-def test_in_a_browser_a_picture_is_named_and_a_broken_file_gets_a_sentence(browser, served, picture, tmp_path):
+def test_in_a_browser_an_image_is_named_and_a_broken_file_gets_a_sentence(browser, served, image, tmp_path):
     address, process = served
     page, requests = browser.new_page(viewport={"width": 1200, "height": 800}), []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(address)
     page.wait_for_selector("input[type=file]", state="attached")
 
-    page.set_input_files("input[type=file]", picture)
+    page.set_input_files("input[type=file]", image)
     page.wait_for_selector("#sentence h2:text-is('Maize')")
     page.wait_for_selector("#species :text('Charlock')")
     if WITH_SALIENCY:
@@ -137,9 +137,9 @@ def test_in_a_browser_a_picture_is_named_and_a_broken_file_gets_a_sentence(brows
 
     page.click("button[aria-label='Clear'], button[title='Clear'], button[aria-label='Remove Image']")
     page.wait_for_function("!document.querySelector('#sentence')?.innerText.trim()")
-    (tmp_path / "torn.jpg").write_bytes(picture.read_bytes()[:300])
+    (tmp_path / "torn.jpg").write_bytes(image.read_bytes()[:300])
     page.set_input_files("input[type=file]", tmp_path / "torn.jpg")
-    page.wait_for_selector("#sentence h2:has-text('no picture that can be read')")
+    page.wait_for_selector("#sentence h2:has-text('no image that can be read')")
     assert not page.is_visible("#species")
     assert not page.is_visible("#overlay")
     page.screenshot(path=tmp_path / "broken.png")

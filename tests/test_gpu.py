@@ -55,19 +55,19 @@ def test_a_candidate_on_the_gpu_is_the_convolution_in_float64_on_the_cpu(name, s
 @pytest.mark.parametrize("variant", ["tiny", "nano"])
 def test_a_model_answers_alike_on_the_gpu_and_on_the_cpu(variant):
     model = build_model(variant, "cpu", 0).eval()
-    pictures = torch.randn(4, 3, 96, 96)
+    images = torch.randn(4, 3, 96, 96)
     with torch.inference_mode():
-        expected = model(pictures).logits
+        expected = model(images).logits
         for form in (model, model.fuse_batch_norms()):
-            found = form.cuda()(pictures.cuda()).logits.cpu()
+            found = form.cuda()(images.cuda()).logits.cpu()
             # 1e-4: float32 through a dozen blocks, summed in another order.
             assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
             form.cpu()
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_a_run_trains_on_the_gpu_in_every_precision(tmp_path, pictures, precision):
-    run = Run(tmp_path / "run", pictures, mixed_precision=precision)
+def test_a_run_trains_on_the_gpu_in_every_precision(tmp_path, images, precision):
+    run = Run(tmp_path / "run", images, mixed_precision=precision)
     run.finish()
     results = json.loads((run.folder / "run" / "train_results.json").read_text())
     assert results["device"] == torch.cuda.get_device_name() and results["step"] == NUM_STEPS
@@ -91,12 +91,12 @@ def test_the_memory_that_is_foretold_is_what_a_step_takes(settings):
         model.activation_checkpointing_enable()
     average = ExponentialMovingAverage(model, 0.9)
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.05))
-    pictures = benchmark.random_pictures(batch_size, image_size, "cuda")
+    images = benchmark.random_images(batch_size, image_size, "cuda")
     for turn in range(3):
         if turn == 1:  # the candidates were timed in the first, and need memory of their own
             torch.cuda.reset_peak_memory_stats()
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-            loss = model(pictures, labels=torch.zeros(batch_size, dtype=torch.int64, device="cuda")).loss
+            loss = model(images, labels=torch.zeros(batch_size, dtype=torch.int64, device="cuda")).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

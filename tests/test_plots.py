@@ -40,7 +40,7 @@ def share_of_orange(path: Path) -> float:
     return float((red - blue > 40).mean())
 
 
-def test_curves_are_three_panels_in_a_wide_picture(tmp_path):
+def test_curves_are_three_panels_in_a_wide_image(tmp_path):
     plot_curves(LINES, tmp_path / "curves.png")
     height, width, _ = pixels(tmp_path / "curves.png").shape
     assert width > 3 * height
@@ -82,7 +82,7 @@ def test_smoothing_takes_noise_away():
 def test_right_answers_are_green_and_mistakes_orange(tmp_path):
     plot_confusion_matrix([[5, 0], [0, 5]], ["Maize", "Charlock"], tmp_path / "right.png")
     plot_confusion_matrix([[0, 5], [5, 0]], ["Maize", "Charlock"], tmp_path / "wrong.png")
-    # Half of the cells are full; half of the picture or more is names and margins.
+    # Half of the cells are full; half of the image or more is names and margins.
     assert share_of_green(tmp_path / "right.png") > 0.1
     assert share_of_orange(tmp_path / "right.png") < 0.01
     assert share_of_orange(tmp_path / "wrong.png") > 0.1
@@ -97,7 +97,7 @@ def test_a_matrix_with_twelve_long_names_or_sixty_classes_can_be_drawn(tmp_path)
         assert 1000 < width < 5000
 
 
-def test_a_class_without_pictures_draws_an_empty_row(tmp_path, recwarn):
+def test_a_class_without_images_draws_an_empty_row(tmp_path, recwarn):
     plot_confusion_matrix([[3, 0], [0, 0]], ["Maize", "Charlock"], tmp_path / "matrix.png")
     assert not list(recwarn)
     assert share_of_green(tmp_path / "matrix.png") > 0.05
@@ -141,9 +141,9 @@ def test_receptive_fields_of_any_number_of_models_are_drawn(count, tmp_path):
     assert pixels(tmp_path / "erf.png").std() > 10
 
 
-def test_a_saliency_figure_has_picture_map_and_overlay(tmp_path):
-    picture = Image.new("RGB", (30, 30), (200, 120, 60))
-    plot_saliency(picture, np.zeros((4, 4)), picture, tmp_path / "s.png", title="Maize, 97.0%", subtitle="a.png")
+def test_a_saliency_figure_has_image_map_and_overlay(tmp_path):
+    image = Image.new("RGB", (30, 30), (200, 120, 60))
+    plot_saliency(image, np.zeros((4, 4)), image, tmp_path / "s.png", title="Maize, 97.0%", subtitle="a.png")
     shown = pixels(tmp_path / "s.png")
     share = (np.abs(shown - (200, 120, 60)).max(-1) < 3).mean()
     assert 0.35 < share < 0.75  # two of three panels

@@ -29,7 +29,7 @@ def test_a_recipe_is_read_as_the_command_on_top_of_it_says(path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_line_of_a_recipe_is_read_and_makes_steps_of_as_many_pictures(path, monkeypatch):
+def test_every_line_of_a_recipe_is_read_and_makes_steps_of_as_many_images(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = re.sub(r" \\\n# +", " ", path.read_text(encoding="utf-8"))
     lines = re.findall(r"^#   accelerate launch (.*?)scripts/train\.py (.*)$", text, re.MULTILINE)

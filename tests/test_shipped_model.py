@@ -32,7 +32,7 @@ def test_it_answers_the_sample_as_its_card_says(sample_dir, tmp_path):
     assert run(evaluate.main, flags) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     right = round(report["accuracy"] * report["num_examples"])
-    told = int(re.search(r"(\d+) of the 480 pictures of the sample", CARD)[1])
+    told = int(re.search(r"(\d+) of the 480 images of the sample", CARD)[1])
     assert report["num_examples"] == 480
     assert abs(right - told) <= 2  # another processor may round another way
 

@@ -36,8 +36,8 @@ FLAGS = f"""
 """.split()
 # What tells the day and the speed of a run; all else must be equal.
 TIMED = re.compile(
-    rb'"(date|seconds|images_per_second)": .*|- \d{4}-\d\d-\d\dT.* pictures a second.*|On .* of training \(.*'
-    rb"|\d{4}-\d\d-\d\d[T ][^<]*? s \([\d.,]+ pictures a second\)"
+    rb'"(date|seconds|images_per_second)": .*|- \d{4}-\d\d-\d\dT.* images a second.*|On .* of training \(.*'
+    rb"|\d{4}-\d\d-\d\d[T ][^<]*? s \([\d.,]+ images a second\)"
 )
 
 
@@ -47,14 +47,14 @@ class Run:
     def __init__(
         self,
         folder: Path,
-        pictures: Path,
+        images: Path,
         num_processes: int = 1,
         num_workers: int = 0,
-        data: Sequence[str] = ("--train_dir", "pictures"),
+        data: Sequence[str] = ("--train_dir", "images"),
         **settings,
     ) -> None:
         folder.mkdir(parents=True)
-        (folder / "pictures").symlink_to(pictures)
+        (folder / "images").symlink_to(images)
         self.folder, self.num_processes = folder, num_processes
         accumulation = settings.pop("accumulation", 2)
         batch_size = settings.pop("batch_size", 8 // accumulation // num_processes)

@@ -12,7 +12,7 @@ A plan may also name `evaluations` of rows that were trained: the mean over the 
 (`symmetries`), and over the seeds of a row the mean of the `answers` or of the `weights` (`combine`; a soup, Wortsman
 et al., arXiv 2203.05482). They take the time of all that they are made of.
 
-Which pictures were right is kept with every result, so that any two are compared on the same pictures: `against base`
+Which images were right is kept with every result, so that any two are compared on the same images: `against base`
 counts those that only the row and only the base has right, with the p of McNemar's exact test, for each seed.
 """
 
@@ -38,10 +38,10 @@ from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.files import write_text
 
 FIELDS = [
-    "plan", "row", "seed", "cpu_minutes", "steps", "pictures", "pictures_per_cpu_second", "validation_pictures",
-    "right", "accuracy", "macro_f1", "loss", "device", "command", "right_pictures",
+    "plan", "row", "seed", "cpu_minutes", "steps", "images", "images_per_cpu_second", "validation_images",
+    "right", "accuracy", "macro_f1", "loss", "device", "command", "right_images",
 ]  # fmt: skip
-WORDS = ("plan", "row", "device", "command", "right_pictures")
+WORDS = ("plan", "row", "device", "command", "right_images")
 CALIBRATION_STEPS = 40  # the first ones also prepare the kernels, and are a small part of these
 # Flags that change what is learned and not how long a step takes: rows that differ by them alone share a measurement.
 FREE_FLAGS = (
@@ -207,7 +207,7 @@ def _cpu_seconds_of_a_step(plan: dict, row: str, train_dir: str, work_dir: Path)
     if not values.get("image_size_start"):
         return first
     last = cost("--image_size_start", str(values["image_size"]))
-    return 2 / 3 * (first + last) / 2 + last / 3  # pictures grow over two thirds of the passes
+    return 2 / 3 * (first + last) / 2 + last / 3  # images grow over two thirds of the passes
 
 
 def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path, cost: float) -> dict:
@@ -220,15 +220,15 @@ def train_row(plan: dict, row: str, seed: int, train_dir: str, work_dir: Path, c
     timing = json.loads((folder / "train_results.json").read_text())
     report = json.loads((folder / "report.json").read_text())
     answers = np.load(folder / "probabilities.npz")
-    pictures = round(timing["train_samples_per_second"] * timing["train_runtime"])
+    images = round(timing["train_samples_per_second"] * timing["train_runtime"])
     return {
         "plan": plan["name"], "row": row, "seed": seed, "cpu_minutes": steps * cost / 60, "steps": steps,
-        "pictures": pictures, "pictures_per_cpu_second": pictures / steps / cost, "device": timing["device"],
+        "images": images, "images_per_cpu_second": images / steps / cost, "device": timing["device"],
         "accuracy": report["accuracy"], "macro_f1": report["macro_f1"], "loss": timing["best_loss"],
         "command": shlex.join(["seedling-hf", "train", *flags])
         .replace(shlex.quote(train_dir), "seedlings")
         .replace(str(work_dir), "outputs/study"),
-        **_right_pictures(answers["probabilities"], answers["labels"], answers["files"]),
+        **_right_images(answers["probabilities"], answers["labels"], answers["files"]),
     }  # fmt: skip
 
 
@@ -273,32 +273,32 @@ def evaluate_again(evaluation: dict, members: list[dict], folders: list[Path], t
     probabilities = np.mean([predict(m, loader, accelerator)[0].double().softmax(-1).numpy() for m in models], axis=0)
     labels, files = np.array(validation["label"]), np.array(validation["file"])
     metrics = classification_metrics(probabilities, labels, validation.features["label"].names)
-    sums = {key: sum(member[key] for member in members) for key in ("cpu_minutes", "steps", "pictures")}
+    sums = {key: sum(member[key] for member in members) for key in ("cpu_minutes", "steps", "images")}
     what = "the eight symmetries" if evaluation.get("symmetries") else f"the {evaluation['combine']}"
     seeds = ", ".join(str(member["seed"]) for member in members)
     return {
         "plan": members[0]["plan"], "seed": members[0]["seed"], **sums,
-        "pictures_per_cpu_second": sums["pictures"] / sums["cpu_minutes"] / 60,
+        "images_per_cpu_second": sums["images"] / sums["cpu_minutes"] / 60,
         "device": device_name(accelerator.device),
         **{key: metrics[key] for key in ("accuracy", "macro_f1", "loss")},
-        "command": f"seedling-hf study: the mean over {what} of {evaluation['row']}, seed {seeds}",
-        **_right_pictures(probabilities, labels, files),
+        "command": f"scripts/study/run.py: the mean over {what} of {evaluation['row']}, seed {seeds}",
+        **_right_images(probabilities, labels, files),
     }  # fmt: skip
 
 
-def _right_pictures(probabilities: np.ndarray, labels: np.ndarray, files: np.ndarray) -> dict:
-    """How many pictures are right, and which: a bit for each, in the order of their names, in hexadecimal digits."""
+def _right_images(probabilities: np.ndarray, labels: np.ndarray, files: np.ndarray) -> dict:
+    """How many images are right, and which: a bit for each, in the order of their names, in hexadecimal digits."""
     right = (probabilities.argmax(1) == labels)[np.argsort(files)]
     return {
-        "validation_pictures": len(right),
+        "validation_images": len(right),
         "right": int(right.sum()),
-        "right_pictures": np.packbits(right).tobytes().hex(),
+        "right_images": np.packbits(right).tobytes().hex(),
     }
 
 
 def _bits(result: dict) -> np.ndarray:
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(result["right_pictures"]), np.uint8))
-    return bits[: result["validation_pictures"]].astype(bool)
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(result["right_images"]), np.uint8))
+    return bits[: result["validation_images"]].astype(bool)
 
 
 def _folder(plan: dict, row: str, seed: int, work_dir: Path) -> Path:
@@ -333,10 +333,10 @@ def write_results(path: Path, results: list[dict]) -> None:
 
 
 def interval_of(rows: list[dict]) -> tuple[float, float]:
-    """The 95 % interval of the mean accuracy: Student's over three seeds or more, else Wilson's over the pictures."""
+    """The 95 % interval of the mean accuracy: Student's over three seeds or more, else Wilson's over the images."""
     accuracies = [row["accuracy"] for row in rows]
     if len(rows) < 3:
-        return wilson_interval(sum(r["right"] for r in rows), sum(r["validation_pictures"] for r in rows))
+        return wilson_interval(sum(r["right"] for r in rows), sum(r["validation_images"] for r in rows))
     half = stats.t.ppf(0.975, len(rows) - 1) * np.std(accuracies, ddof=1) / math.sqrt(len(rows))
     return float(np.mean(accuracies) - half), float(np.mean(accuracies) + half)
 
@@ -356,7 +356,7 @@ def format_results(results: list[dict]) -> str:
                 groups.setdefault(result["row"], []).append(result)
         order = sorted(groups.items(), key=lambda item: -np.mean([r["accuracy"] for r in item[1]]))
         lines = [
-            "| row | seeds | accuracy | 95 % | macro-F1 | against base | pictures | per CPU s | CPU min | device |",
+            "| row | seeds | accuracy | 95 % | macro-F1 | against base | images | per CPU s | CPU min | device |",
             "|:--|--:|--:|:--|--:|:--|--:|--:|--:|:--|",
         ]
         base = {r["seed"]: r for r in groups.get("base", [])}
@@ -366,7 +366,7 @@ def format_results(results: list[dict]) -> str:
             lines.append(
                 f"| {row} | {len(rows)} | {mean['accuracy']:.1%} | {low:.1%} to {high:.1%} | {mean['macro_f1']:.3f} | "
                 f"{'; '.join(_against(base[r['seed']], r) for r in rows if r['seed'] in base and row != 'base')} | "
-                f"{mean['pictures']:,.0f} | {mean['pictures_per_cpu_second']:.1f} | {mean['cpu_minutes']:.1f} | "
+                f"{mean['images']:,.0f} | {mean['images_per_cpu_second']:.1f} | {mean['cpu_minutes']:.1f} | "
                 f"{', '.join(dict.fromkeys(r['device'] for r in rows))} |"
             )
         commands = [f"- {row}: `{rows[0]['command']}`" for row, rows in order]

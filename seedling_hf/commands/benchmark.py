@@ -21,14 +21,14 @@ class BenchmarkArguments(ArgumentGroup):
     variant: str = option("31B", "model", choices=["nano", "tiny", "31B", "31L", "XL"])
     parts: str = option("layers,training,inference,memory", f"what to measure, of {', '.join(PARTS)}, by commas")
     train_dir: str | None = option(None, "class folders for the part loading")
-    cache_pictures: int | None = option(None, "shorter side in its cache (default: 1.5 times image_size)")
-    image_size: int = option(224, "side of the pictures in pixels")
-    batch_size: int = option(4, "pictures of a step")
+    cache_images: int | None = option(None, "shorter side in its cache (default: 1.5 times image_size)")
+    image_size: int = option(224, "side of the images in pixels")
+    batch_size: int = option(4, "images of a step")
     repeats: int = option(5, "rounds that are counted, after one that is not")
     dtype: str = option("float32", "precision of layers and training", choices=["float32", "bfloat16"])
     device: str | None = option(None, "cpu or cuda (default: a GPU if there is one)", choices=["cpu", "cuda"])
     num_threads: int | None = option(None, "threads on a CPU (default: as torch says)")
-    seed: int = option(0, "seed of weights and pictures")
+    seed: int = option(0, "seed of weights and images")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,7 +39,7 @@ class BenchmarkArguments(ArgumentGroup):
         if unknown:
             raise InputError(f"expected --parts of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
         if "loading" in self.parts.split(",") and self.train_dir is None:
-            raise InputError("expected --train_dir with --parts loading, found none; name class folders of pictures")
+            raise InputError("expected --train_dir with --parts loading, found none; name class folders of images")
         check_writable_folder(Path(self.output_dir), "--output_dir")
 
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if "growth" in parts:
         results["growth"] = benchmark.growth_rows(variant, size, batch, repeats, device, seed)
     if "loading" in parts:
-        side = arguments.cache_pictures or size * 3 // 2
+        side = arguments.cache_images or size * 3 // 2
         results["rows"].append(loading_row(arguments.train_dir, size, batch, repeats, side, seed))
 
     text = benchmark.format_results(results)

@@ -1,4 +1,4 @@
-"""`compare`: two or more model folders and labelled pictures go in, who is better comes out."""
+"""`compare`: two or more model folders and labelled images go in, who is better comes out."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
@@ -17,10 +17,10 @@ class CompareArguments(ArgumentGroup):
     data_dir: str = option(MISSING, "folder of class folders")
     output_dir: str = option(MISSING, "folder for comparison.html, comparison.md, comparison.json and answers.csv")
     trust_remote_code: bool = option(False, "run the Python code of the repositories; a RepLKNet needs none")
-    per_device_eval_batch_size: int = option(64, "pictures a batch on each process")
-    dataloader_num_workers: int = option(0, "processes that load pictures, for each process")
+    per_device_eval_batch_size: int = option(64, "images a batch on each process")
+    dataloader_num_workers: int = option(0, "processes that load images, for each process")
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
-    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
     seed: int = option(42, "seed of the bootstrap")
 
     def __post_init__(self) -> None:
@@ -42,9 +42,9 @@ def short_names(models: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Models and pictures → answers of each → comparison."""
+    """Models and images → answers of each → comparison."""
     arguments = parse_arguments(
-        CompareArguments, argv, prog="compare", description="Compares models on the same labelled pictures."
+        CompareArguments, argv, prog="compare", description="Compares models on the same labelled images."
     )
 
     from seedling_hf.data.folders import load_folder
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             )
     reports = []
     for (model, image_processor), own in zip(loaded, classes, strict=True):
-        dataset = load_folder(arguments.data_dir, class_names=own, skip_bad_pictures=arguments.skip_bad_pictures)
+        dataset = load_folder(arguments.data_dir, class_names=own, skip_bad_images=arguments.skip_bad_images)
         reports.append(
             evaluate_model(
                 model,

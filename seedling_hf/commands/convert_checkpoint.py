@@ -18,7 +18,7 @@ class ConvertArguments:
         "part of the file to take (default: the first that is there)",
         choices=["model", "model_ema", "state_dict"],
     )
-    image_size: int | None = option(None, "side of the processor's pictures (default: the file's own, or 224)")
+    image_size: int | None = option(None, "side of the processor's images (default: the file's own, or 224)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

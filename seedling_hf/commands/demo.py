@@ -1,4 +1,4 @@
-"""`demo`: a page in the browser that names the pictures that are dropped on it."""
+"""`demo`: a page in the browser that names the images that are dropped on it."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class DemoArguments(ClassifierArguments):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model → page, until Ctrl-C."""
     arguments = parse_arguments(
-        DemoArguments, argv, prog="demo", description="Opens a page that names the pictures dropped on it."
+        DemoArguments, argv, prog="demo", description="Opens a page that names the images dropped on it."
     )
     if importlib.util.find_spec("gradio") is None:
         raise InputError('expected gradio for the page, found none; install it by pip install "seedling-hf[demo]"')

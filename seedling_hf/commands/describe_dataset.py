@@ -19,7 +19,7 @@ class DescribeArguments(ArgumentGroup):
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
     output_file: str | None = option(None, "JSON file for the same figures")
-    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,20 +28,20 @@ class DescribeArguments(ArgumentGroup):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Pictures a class, sizes, modes, and the mean and standard deviation of the channels both ways."""
+    """Images a class, sizes, modes, and the mean and standard deviation of the channels both ways."""
     arguments = parse_arguments(
-        DescribeArguments, argv, prog="describe_dataset", description="Counts and measures pictures."
+        DescribeArguments, argv, prog="describe_dataset", description="Counts and measures images."
     )
-    from seedling_hf.data.dataset import describe_splits, picture_paths
+    from seedling_hf.data.dataset import describe_splits, image_paths
     from seedling_hf.data.folders import load_folders
-    from seedling_hf.data.statistics import measure_pictures
+    from seedling_hf.data.statistics import measure_images
     from seedling_hf.data.transforms import to_rgb
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pools = load_folders(arguments.train_dir, skip_bad_pictures=arguments.skip_bad_pictures)
-    figures = measure_pictures((path for pool in pools.values() for path in picture_paths(pool)), to_rgb=to_rgb)
+    pools = load_folders(arguments.train_dir, skip_bad_images=arguments.skip_bad_images)
+    figures = measure_images((path for pool in pools.values() for path in image_paths(pool)), to_rgb=to_rgb)
 
-    print(describe_splits({"pictures": pools["train"]} if len(pools) == 1 else pools))
+    print(describe_splits({"images": pools["train"]} if len(pools) == 1 else pools))
     sizes = [f"{w}×{h} ({n:,})" for (w, h), n in figures.sizes.items()]
     more = f" and {len(sizes) - MOST_SIZES:,} more" if len(sizes) > MOST_SIZES else ""
     print(f"\nsizes  {', '.join(sizes[:MOST_SIZES])}{more}")
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for title, values in (
         ("mean of all pixels", figures.mean),
         ("std of all pixels", figures.std),
-        ("mean of the pictures' means (tutorial)", figures.mean_of_means),
-        ("mean of the pictures' stds (tutorial)", figures.mean_of_stds),
+        ("mean of the images' means (tutorial)", figures.mean_of_means),
+        ("mean of the images' stds (tutorial)", figures.mean_of_stds),
     ):
         print(f"{title:40}" + "".join(f"  {value:9.6f}" for value in values))
 

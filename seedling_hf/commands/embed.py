@@ -1,4 +1,4 @@
-"""`embed`: pictures go in, their features come out as Parquet; or one picture goes in, and its nearest come out."""
+"""`embed`: images go in, their features come out as Parquet; or one image goes in, and its nearest come out."""
 
 import sys
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ class EmbeddingArguments(ArgumentGroup):
 
     embeddings_file: str = option(MISSING, "Parquet file to write, or to search in")
     images: list[str] = field(
-        default_factory=list, metadata={"help": "pictures, or folders that are searched for pictures, to write"}
+        default_factory=list, metadata={"help": "images, or folders that are searched for images, to write"}
     )
     normalize: bool = option(False, "give every embedding the length 1")
-    query: str | None = option(None, "picture whose nearest in the Parquet file are wanted")
+    query: str | None = option(None, "image whose nearest in the Parquet file are wanted")
     top_k: int = option(5, "how many of them")
 
     def __post_init__(self) -> None:
@@ -29,7 +29,7 @@ class EmbeddingArguments(ArgumentGroup):
         if not (self.images or self.query):
             raise InputError("expected --images to write embeddings of, or --query to search for, found neither")
         if self.query is not None and not Path(self.query).is_file():
-            raise InputError(f"expected a picture as --query, found none at {self.query}")
+            raise InputError(f"expected an image as --query, found none at {self.query}")
         if self.images:
             if Path(self.embeddings_file).is_dir():
                 raise InputError(
@@ -44,15 +44,15 @@ class EmbedArguments(InferenceArguments, EmbeddingArguments):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Pictures → features → Parquet; a picture → its nearest."""
+    """Images → features → Parquet; an image → its nearest."""
     arguments = parse_arguments(
-        EmbedArguments, argv, prog="embed", description="Writes features of pictures, and finds pictures alike."
+        EmbedArguments, argv, prog="embed", description="Writes features of images, and finds images alike."
     )
 
-    from seedling_hf.data.pictures import list_images
+    from seedling_hf.data.images import list_images
     from seedling_hf.inference.embedding import (
         check_embeddings,
-        embed_picture,
+        embed_image,
         find_nearest,
         format_nearest,
         hash_weights,
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.inference.prediction import build_accelerator, build_model
 
     if arguments.images and next(list_images(arguments.images), None) is None:
-        raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")
+        raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
     if not arguments.images:
         check_embeddings(arguments.embeddings_file)
     accelerator = build_accelerator(arguments.mixed_precision)
@@ -89,14 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             batch_size=arguments.per_device_eval_batch_size,
             num_workers=arguments.dataloader_num_workers,
             normalize=arguments.normalize,
-            skip_bad_pictures=arguments.skip_bad_pictures,
+            skip_bad_images=arguments.skip_bad_images,
         )
-        print(f"{written:,} pictures embedded in {arguments.embeddings_file}")
+        print(f"{written:,} images embedded in {arguments.embeddings_file}")
         if left_out:
             lines = [f"{file}: {reason}" for file, reason in left_out]
             print(f"left out, because they cannot be decoded: {len(lines):,}", *lines, sep="\n  ", file=sys.stderr)
     if arguments.query:
         check_embeddings(arguments.embeddings_file, weights_hash)
-        query = embed_picture(model, image_processor, arguments.query, accelerator)
+        query = embed_image(model, image_processor, arguments.query, accelerator)
         print(format_nearest(find_nearest(arguments.embeddings_file, query, arguments.top_k)))
     accelerator.end_training()

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         for checkpointing in (False, True)
     }
     print(
-        f"{arguments.per_device_train_batch_size} pictures of {image_size}×{image_size} at a time, "
+        f"{arguments.per_device_train_batch_size} images of {image_size}×{image_size} at a time, "
         f"{arguments.gradient_accumulation_steps} times a step, on {arguments.num_processes} processes"
         f"{', divided by FSDP' if arguments.use_fsdp else ''}; {arguments.mixed_precision or 'no'} autocast\n"
     )

@@ -1,4 +1,4 @@
-"""`evaluate`: a model folder and labelled pictures go in, a report comes out."""
+"""`evaluate`: a model folder and labelled images go in, a report comes out."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -23,7 +23,7 @@ class EvaluationArguments(ArgumentGroup):
         False, "predict again with the mean over the eight symmetries of the square, and report gain and cost"
     )
     saliency: bool = option(False, "show beside the worst mistakes where the model looked (needs captum)")
-    probes: bool = option(False, "measure the accuracy on altered pictures too, as the command probe does")
+    probes: bool = option(False, "measure the accuracy on altered images too, as the command probe does")
     seed: int = option(42, "seed of the bootstrap, of the halves and of the probes")
 
     def __post_init__(self) -> None:
@@ -39,9 +39,9 @@ class EvaluateArguments(InferenceArguments, EvaluationArguments):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model and pictures → answers → report."""
+    """Model and images → answers → report."""
     arguments = parse_arguments(
-        EvaluateArguments, argv, prog="evaluate", description="Reports how well a model names labelled pictures."
+        EvaluateArguments, argv, prog="evaluate", description="Reports how well a model names labelled images."
     )
 
     from seedling_hf.data.folders import load_folder
@@ -54,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         check_captum()
     accelerator = build_accelerator(arguments.mixed_precision)
     model, image_processor, class_names = load_classifier(arguments)
-    dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_pictures=arguments.skip_bad_pictures)
+    dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images)
     calibration = None
     if arguments.calibration_dir:
-        pictures = load_folder(
-            arguments.calibration_dir, class_names=class_names, skip_bad_pictures=arguments.skip_bad_pictures
+        images = load_folder(
+            arguments.calibration_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images
         )
-        calibration = (pictures, arguments.calibration_dir)
+        calibration = (images, arguments.calibration_dir)
     report = evaluate_model(
         model,
         image_processor,

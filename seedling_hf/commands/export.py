@@ -1,4 +1,4 @@
-"""`export`: a model folder goes in, one file that runs without this package comes out, checked on real pictures."""
+"""`export`: a model folder goes in, one file that runs without this package comes out, checked on real images."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
@@ -25,12 +25,12 @@ class ExportArguments(ClassifierArguments):
     include_preprocessing: bool = option(False, "take uint8 (N, height, width, 3) and normalise inside the file")
     images: list[str] = field(
         default_factory=list,
-        metadata={"help": "pictures or folders to check the file on (default: those of --eval_dir or --train_dir)"},
+        metadata={"help": "images or folders to check the file on (default: those of --eval_dir or --train_dir)"},
     )
     max_check_samples: int = option(200, "check on at most so many of them")
     tolerance: float = option(1e-4, "largest difference from PyTorch's logits that is let through")
-    int8: bool = option(False, "write the model in int8 too, its ranges found on pictures of --train_dir")
-    train_dir: str | None = option(None, "folder of training pictures, for --int8")
+    int8: bool = option(False, "write the model in int8 too, its ranges found on images of --train_dir")
+    train_dir: str | None = option(None, "folder of training images, for --int8")
     max_calibration_samples: int = option(256, "find the ranges of int8 on at most so many of them")
     eval_dir: str | None = option(None, "class folders on which to tell the accuracy of PyTorch and of each file")
 
@@ -46,12 +46,12 @@ class ExportArguments(ClassifierArguments):
             found = f"--format {self.format}" if self.format != "onnx" else "none"
             raise InputError(f"expected --train_dir and --format onnx for --int8, found {found}")
         if self.format != "half" and not (self.images or self.eval_dir or self.train_dir):
-            raise InputError("expected pictures to check the file on, found none; name some by --images or --eval_dir")
+            raise InputError("expected images to check the file on, found none; name some by --images or --eval_dir")
         check_writable_folder(Path(self.output_file).parent, "--output_file")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model → file → the same answers on real pictures → the file's place."""
+    """Model → file → the same answers on real images → the file's place."""
     arguments = parse_arguments(
         ExportArguments, argv, prog="export", description="Writes a model as ONNX or torch.export, and checks it."
     )
@@ -80,12 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         model,
         image_processor,
         Path(arguments.output_file),
-        check_files=_pictures(
+        check_files=_images(
             arguments.images or [arguments.eval_dir or arguments.train_dir], arguments.max_check_samples
         ),
-        calibration_files=_pictures([arguments.train_dir], arguments.max_calibration_samples)
-        if arguments.int8
-        else None,
+        calibration_files=_images([arguments.train_dir], arguments.max_calibration_samples) if arguments.int8 else None,
         labelled=labelled,
         include_preprocessing=arguments.include_preprocessing,
         tolerance=arguments.tolerance,
@@ -96,15 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             print(f"{row['name']} is in {row['file']}")
 
 
-def _pictures(paths: Sequence[str], most: int) -> list[str]:
-    """At most so many pictures, spread evenly, all of which can be decoded."""
-    from seedling_hf.data.pictures import find_bad_pictures, list_images
+def _images(paths: Sequence[str], most: int) -> list[str]:
+    """At most so many images, spread evenly, all of which can be decoded."""
+    from seedling_hf.data.images import find_bad_images, list_images
     from seedling_hf.export.programs import take_evenly
 
     files = list(list_images(paths))
     if not files:
-        raise InputError(f"expected pictures in {', '.join(paths)}, found none; name another folder")
+        raise InputError(f"expected images in {', '.join(paths)}, found none; name another folder")
     files = take_evenly(files, most)
-    for file, reason in find_bad_pictures(files):
-        raise InputError(f"expected pictures that can be decoded, found {file} ({reason}); remove it")
+    for file, reason in find_bad_images(files):
+        raise InputError(f"expected images that can be decoded, found {file} ({reason}); remove it")
     return files

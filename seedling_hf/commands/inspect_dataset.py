@@ -1,4 +1,4 @@
-"""`inspect_dataset`: corrupt, doubled, nearly doubled and odd pictures of a tree, as a page to look at and as JSON."""
+"""`inspect_dataset`: corrupt, doubled, nearly doubled and odd images of a tree, as a page to look at and as JSON."""
 
 import logging
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ class InspectArguments(ArgumentGroup):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pictures → fingerprints → what is wrong with them → page, JSON and exit code."""
+    """Images → fingerprints → what is wrong with them → page, JSON and exit code."""
     arguments = parse_arguments(
         InspectArguments, argv, prog="inspect_dataset",
-        description="Finds corrupt, doubled and odd pictures. Exit code: 0 if all can be decoded and none is there "
+        description="Finds corrupt, doubled and odd images. Exit code: 0 if all can be decoded and none is there "
         "twice, nearly or exactly, 1 if not (outliers do not count), 2 for a mistake in the flags.",
     )  # fmt: skip
     from seedling_hf.data.inspection import format_inspection, inspect_folder, write_inspection
@@ -38,5 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspection = inspect_folder(arguments.train_dir, arguments.num_threads)
     write_inspection(inspection, arguments.output_dir)
     print(format_inspection(inspection))
-    print(f"\nLook at the pictures in {Path(arguments.output_dir) / 'inspection.html'}.")
+    print(f"\nLook at the images in {Path(arguments.output_dir) / 'inspection.html'}.")
     return 0 if inspection.is_clean else FOUND_EXIT_CODE

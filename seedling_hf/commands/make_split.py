@@ -24,14 +24,14 @@ class SplitArguments(ArgumentGroup):
     output_dir: str = option(MISSING, "folder that gets train/, val/ and split.csv")
     split_strategy: str = option(
         "stratified",
-        "how validation pictures are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
+        "how validation images are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
         "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
         choices=["stratified", "grouped", "random", "mle_bench"],
     )
-    train_val_split: float = option(0.3, "share of the pictures that validates, above 0 and below 1")
+    train_val_split: float = option(0.3, "share of the images that validates, above 0 and below 1")
     fold: str | None = option(None, "i/n: fold i of n validates instead of a share; stratified or grouped")
     split_seed: int = option(42, "seed of the split")
-    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         SplitArguments, argv, prog="make_split", description="Copies class folders into train/ and val/."
     )
-    from seedling_hf.data.dataset import describe_splits, load_splits, picture_paths
+    from seedling_hf.data.dataset import describe_splits, image_paths, load_splits
     from seedling_hf.data.splits import write_split_csv
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -56,14 +56,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_val_split=arguments.train_val_split,
         split_seed=arguments.split_seed,
         fold=arguments.fold,
-        skip_bad_pictures=arguments.skip_bad_pictures,
+        skip_bad_images=arguments.skip_bad_images,
     )
     with tempfile.TemporaryDirectory() as folder:
         write_split_csv(splits, Path(folder, "split.csv"))
         originals = {
             target / FOLDERS[split] / file: Path(path)
             for split, rows in splits.items()
-            for file, path in zip(rows["file"], picture_paths(rows), strict=True)
+            for file, path in zip(rows["file"], image_paths(rows), strict=True)
         }
         originals[target / "split.csv"] = Path(folder, "split.csv")
         check_target(target, originals)

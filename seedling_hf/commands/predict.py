@@ -1,4 +1,4 @@
-"""`predict`: a model folder and pictures go in, the species of each comes out as CSV or JSON lines."""
+"""`predict`: a model folder and images go in, the species of each comes out as CSV or JSON lines."""
 
 import contextlib
 import csv
@@ -34,25 +34,25 @@ T = TypeVar("T")
 class PredictionArguments(ArgumentGroup):
     _argument_group_name = "Prediction"
 
-    images: list[str] = field(metadata={"help": "pictures, or folders that are searched for pictures"})
+    images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
     output_file: str | None = option(
         None, "file to write; without it the answers go to the terminal; a run that is killed goes on with it"
     )
     output_format: str | None = option(
         None,
-        "csv: columns file,species,probability; jsonl: an object a picture; kaggle: file,species with bare file names "
+        "csv: columns file,species,probability; jsonl: an object an image; kaggle: file,species with bare file names "
         "(default: by the suffix of the file, else csv)",
         choices=list(FORMATS),
         aliases=["--format"],
     )
-    top_k: int = option(1, "species to name for each picture, the most probable first")
+    top_k: int = option(1, "species to name for each image, the most probable first")
     threshold: float | None = option(None, "probability below which an answer is marked as not sure")
     test_time_augmentation: bool = option(
         False, "answer with the mean over the eight symmetries, in eight times the time"
     )
-    watch: bool = option(False, "go on with pictures that come into the folders, until SIGINT or SIGTERM")
+    watch: bool = option(False, "go on with images that come into the folders, until SIGINT or SIGTERM")
     tiles: bool = option(
-        False, "name each green plant of each picture, a photograph of a tray: adds its number and its box in pixels"
+        False, "name each green plant of each image, a photograph of a tray: adds its number and its box in pixels"
     )
     boxes_dir: str | None = option(None, "folder for the photographs of --tiles with boxes and names drawn")
     min_plant_side: float | None = option(
@@ -93,14 +93,14 @@ class PredictArguments(InferenceArguments, PredictionArguments):
 
     @property
     def files_at_once(self) -> int:
-        """Pictures in a batch; photographs come one by one, and a batch is one of plants."""
+        """Images in a batch; photographs come one by one, and a batch is one of plants."""
         return 1 if self.tiles else self.per_device_eval_batch_size
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model and pictures → answers → a file."""
+    """Model and images → answers → a file."""
     arguments = parse_arguments(
-        PredictArguments, argv, prog="predict", description="Names the species of pictures, as CSV or JSON lines."
+        PredictArguments, argv, prog="predict", description="Names the species of images, as CSV or JSON lines."
     )
 
     from seedling_hf.inference.prediction import EightSymmetries, build_accelerator, name_batch
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     if arguments.tiles:
         check_scikit_image()
-    # Processes wait for each other at the end only, and one may have the larger pictures.
+    # Processes wait for each other at the end only, and one may have the larger images.
     accelerator = build_accelerator(arguments.mixed_precision, timeout=int(timedelta(days=30).total_seconds()))
     if arguments.watch and accelerator.num_processes > 1:
         raise InputError(f"expected one process for --watch, found {accelerator.num_processes}; start it by itself")
@@ -119,17 +119,17 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         model = EightSymmetries(model)
     model.to(accelerator.device)
     name = partial(name_batch, model, accelerator, class_names, arguments.top_k)
-    load, answer = (_for_trays if arguments.tiles else _for_pictures)(arguments, image_processor, name)
+    load, answer = (_for_trays if arguments.tiles else _for_images)(arguments, image_processor, name)
     code = (_predict_watched if arguments.watch else _predict_listed)(arguments, accelerator, load, answer)
     accelerator.end_training()
     return code
 
 
-def _for_pictures(arguments: PredictArguments, image_processor: Any, name: Callable) -> tuple[Any, Callable]:
-    """What reads the pictures of a batch, and what answers it."""
-    from seedling_hf.inference.prediction import PictureLoader, name_pictures
+def _for_images(arguments: PredictArguments, image_processor: Any, name: Callable) -> tuple[Any, Callable]:
+    """What reads the images of a batch, and what answers it."""
+    from seedling_hf.inference.prediction import ImageLoader, name_images
 
-    return PictureLoader(image_processor), partial(name_pictures, name)
+    return ImageLoader(image_processor), partial(name_images, name)
 
 
 def _for_trays(arguments: PredictArguments, image_processor: Any, name: Callable) -> tuple[Any, Callable]:
@@ -169,9 +169,9 @@ def _predict_listed(
     arguments: PredictArguments, accelerator: Any, load: Any, answer: Callable[[dict[str, Any]], list[Answer]]
 ) -> int | None:
     """List on the disk → the share of each process → one file."""
-    from seedling_hf.data.pictures import list_images
+    from seedling_hf.data.images import list_images
     from seedling_hf.inference.journal import Claim, Journal, Part, discard, find_equal_name, prepare
-    from seedling_hf.inference.prediction import build_picture_dataloader
+    from seedling_hf.inference.prediction import build_image_dataloader
     from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
 
     def open_journal() -> Path:
@@ -183,10 +183,10 @@ def _predict_listed(
         claim = Claim(folder)
         cleanup.callback(claim.release)
         if next(list_images(arguments.images), None) is None:
-            raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")
+            raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
         if arguments.output_format == "kaggle" and (name := find_equal_name(map(str, list_images(arguments.images)))):
             raise InputError(
-                f"expected file names that differ for Kaggle, found two pictures named {name}; name one folder only"
+                f"expected file names that differ for Kaggle, found two images named {name}; name one folder only"
             )
         prepare(
             folder,
@@ -210,13 +210,13 @@ def _predict_listed(
         journal = Journal(_on_main_process(accelerator, open_journal))
         share = journal.share(accelerator.process_index)
         with Part(journal, accelerator.process_index) as part:
-            if not (arguments.skip_bad_pictures or journal.checked):
-                _refuse_bad_pictures(journal, part.remaining, accelerator)
+            if not (arguments.skip_bad_images or journal.checked):
+                _refuse_bad_images(journal, part.remaining, accelerator)
             total = journal.size(share)
             done = total - journal.size(part.remaining)
             if done and accelerator.is_main_process:
-                print(f"going on after {done:,} of {total:,} pictures", file=sys.stderr)
-            dataloader = build_picture_dataloader(
+                print(f"going on after {done:,} of {total:,} images", file=sys.stderr)
+            dataloader = build_image_dataloader(
                 journal, part.remaining, load, num_workers=arguments.dataloader_num_workers
             )
             # Without an output file there is nothing to go on with.
@@ -226,7 +226,7 @@ def _predict_listed(
                     part.append(answer(batch))
                     progress.update(len(batch["file"]))
                     if stop and stop.received:
-                        print(f"stopped after {progress.done:,} of {total:,} pictures; the same command goes on",
+                        print(f"stopped after {progress.done:,} of {total:,} images; the same command goes on",
                               file=sys.stderr)  # fmt: skip
                         return RESUMABLE_EXIT_CODE
         accelerator.wait_for_everyone()
@@ -239,7 +239,7 @@ def _predict_watched(
     """Look → answer what is new → wait, until a signal comes."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from seedling_hf.data.pictures import list_images
+    from seedling_hf.data.images import list_images
     from seedling_hf.inference.ledger import Ledger
     from seedling_hf.signals import StopSignal
 
@@ -281,7 +281,7 @@ def _predict_watched(
             _wait(max(SECONDS_BETWEEN_LOOKS, 5 * (time.monotonic() - started)), stop)
         if path:
             _write_bad(path, ledger.bad())
-            kind = "photographs" if arguments.tiles else "pictures"
+            kind = "photographs" if arguments.tiles else "images"
             print(f"{ledger.count:,} {kind} named in {path}", file=sys.stderr)
         _list_bad(ledger.bad(), path)
 
@@ -324,12 +324,12 @@ def _identity(arguments: PredictArguments) -> dict[str, Any]:
     }
 
 
-def _refuse_bad_pictures(journal: Any, batches: range, accelerator: Any) -> None:
+def _refuse_bad_images(journal: Any, batches: range, accelerator: Any) -> None:
     from accelerate.utils import gather_object
 
-    from seedling_hf.data.pictures import find_bad_pictures
+    from seedling_hf.data.images import find_bad_images
 
-    bad = find_bad_pictures(Path(file) for number in batches for file in journal[number])
+    bad = find_bad_images(Path(file) for number in batches for file in journal[number])
     named = [f"{file} ({reason})" for file, reason in islice(bad, MOST_FILES_NAMED)]
     found = gather_object([(len(named) + sum(1 for _ in bad), named)])
     count, named = sum(number for number, _ in found), sorted(name for _, names in found for name in names)
@@ -340,21 +340,21 @@ def _refuse_bad_pictures(journal: Any, batches: range, accelerator: Any) -> None
 
             discard(journal.folder)
         raise InputError(
-            f"expected pictures that can be decoded, found {count:,} of {journal.num_pictures:,} that cannot: "
+            f"expected images that can be decoded, found {count:,} of {journal.num_images:,} that cannot: "
             f"{', '.join(named[:MOST_FILES_NAMED])}{' …' if count > MOST_FILES_NAMED else ''}; remove them, or leave "
-            "them out by --skip_bad_pictures"
+            "them out by --skip_bad_images"
         )
     if accelerator.is_main_process:
         journal.mark_checked()
 
 
 def _none_named(journal: Any) -> str | None:
-    """What to say if not one picture has an answer."""
+    """What to say if not one image has an answer."""
     if any(answer.reason is None for answer in journal.answers()):
         return None
     first = next(journal.answers())
     return (
-        f"expected at least one picture that can be decoded, found none among {journal.num_pictures:,}, such as "
+        f"expected at least one image that can be decoded, found none among {journal.num_images:,}, such as "
         f"{first.file} ({first.reason}); name another folder"
     )
 
@@ -366,14 +366,14 @@ def _write_and_show(arguments: PredictArguments, journal: Any) -> None:
             _write(stream, arguments, journal)
         _write_bad(path, _bad(journal))
     plants = sum(len(answer.plants) for answer in journal.answers()) if arguments.tiles else 0
-    if (plants if arguments.tiles else journal.num_pictures) <= LONGEST_TABLE and (path or sys.stdout.isatty()):
+    if (plants if arguments.tiles else journal.num_images) <= LONGEST_TABLE and (path or sys.stdout.isatty()):
         if named := [answer for answer in journal.answers() if answer.species or answer.plants]:
             print(format_table(named, arguments.threshold))
     elif not path:
         _write(sys.stdout, arguments, journal)
     if path:
         count = sum(answer.reason is None for answer in journal.answers())
-        named = f"{plants:,} plants of {count:,} photographs" if arguments.tiles else f"{count:,} pictures"
+        named = f"{plants:,} plants of {count:,} photographs" if arguments.tiles else f"{count:,} images"
         print(f"{named} named in {path}")
     if arguments.tiles:
         _list_bare(journal.answers())
@@ -446,7 +446,7 @@ class _Progress:
 
         self.done, self.total = done, total
         self.with_lines = not quiet and not sys.stderr.isatty()
-        self.bar = tqdm(initial=done, total=total, unit="picture", leave=False, disable=quiet or self.with_lines)
+        self.bar = tqdm(initial=done, total=total, unit="image", leave=False, disable=quiet or self.with_lines)
         self.line_due = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def update(self, count: int) -> None:
@@ -454,7 +454,7 @@ class _Progress:
         self.bar.update(count)
         if self.with_lines and time.monotonic() > self.line_due:
             self.line_due = time.monotonic() + SECONDS_BETWEEN_LINES
-            print(f"{self.done:,} of {self.total:,} pictures", file=sys.stderr, flush=True)
+            print(f"{self.done:,} of {self.total:,} images", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "_Progress":
         return self

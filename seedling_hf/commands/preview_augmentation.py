@@ -1,4 +1,4 @@
-"""`preview_augmentation`: contact sheets of what training does to the pictures."""
+"""`preview_augmentation`: contact sheets of what training does to the images."""
 
 import logging
 import textwrap
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from seedling_hf.data.transforms import ExampleTransform
 
-PICTURES_OF_A_CLASS, MOST_CLASSES_ON_A_SHEET = 4, 12
+IMAGES_OF_A_CLASS, MOST_CLASSES_ON_A_SHEET = 4, 12
 OFF = {
     "min_crop_scale": 1.0, "horizontal_flip": 0.0, "vertical_flip": 0.0, "quarter_turns": 0.0, "rotation_degrees": 0.0,
     "color_jitter": 0.0, "randaugment_num_ops": 0, "jpeg_prob": 0.0, "random_erasing": 0.0, "cutout_size": 0,
@@ -33,8 +33,8 @@ class PreviewOptions(ArgumentGroup):
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/ inside")
     output_dir: str = option(MISSING, "folder for the PNG files")
-    image_size: int = option(128, "side of the pictures in pixels")
-    num_examples: int = option(6, "augmented versions of a picture")
+    image_size: int = option(128, "side of the images in pixels")
+    num_examples: int = option(6, "augmented versions of an image")
     seed: int = option(42, "seed of the augmentation")
 
     def __post_init__(self) -> None:
@@ -53,59 +53,59 @@ class PreviewArguments(AugmentationArguments, PreviewOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """A sheet for each class, one of each augmentation by itself, one of mixed batches with their labels."""
     arguments = parse_arguments(
-        PreviewArguments, argv, prog="preview_augmentation", description="Draws what training does to the pictures."
+        PreviewArguments, argv, prog="preview_augmentation", description="Draws what training does to the images."
     )
     from seedling_hf.data.folders import load_folders
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pictures = load_folders(arguments.train_dir)["train"]
-    pictures = pictures.add_column("index", range(len(pictures)))
-    members = {name: [] for name in pictures.features["label"].names}
-    for row, label in enumerate(pictures["label"]):
-        members[pictures.features["label"].names[label]].append(row)
+    images = load_folders(arguments.train_dir)["train"]
+    images = images.add_column("index", range(len(images)))
+    members = {name: [] for name in images.features["label"].names}
+    for row, label in enumerate(images["label"]):
+        members[images.features["label"].names[label]].append(row)
 
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
     for name, rows in members.items():
-        draw_class(name, pictures, rows[:: max(1, len(rows) // PICTURES_OF_A_CLASS)][:PICTURES_OF_A_CLASS], arguments)
+        draw_class(name, images, rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS], arguments)
     names = [*members][:: -(-len(members) // MOST_CLASSES_ON_A_SHEET)]
     rows = [members[name][0] for name in names]
-    draw_each_augmentation(names, pictures, rows, arguments)
-    draw_mixed_batches(pictures, rows, arguments)
+    draw_each_augmentation(names, images, rows, arguments)
+    draw_mixed_batches(images, rows, arguments)
     print(f"{len(members) + 2} contact sheets are in {arguments.output_dir}")
 
 
-def draw_class(name: str, pictures: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
-    """Pictures of one class, and what the run makes of each of them epoch after epoch."""
+def draw_class(name: str, images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+    """Images of one class, and what the run makes of each of them epoch after epoch."""
     from seedling_hf.data.transforms import to_rgb
     from seedling_hf.plots import plot_contact_sheet
 
     size = arguments.image_size
     flags = {key: value for key, value in asdict(arguments).items() if key in (*OFF, "randaugment_magnitude")}
-    versions = augment(pictures, rows, flags, arguments, epochs=arguments.num_examples)
-    sheet = [[to_rgb(pictures[row]["image"]).resize((size, size)), *augmented]
+    versions = augment(images, rows, flags, arguments, epochs=arguments.num_examples)
+    sheet = [[to_rgb(images[row]["image"]).resize((size, size)), *augmented]
              for row, augmented in zip(rows, versions, strict=True)]  # fmt: skip
     columns = ["original", *(f"epoch {i + 1}" for i in range(arguments.num_examples))]
     plot_contact_sheet(sheet, Path(arguments.output_dir, f"{name}.png"), title=name, columns=columns)
 
 
-def draw_each_augmentation(names: list[str], pictures: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
-    """One picture a class under each augmentation by itself."""
+def draw_each_augmentation(names: list[str], images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+    """One image a class under each augmentation by itself."""
     from seedling_hf.plots import plot_contact_sheet
 
     changes = each_augmentation(arguments.image_size)
-    columns = [augment(pictures, rows, flags, arguments) for flags in changes.values()]
+    columns = [augment(images, rows, flags, arguments) for flags in changes.values()]
     sheet = [[column[place][0] for column in columns] for place in range(len(rows))]
     path = Path(arguments.output_dir, "each_augmentation.png")
     plot_contact_sheet(sheet, path, title="Each augmentation by itself", columns=[*changes], rows=names)
 
 
-def draw_mixed_batches(pictures: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
-    """A batch of one picture a class under MixUp, under CutMix, and as likely as in the run, with its labels."""
+def draw_mixed_batches(images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+    """A batch of one image a class under MixUp, under CutMix, and as likely as in the run, with its labels."""
     from seedling_hf.data.collator import Collator
     from seedling_hf.plots import plot_contact_sheet
 
-    names = pictures.features["label"].names
-    view = pictures.with_transform(build_transform(OFF, arguments))
+    names = images.features["label"].names
+    view = images.with_transform(build_transform(OFF, arguments))
     examples = [{**view[row], "index": row} for row in rows]
     always = {"mixup_prob": 1.0}
     batches = {
@@ -120,12 +120,12 @@ def draw_mixed_batches(pictures: "Dataset", rows: list[int], arguments: PreviewA
             continue  # switched off by its flag
         smoothing = flags.pop("label_smoothing_factor")
         batch = Collator(len(names), label_smoothing=smoothing, seed=arguments.seed, **flags)(examples)
-        sheet.append([to_bytes(picture) for picture in batch["pixel_values"]])
+        sheet.append([to_bytes(image) for image in batch["pixel_values"]])
         captions.append([label_text(label, names) for label in batch["labels"]])
         titles.append(title)
     plot_contact_sheet(
         sheet, Path(arguments.output_dir, "mixed_batches.png"), rows=titles, captions=captions,
-        title="MixUp and CutMix, and what the picture counts as",
+        title="MixUp and CutMix, and what the image counts as",
     )  # fmt: skip
 
 
@@ -140,11 +140,11 @@ def build_transform(flags: dict, arguments: PreviewArguments) -> "ExampleTransfo
 
 
 def augment(
-    pictures: "Dataset", rows: list[int], flags: dict, arguments: PreviewArguments, epochs: int = 1
+    images: "Dataset", rows: list[int], flags: dict, arguments: PreviewArguments, epochs: int = 1
 ) -> list[list["np.ndarray"]]:
-    """For each row, its picture in each epoch, (H, W, 3) of 8 bits."""
+    """For each row, its image in each epoch, (H, W, 3) of 8 bits."""
     transform = build_transform(flags, arguments)
-    view, versions = pictures.with_transform(transform), [[] for _ in rows]
+    view, versions = images.with_transform(transform), [[] for _ in rows]
     for epoch in range(epochs):
         transform.set_epoch(epoch)
         for row, made in zip(rows, versions, strict=True):
@@ -153,7 +153,7 @@ def augment(
 
 
 def to_bytes(pixel_values: "Tensor") -> "np.ndarray":
-    """A normalised picture (3, H, W) as (H, W, 3) of 8 bits."""
+    """A normalised image (3, H, W) as (H, W, 3) of 8 bits."""
     from seedling_hf.replknet import RepLKNetImageProcessor
 
     mean, std = (pixel_values.new_tensor(values)[:, None, None] for values in
@@ -164,7 +164,7 @@ def to_bytes(pixel_values: "Tensor") -> "np.ndarray":
 def each_augmentation(image_size: int) -> dict[str, dict]:
     """Each augmentation by itself, at a strength that can be seen."""
     changes = {
-        "whole picture": {},
+        "whole image": {},
         "crop": {"min_crop_scale": 0.3},
         "flips": {"horizontal_flip": 1.0, "vertical_flip": 1.0},
         "quarter turns": {"quarter_turns": 1.0},

@@ -1,4 +1,4 @@
-"""`probe`: a model and labelled pictures go in, what the model relies on and what it bears comes out."""
+"""`probe`: a model and labelled images go in, what the model relies on and what it bears comes out."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class ProbeOptions(ArgumentGroup):
 
     test_dir: str = option(MISSING, "folder of class folders")
     output_dir: str = option(MISSING, "folder for probes.json, probes.md, probes.png and examples.png")
-    max_samples: int | None = option(None, "use at most so many pictures, evenly from all")
+    max_samples: int | None = option(None, "use at most so many images, evenly from all")
     seed: int = option(0, "seed of the order of patches and of what covers plants")
 
     def __post_init__(self) -> None:
@@ -34,20 +34,20 @@ class ProbeArguments(InferenceArguments, ProbeOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model and pictures → pictures altered one way at a time → accuracy of each."""
+    """Model and images → images altered one way at a time → accuracy of each."""
     arguments = parse_arguments(
         ProbeArguments, argv, prog="probe", description="Measures what a model relies on and what it bears."
     )
 
     from seedling_hf.data.folders import load_folder
-    from seedling_hf.data.pictures import choose_evenly
+    from seedling_hf.data.images import choose_evenly
     from seedling_hf.evaluation import probing
     from seedling_hf.inference.prediction import build_accelerator
     from seedling_hf.plots import plot_contact_sheet, plot_probes
 
     accelerator = build_accelerator(arguments.mixed_precision)
     model, image_processor, class_names = load_classifier(arguments)
-    dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_pictures=arguments.skip_bad_pictures)
+    dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images)
     dataset = dataset.select(choose_evenly(range(len(dataset)), arguments.max_samples))
     result = probing.probe(
         model,
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         plot_probes(result["probes"], folder / "probes.png", guess=result["guess"])
         examples = dataset.select(choose_evenly(range(len(dataset)), EXAMPLES_ON_THE_SHEET))
         plot_contact_sheet(
-            probing.example_pictures(examples, image_processor, arguments.seed),
+            probing.example_images(examples, image_processor, arguments.seed),
             folder / "examples.png",
             title="What the model was shown",
             columns=[class_names[label] for label in examples["label"]],

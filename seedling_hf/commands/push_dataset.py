@@ -15,20 +15,20 @@ class PushDatasetArguments(ArgumentGroup):
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
     dataset_name: str = option(MISSING, "data set on the Hub, user/name; `train --dataset_name` takes the same")
-    license: str = option(MISSING, "licence of the pictures, such as cc-by-sa-4.0, for the card")
-    source: str | None = option(None, "where the pictures come from, a sentence for the card")
+    license: str = option(MISSING, "licence of the images, such as cc-by-sa-4.0, for the card")
+    source: str | None = option(None, "where the images come from, a sentence for the card")
     validation_dir: str | None = option(None, "class folders to validate on")
     split_strategy: str = option(
         "stratified",
-        "how validation pictures are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
+        "how validation images are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
         "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
         choices=["stratified", "grouped", "random", "mle_bench"],
     )
-    train_val_split: float = option(0.3, "share of the pictures that validates, above 0 and below 1")
+    train_val_split: float = option(0.3, "share of the images that validates, above 0 and below 1")
     fold: str | None = option(None, "i/n: fold i of n validates instead of a share; stratified or grouped")
     split_seed: int = option(42, "seed of the split")
     split_file: str | None = option(None, "split.csv of a run, to publish its very split")
-    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
     hub_private_repo: bool | None = option(None, "make a new repository private")
     hub_revision: str | None = option(None, "branch to push to")
     hub_tag: str | None = option(None, "tag of the data set")
@@ -40,7 +40,7 @@ class PushDatasetArguments(ArgumentGroup):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Folder → split → duplicates → Parquet with the pictures inside, split.csv and the card on the Hub."""
+    """Folder → split → duplicates → Parquet with the images inside, split.csv and the card on the Hub."""
     arguments = parse_arguments(
         PushDatasetArguments, argv, prog="push_dataset", description="Publishes a folder of seedlings on the Hub."
     )
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         split_seed=arguments.split_seed,
         fold=arguments.fold,
         split_file=arguments.split_file,
-        skip_bad_pictures=arguments.skip_bad_pictures,
+        skip_bad_images=arguments.skip_bad_images,
     )
     print(describe_splits(splits))
     if not arguments.dry_run:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
                 print(text)
                 return 0
             card.write_text(text, encoding="utf-8")
-            message = f"{sum(map(len, splits.values())):,} pictures, split {hash_split(split)[:12]}"
+            message = f"{sum(map(len, splits.values())):,} images, split {hash_split(split)[:12]}"
             splits.remove_columns("index").push_to_hub(
                 repo_id,
                 private=arguments.hub_private_repo,

@@ -1,4 +1,4 @@
-"""`saliency`: a model and pictures go in, where the model looked comes out, as overlays."""
+"""`saliency`: a model and images go in, where the model looked comes out, as overlays."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
@@ -16,13 +16,13 @@ MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
 class SaliencyOptions(ArgumentGroup):
     _argument_group_name = "Saliency"
 
-    images: list[str] = field(metadata={"help": "pictures, or folders that are searched for pictures"})
-    output_dir: str = option(MISSING, "folder for a PNG of each picture and saliency.png with all of them")
+    images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
+    output_dir: str = option(MISSING, "folder for a PNG of each image and saliency.png with all of them")
     target: str | None = option(None, "species to explain instead of the model's answers")
     stage: int | None = option(
         None, "whose maps: -1 the last, -2 the one before, finer and less sure (default: the last of 4×4 or more)"
     )
-    max_samples: int | None = option(None, "use at most so many pictures, evenly from all")
+    max_samples: int | None = option(None, "use at most so many images, evenly from all")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,7 +37,7 @@ class SaliencyArguments(InferenceArguments, SaliencyOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model and pictures → answers → Grad-CAM → overlays."""
+    """Model and images → answers → Grad-CAM → overlays."""
     arguments = parse_arguments(
         SaliencyArguments, argv, prog="saliency", description="Shows by Grad-CAM where a model looks."
     )
@@ -45,23 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import torch
     from PIL import Image
 
-    from seedling_hf.data.pictures import choose_evenly, find_bad_pictures, list_images
+    from seedling_hf.data.images import choose_evenly, find_bad_images, list_images
     from seedling_hf.data.transforms import build_eval_transform, to_rgb
     from seedling_hf.inference.prediction import build_accelerator, rank_species
     from seedling_hf.interpretation.saliency import crop_to_view, overlay, saliency_maps
     from seedling_hf.plots import plot_contact_sheet, plot_saliency
 
     files = choose_evenly(list(list_images(arguments.images)), arguments.max_samples)
-    bad = dict(find_bad_pictures(files))
-    if bad and not arguments.skip_bad_pictures:
+    bad = dict(find_bad_images(files))
+    if bad and not arguments.skip_bad_images:
         file, reason = next(iter(bad.items()))
         raise InputError(
-            f"expected pictures that can be decoded, found {len(bad):,} that cannot, such as {file} ({reason}); "
-            "remove them, or leave them out by --skip_bad_pictures"
+            f"expected images that can be decoded, found {len(bad):,} that cannot, such as {file} ({reason}); "
+            "remove them, or leave them out by --skip_bad_images"
         )
     files = [file for file in files if file not in bad]
     if not files:
-        raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")
+        raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
     device = build_accelerator("no").device
     model, image_processor, class_names = load_classifier(arguments)
     model.to(device)
@@ -77,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(files), arguments.per_device_eval_batch_size):
         portion = files[start : start + arguments.per_device_eval_batch_size]
-        pictures = []
+        images = []
         for file in portion:
-            with Image.open(file) as image:
-                image.load()
-                pictures.append(to_rgb(image))
-        pixel_values = torch.stack([transform(picture) for picture in pictures]).to(device)
+            with Image.open(file) as opened:
+                opened.load()
+                images.append(to_rgb(opened))
+        pixel_values = torch.stack([transform(image) for image in images]).to(device)
         with torch.inference_mode():
             logits = model(pixel_values=pixel_values).logits.float().cpu()
         answers = [species[0] for species in rank_species(logits, class_names)]
@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
         maps = saliency_maps(model, pixel_values, explained, stage=arguments.stage)
         chances = logits.double().softmax(-1)
-        for row, (file, picture, (species, probability)) in enumerate(zip(portion, pictures, answers, strict=True)):
-            seen = crop_to_view(picture, image_processor)
+        for row, (file, image, (species, probability)) in enumerate(zip(portion, images, answers, strict=True)):
+            seen = crop_to_view(image, image_processor)
             covered = overlay(seen, maps[row])
             title = f"{species}, {probability:.1%}"
             subtitle = f"{file.parent.name}/{file.name}"
@@ -104,11 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             if len(sheet) < MOST_ON_THE_SHEET:
                 sheet.append((seen.resize((256, 256)), covered.resize((256, 256)), title, file.parent.name))
     draw_sheet(sheet, folder / "saliency.png", plot_contact_sheet)
-    print(f"{len(files):,} pictures in {folder}; the first {len(sheet)} together in {folder / 'saliency.png'}")
+    print(f"{len(files):,} images in {folder}; the first {len(sheet)} together in {folder / 'saliency.png'}")
 
 
 def file_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A name for the PNG of each picture, with its folder's name in front, numbered where two would be equal."""
+    """A name for the PNG of each image, with its folder's name in front, numbered where two would be equal."""
     names, seen = {}, {"saliency": 1}
     for file in files:
         name = f"{file.parent.name}_{file.stem}" if file.parent.name else file.stem
@@ -118,7 +118,7 @@ def file_names(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def draw_sheet(sheet: list[tuple], path: Path, plot_contact_sheet) -> None:
-    """Pictures and their overlays in turns, with the answers below."""
+    """Images and their overlays in turns, with the answers below."""
     rows, captions = [], []
     for start in range(0, len(sheet), SHEET_COLUMNS):
         part = sheet[start : start + SHEET_COLUMNS]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Pictures → splits → model → training → the folder of the model, with report and curves."""
+    """Images → splits → model → training → the folder of the model, with report and curves."""
     from seedling_hf.arguments import TrainArguments, parse_arguments, write_arguments
 
     arguments = parse_arguments(TrainArguments, argv, prog="train", description="Trains a RepLKNet on seedlings.")
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from seedling_hf.data.dataset import describe_splits, load_splits
     from seedling_hf.data.hub_dataset import load_streamed
-    from seedling_hf.data.inspection import SHARED_PICTURES, report_shared_pictures
+    from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
     from seedling_hf.data.splits import write_split_csv
     from seedling_hf.evaluation.report import evaluate_model, format_report, write_report
     from seedling_hf.hub.model_card import write_card
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             label_column=arguments.label_column_name,
             max_eval_samples=arguments.max_eval_samples,
             split_seed=arguments.split_seed,
-            skip_bad_pictures=arguments.skip_bad_pictures,
+            skip_bad_images=arguments.skip_bad_images,
         )
         if arguments.streaming
         else load_splits(
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             split_file=arguments.split_file,
             max_train_samples=arguments.max_train_samples,
             max_eval_samples=arguments.max_eval_samples,
-            skip_bad_pictures=arguments.skip_bad_pictures,
+            skip_bad_images=arguments.skip_bad_images,
         )
     )
     class_names = splits["train"].features["label"].names
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         if not arguments.streaming:
             write_split_csv(splits, output_dir / "split.csv")
         if not (arguments.resume_from_checkpoint or arguments.streaming):
-            report_shared_pictures(splits, output_dir / SHARED_PICTURES, look=not arguments.no_duplicate_check)
+            report_shared_images(splits, output_dir / SHARED_IMAGES, look=not arguments.no_duplicate_check)
         print(describe_splits({"validation": splits["validation"]} if arguments.streaming else splits))
         print(training.description)
     accelerator.wait_for_everyone()
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         accelerator,
         batch_size=arguments.per_device_eval_batch_size,
         num_workers=arguments.dataloader_num_workers,
-        data_name=f"the validation pictures of {arguments.train_dir or arguments.dataset_name}",
+        data_name=f"the validation images of {arguments.train_dir or arguments.dataset_name}",
     )
     if accelerator.is_main_process:
         write_report(report, output_dir, splits["validation"])
@@ -142,22 +142,22 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             write_card(output_dir)
         except ValueError as error:  # a model without a card is still a model
             print(f"warning: no card could be written into {output_dir}: {error}", file=sys.stderr)
-        picture = training.example_picture
+        image = training.example_image
         print(format_report(report))
-        print(f"\n{training.share_of_time_waiting:.1%} of the time of training was spent waiting for pictures.")
+        print(f"\n{training.share_of_time_waiting:.1%} of the time of training was spent waiting for images.")
         print(f"\nThe model and its report are in {output_dir}: open {output_dir / 'report.html'}.")
-        print("Name the species of a picture with\n")
-        print(f"  {predict_line(output_dir, picture)}\n")
+        print("Name the species of an image with\n")
+        print(f"  {predict_line(output_dir, image)}\n")
         training.stage_push("end")
     accelerator.end_training()
     if pusher:
         pusher.finish()
 
 
-def predict_line(output_dir: Path, picture: str) -> str:
-    """The command that names the species of one picture with the model just trained."""
+def predict_line(output_dir: Path, image: str) -> str:
+    """The command that names the species of one image with the model just trained."""
     words = ["python", "scripts/predict.py"] if _is_script() else ["seedling-hf", "predict"]
-    return shlex.join([*words, "--model_name_or_path", str(output_dir), "--images", picture])
+    return shlex.join([*words, "--model_name_or_path", str(output_dir), "--images", image])
 
 
 def resume_line(output_dir: Path) -> str:

@@ -1,4 +1,4 @@
-"""`visualize_erf`: models and pictures go in, maps of their effective receptive fields and the area ratios come out."""
+"""`visualize_erf`: models and images go in, maps of their effective receptive fields and the area ratios come out."""
 
 import csv
 import sys
@@ -11,14 +11,14 @@ from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_argu
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder, replacing
 
-PICTURES_THAT_SETTLE = 8
+IMAGES_THAT_SETTLE = 8
 
 
 @dataclass(kw_only=True)
 class ErfArguments(ArgumentGroup):
     """Flags of `visualize_erf`."""
 
-    images: list[str] = field(metadata={"help": "pictures, or folders that are searched for pictures"})
+    images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
     output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz")
     model_name_or_path: list[str] = field(
         default_factory=list, metadata={"help": "model folders or Hub repositories, side by side"}
@@ -28,8 +28,8 @@ class ErfArguments(ArgumentGroup):
         metadata={"help": "RepLKNets with random weights besides: nano, or with other kernels nano:3 or nano:7,7,7,5"},
     )
     trust_remote_code: bool = option(False, "run the Python code of those repositories; a RepLKNet needs none")
-    image_size: int = option(1024, "side to which pictures are squeezed, in pixels; the paper's is 1024")
-    max_samples: int = option(50, "use at most so many pictures, evenly from all; the paper uses 50")
+    image_size: int = option(1024, "side to which images are squeezed, in pixels; the paper's is 1024")
+    max_samples: int = option(50, "use at most so many images, evenly from all; the paper uses 50")
     seed: int = option(0, "seed of random weights")
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class ErfArguments(ArgumentGroup):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Models and pictures → gradients of the centre → maps and ratios."""
+    """Models and images → gradients of the centre → maps and ratios."""
     arguments = parse_arguments(
         ErfArguments, argv, prog="visualize_erf",
         description="Draws and measures effective receptive fields (arXiv 2203.06717, section 5).",
@@ -51,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import numpy as np
     from tqdm.auto import tqdm
 
-    from seedling_hf.data.pictures import choose_evenly, find_bad_pictures, list_images
+    from seedling_hf.data.images import choose_evenly, find_bad_images, list_images
     from seedling_hf.inference.prediction import build_accelerator, build_model
     from seedling_hf.interpretation.erf import (
         area_ratios,
         build_untrained,
-        load_pictures,
+        load_images,
         measure_erf,
         settle_batch_norms,
     )
@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     files = choose_evenly(list(list_images(arguments.images)), arguments.max_samples)
     if not files:
-        raise InputError(f"expected pictures in {', '.join(arguments.images)}, found none; name another folder")
-    bad = list(find_bad_pictures(files))
+        raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
+    bad = list(find_bad_images(files))
     if bad:
-        raise InputError(f"expected pictures that can be decoded, found {bad[0][0]} ({bad[0][1]}); remove it")
+        raise InputError(f"expected images that can be decoded, found {bad[0][0]} ({bad[0][1]}); remove it")
     models = {
         title: build_model(name, trust_remote_code=arguments.trust_remote_code)
         for name, title in short_names(arguments.model_name_or_path).items()
@@ -78,11 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     scores, rows = {}, []
     for title, (model, image_processor) in (models | untrained).items():
         model.to(device)
-        pictures = (picture.to(device) for picture in load_pictures(files, image_processor, arguments.image_size))
+        images = (image.to(device) for image in load_images(files, image_processor, arguments.image_size))
         if title in untrained:
-            few = load_pictures(files[:PICTURES_THAT_SETTLE], image_processor, arguments.image_size)
-            settle_batch_norms(model, (picture.to(device) for picture in few))
-        bar = tqdm(pictures, title, total=len(files), unit="picture", leave=False, disable=not sys.stderr.isatty())
+            few = load_images(files[:IMAGES_THAT_SETTLE], image_processor, arguments.image_size)
+            settle_batch_norms(model, (image.to(device) for image in few))
+        bar = tqdm(images, title, total=len(files), unit="image", leave=False, disable=not sys.stderr.isatty())
         scores[title] = measure_erf(model, bar)
         rows += [
             {"model": title, "image_size": arguments.image_size, "num_images": len(files), **row}

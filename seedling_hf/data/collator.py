@@ -13,13 +13,13 @@ class Collator:
     """Stacks examples, and mixes them in training.
 
     MixUp (arXiv 1710.09412) and CutMix (arXiv 1905.04899) are timm's `Mixup`; defaults are the tutorial's. How a batch
-    is mixed depends on (seed, epoch, pictures of the batch) alone.
+    is mixed depends on (seed, epoch, images of the batch) alone.
 
     Args:
         num_labels: Number of classes.
         mixup_alpha: MixUp's beta; 0 is off.
         cutmix_alpha: CutMix's beta; 0 is off.
-        mixup_prob: Probability that a batch, pair or picture is mixed.
+        mixup_prob: Probability that a batch, pair or image is mixed.
         mixup_switch_prob: Probability of CutMix where both are on.
         mixup_mode: What shares one mixing weight: `batch`, `pair` or `elem`.
         label_smoothing: Share of the target that is spread over all classes.

@@ -1,6 +1,6 @@
 """Folders of class folders, or a Hub data set, become a DatasetDict; the split is drawn here.
 
-The columns are `image`, `label`, `file` and `index`, wherever the pictures come from.
+The columns are `image`, `label`, `file` and `index`, wherever the images come from.
 """
 
 import logging
@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Image
 from seedling_hf.data.duplicates import cluster_duplicates
 from seedling_hf.data.folders import load_folders, number_rows
 from seedling_hf.data.hub_dataset import load_hub
-from seedling_hf.data.pictures import a_few
+from seedling_hf.data.images import a_few
 from seedling_hf.data.splits import SPLITS, Row, choose_of_each_class, draw_validation, parse_fold, split_as_written
 from seedling_hf.errors import InputError
 
@@ -36,9 +36,9 @@ def load_splits(
     split_file: str | os.PathLike | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
-    skip_bad_pictures: bool = False,
+    skip_bad_images: bool = False,
 ) -> DatasetDict:
-    """Loads the pictures of a run and splits them, the same way on every process.
+    """Loads the images of a run and splits them, the same way on every process.
 
     Args:
         train_dir: Class folders, or a folder with `train/`, `val/` (or `validation/`) and perhaps `test/` inside.
@@ -46,18 +46,18 @@ def load_splits(
         dataset_name: A Hub data set instead.
         dataset_config_name: Its configuration.
         dataset_revision: Its branch, tag or commit.
-        image_column_name: Its column of pictures.
+        image_column_name: Its column of images.
         label_column_name: Its column of classes.
         split_strategy: `stratified`: the share of each class; `grouped`: the same as far as clusters of near-duplicates
-            allow, which stay on one side (every picture is decoded for that); `random`: as the tutorial draws it,
+            allow, which stay on one side (every image is decoded for that); `random`: as the tutorial draws it,
             scikit-learn's `train_test_split` of the sorted files; `mle_bench`: the 14 % of MLE-bench's test set.
-        train_val_split: Share of the pictures that validates.
-        split_seed: Seed of the split; not the run's, so that runs of several seeds are judged on the same pictures.
+        train_val_split: Share of the images that validates.
+        split_seed: Seed of the split; not the run's, so that runs of several seeds are judged on the same images.
         fold: `i/n`: instead of a share, fold i (from 1) of n validates; `stratified` or `grouped`.
         split_file: A split.csv that says for each file where it belongs.
-        max_train_samples: Use at most so many training pictures, evenly from the classes.
-        max_eval_samples: Use at most so many validation pictures, evenly from the classes.
-        skip_bad_pictures: Leave out pictures that cannot be decoded.
+        max_train_samples: Use at most so many training images, evenly from the classes.
+        max_eval_samples: Use at most so many validation images, evenly from the classes.
+        skip_bad_images: Leave out images that cannot be decoded.
 
     Returns:
         `train`, `validation` and perhaps `test`; columns `image`, `label` (ClassLabel, names in byte order), `file`
@@ -65,16 +65,16 @@ def load_splits(
 
     Raises:
         InputError: for a missing folder, fewer than two classes, an empty class, a class that is in validation only, or
-            pictures that cannot be decoded, by name.
+            images that cannot be decoded, by name.
     """
     if fold is not None:
         parse_fold(fold, split_strategy)
     if dataset_name is not None:
         pools = load_hub(
-            dataset_name, dataset_config_name, dataset_revision, image_column_name, label_column_name, skip_bad_pictures
+            dataset_name, dataset_config_name, dataset_revision, image_column_name, label_column_name, skip_bad_images
         )
     else:
-        pools = load_folders(train_dir, validation_dir, skip_bad_pictures=skip_bad_pictures)
+        pools = load_folders(train_dir, validation_dir, skip_bad_images=skip_bad_images)
     members = {split: list(range(len(pool))) for split, pool in pools.items()}
     if "validation" not in pools:
         pool, rows = pools["train"], _rows(pools["train"])
@@ -83,7 +83,7 @@ def load_splits(
         else:
             clusters = None
             if split_strategy == "grouped":
-                clusters = dict(zip(rows, cluster_duplicates(picture_sources(pool)), strict=True))
+                clusters = dict(zip(rows, cluster_duplicates(image_sources(pool)), strict=True))
             chosen = draw_validation(rows, split_strategy, train_val_split, split_seed, fold=fold, clusters=clusters)
             split_of = dict.fromkeys(rows, "train") | dict.fromkeys(chosen, "validation")
         for split in {"train", "validation"} | set(split_of.values()):
@@ -91,35 +91,35 @@ def load_splits(
             members[split] = [i for i, row in enumerate(rows) if split_of.get(row) == split]
     elif split_file is not None or fold is not None:
         flag = "--split_file" if split_file is not None else "--fold"
-        raise InputError(f"expected {flag} for pictures in one place, found a validation split beside them")
+        raise InputError(f"expected {flag} for images in one place, found a validation split beside them")
     for split, limit in (("train", max_train_samples), ("validation", max_eval_samples)):
         if limit is not None:
             labels = pools[split].select(members[split])["label"]
             members[split] = [members[split][i] for i in choose_of_each_class(list(labels), limit, split_seed)]
         if not members[split]:
-            raise InputError(f"expected pictures for {split}, found none; change --train_val_split or add pictures")
+            raise InputError(f"expected images for {split}, found none; change --train_val_split or add images")
     splits = DatasetDict({name: number_rows(pools[name], members[name]) for name in SPLITS if name in pools})
     names = splits["train"].features["label"].names
     untrained = sorted(set(names) - {names[i] for i in set(splits["train"]["label"])})
     if untrained:
-        logger.warning("no picture is left to train these classes: %s", a_few(untrained))
+        logger.warning("no image is left to train these classes: %s", a_few(untrained))
     return splits
 
 
-def picture_paths(dataset: Dataset) -> list[str]:
-    """Where the pictures of a dataset lie, in its order."""
+def image_paths(dataset: Dataset) -> list[str]:
+    """Where the images of a dataset lie, in its order."""
     return [image["path"] for image in dataset.cast_column("image", Image(decode=False))["image"]]
 
 
-def picture_sources(dataset: Dataset) -> Iterator[str | bytes]:
-    """The pictures of a dataset as they are stored, in its order: paths, or bytes where they are in the data set."""
+def image_sources(dataset: Dataset) -> Iterator[str | bytes]:
+    """The images of a dataset as they are stored, in its order: paths, or bytes where they are in the data set."""
     for batch in dataset.select_columns("image").cast_column("image", Image(decode=False)).iter(256):
         for image in batch["image"]:
             yield image["path"] if image["bytes"] is None else image["bytes"]
 
 
 def describe_splits(splits: Mapping[str, Dataset]) -> str:
-    """A table of pictures a class and split."""
+    """A table of images a class and split."""
     names = next(iter(splits.values())).features["label"].names
     counts = {split: Counter(rows["label"]) for split, rows in splits.items()}
     width = max(len("total"), *map(len, names))

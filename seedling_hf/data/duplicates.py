@@ -1,9 +1,9 @@
-"""Which pictures show the same: fingerprints of pictures, exact and near-duplicates among them, clusters of these.
+"""Which images show the same: fingerprints of images, exact and near-duplicates among them, clusters of these.
 
 Exact duplicates have the same decoded pixels. Near-duplicates are found in two steps. Candidates have perceptual hashes
 (imagehash's pHash: the signs of the low frequencies) that differ in few bits, under one of the eight symmetries of the
-square, of the whole pictures or of one whole and the inner part of the other. A candidate is confirmed by how well the
-fine detail of the two small grey pictures agrees, at the best of shifts of up to an eighth of the side: grains of sand
+square, of the whole images or of one whole and the inner part of the other. A candidate is confirmed by how well the
+fine detail of the two small grey images agrees, at the best of shifts of up to an eighth of the side: grains of sand
 and gravel are a fingerprint of the place, which the coarse hash is not.
 
 The thresholds were chosen by eye on 4,027 seedlings. Whole against whole, the 53 pairs above 0.62 show one plant or
@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, ImageStat
 
-MAX_DISTANCE = 12  # bits of 64; unrelated pictures differ in 32 on average
+MAX_DISTANCE = 12  # bits of 64; unrelated images differ in 32 on average
 MAX_INNER_DISTANCE = 10
 MIN_CORRELATION = 0.62
-SIDE = 32  # of the small grey pictures, which is what pHash makes of a picture too
-MAX_SHIFT = 4  # pixels of the small picture
+SIDE = 32  # of the small grey images, which is what pHash makes of an image too
+MAX_SHIFT = 4  # pixels of the small image
 INNER_MARGIN = 0.04  # that the inner part leaves out on each side; with it a crop of up to 6 % a side is found
-# Turns by 0°, 90°, 180° and 270°, and the same of the mirrored picture; on arrays (..., H, W).
+# Turns by 0°, 90°, 180° and 270°, and the same of the mirrored image; on arrays (..., H, W).
 SYMMETRIES = tuple(
     lambda x, turns=turns, mirrored=mirrored: np.rot90(x[..., ::-1] if mirrored else x, turns, axes=(-2, -1))
     for mirrored in (False, True)
@@ -39,13 +39,13 @@ SYMMETRIES = tuple(
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What is kept of N pictures.
+    """What is kept of N images.
 
     Attributes:
         digests: SHA-256 of size and decoded RGB pixels.
         sizes: Width and height in pixels, (N, 2).
         colors: Mean of red, green and blue on the scale of 0 to 1, (N, 3).
-        thumbnails: Grey pictures of `SIDE` pixels, (N, SIDE, SIDE), uint8.
+        thumbnails: Grey images of `SIDE` pixels, (N, SIDE, SIDE), uint8.
         inner_thumbnails: The same of the inner parts.
         hashes: pHash of each of the eight symmetries of the thumbnails, (N, 8), uint64.
         inner_hashes: pHash of the inner thumbnails as they are, (N,), uint64.
@@ -65,7 +65,7 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Two pictures, by position with `first` < `second`, that are nearly the same.
+    """Two images, by position with `first` < `second`, that are nearly the same.
 
     Attributes:
         first: Position of one.
@@ -80,11 +80,11 @@ class NearDuplicate:
     correlation: float
 
 
-def fingerprint_pictures(sources: Iterable[str | os.PathLike | bytes], num_threads: int | None = None) -> Fingerprints:
-    """Decodes every picture once.
+def fingerprint_images(sources: Iterable[str | os.PathLike | bytes], num_threads: int | None = None) -> Fingerprints:
+    """Decodes every image once.
 
     Args:
-        sources: Files, or encoded pictures as bytes, that can be decoded.
+        sources: Files, or encoded images as bytes, that can be decoded.
         num_threads: Threads that decode (default: as many as cores may be used).
     """
     if num_threads is None:
@@ -109,7 +109,7 @@ def fingerprint_pictures(sources: Iterable[str | os.PathLike | bytes], num_threa
 
 
 def find_exact_duplicates(fingerprints: Fingerprints) -> list[list[int]]:
-    """Groups, of two positions or more each, of pictures with the same pixels."""
+    """Groups, of two positions or more each, of images with the same pixels."""
     groups: dict[str, list[int]] = {}
     for i, digest in enumerate(fingerprints.digests):
         groups.setdefault(digest, []).append(i)
@@ -117,16 +117,16 @@ def find_exact_duplicates(fingerprints: Fingerprints) -> list[list[int]]:
 
 
 def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
-    """Pairs of pictures that are nearly the same but not exactly; of exact duplicates the first stands for all.
+    """Pairs of images that are nearly the same but not exactly; of exact duplicates the first stands for all.
 
-    The comparison of hashes is quadratic, in NumPy: 6 s of one core for 12,500 pictures, about two minutes for 50,000
+    The comparison of hashes is quadratic, in NumPy: 6 s of one core for 12,500 images, about two minutes for 50,000
     and half a day for a million.
 
     Returns:
         The pairs, the most alike first.
     """
     digests = fingerprints.digests
-    # A picture without any detail, such as a white one, has a hash that says nothing.
+    # An image without any detail, such as a white one, has a hash that says nothing.
     originals = np.array(
         [i for i in sorted({d: i for i, d in reversed([*enumerate(digests)])}.values())
          if np.ptp(fingerprints.thumbnails[i]) > 0], dtype=np.int64,
@@ -149,13 +149,13 @@ def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
 
 
 def cluster_duplicates(sources: Iterable[str | os.PathLike | bytes]) -> list[int]:
-    """The number of each picture's cluster: pictures that exact or near-duplicates lead to from one another."""
-    fingerprints = fingerprint_pictures(sources)
+    """The number of each image's cluster: images that exact or near-duplicates lead to from one another."""
+    fingerprints = fingerprint_images(sources)
     return connect(len(fingerprints), find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints))
 
 
 def connect(count: int, exact: Sequence[Sequence[int]], near: Sequence[NearDuplicate]) -> list[int]:
-    """The number of each of `count` pictures' cluster, from the duplicates that were found among them."""
+    """The number of each of `count` images' cluster, from the duplicates that were found among them."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -197,14 +197,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _candidates(
     hashes: np.ndarray, others: np.ndarray, most: int, *, both_ways: bool, rows: int = 256
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Portions of pairs of two pictures whose hashes differ in `most` bits at most.
+    """Portions of pairs of two images whose hashes differ in `most` bits at most.
 
     Args:
-        hashes: Of the symmetries of each picture, (N, 8).
+        hashes: Of the symmetries of each image, (N, 8).
         others: What they are compared with, (N,).
         most: Bits.
-        both_ways: Compare each two pictures both ways, and not only the earlier one with the later.
-        rows: Pictures that are compared at once.
+        both_ways: Compare each two images both ways, and not only the earlier one with the later.
+        rows: Images that are compared at once.
 
     Yields:
         Of each pair the position in `hashes`, the position in `others`, the symmetry and the number of bits.
@@ -248,10 +248,10 @@ def _detail(thumbnails: np.ndarray) -> np.ndarray:
     return thumbnails - gaussian_filter(thumbnails, sigma=(0, 2, 2))
 
 
-def _standardise(pictures: np.ndarray) -> np.ndarray:
+def _standardise(images: np.ndarray) -> np.ndarray:
     """Mean 0 and norm 1 each; zeros where there is nothing to be seen."""
-    pictures = pictures - pictures.mean((1, 2), keepdims=True)
-    return pictures / np.maximum(np.linalg.norm(pictures, axis=(1, 2), keepdims=True), 1e-6)
+    images = images - images.mean((1, 2), keepdims=True)
+    return images / np.maximum(np.linalg.norm(images, axis=(1, 2), keepdims=True), 1e-6)
 
 
 def _portions(items: Iterable, size: int) -> Iterator[list]:

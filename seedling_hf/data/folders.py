@@ -2,7 +2,7 @@
 
 The rows are those of the `imagefolder` builder (`image`, `label`) with `file` beside them. The file list is made here,
 not by the builder, because it takes folders called val or "test weed" for splits, drops all labels for one stray
-picture, reads [ ] and * in names as patterns, and numbers the classes of each folder apart.
+image, reads [ ] and * in names as patterns, and numbers the classes of each folder apart.
 """
 
 import logging
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from seedling_hf.data.pictures import a_few, find_good_pictures, is_image, list_folder
+from seedling_hf.data.images import a_few, find_good_images, is_image, list_folder
 from seedling_hf.data.splits import Row
 from seedling_hf.errors import InputError
 
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 def load_folders(
-    train_dir: str | os.PathLike, validation_dir: str | os.PathLike | None = None, *, skip_bad_pictures: bool = False
+    train_dir: str | os.PathLike, validation_dir: str | os.PathLike | None = None, *, skip_bad_images: bool = False
 ) -> dict[str, Dataset]:
-    """Loads pictures as they lie: `train`, and `validation` and `test` where they have folders of their own.
+    """Loads images as they lie: `train`, and `validation` and `test` where they have folders of their own.
 
     Args:
         train_dir: Class folders, or a folder with `train/`, `val/` (or `validation/`) and perhaps `test/` inside.
         validation_dir: Class folders to validate on, instead of `val/`.
-        skip_bad_pictures: Leave out pictures that cannot be decoded.
+        skip_bad_images: Leave out images that cannot be decoded.
 
     Returns:
         Columns `image`, `label` (ClassLabel, names in byte order) and `file`, relative to the folder of its split.
@@ -45,42 +45,42 @@ def load_folders(
     class_names = check_classes(rows["train"], roots["train"])
     for split in roots.keys() - {"train"}:
         check_known_classes(rows[split], class_names, roots[split], f"the classes of {roots['train']}")
-    rows = {split: _drop_bad(roots[split], found, skip_bad_pictures) for split, found in rows.items()}
+    rows = {split: _drop_bad(roots[split], found, skip_bad_images) for split, found in rows.items()}
     emptied = sorted(set(class_names) - {label for _, label in rows["train"]})
     if emptied:
         raise InputError(
-            f"expected pictures that can be decoded in every class folder of {roots['train']}, found none in "
+            f"expected images that can be decoded in every class folder of {roots['train']}, found none in "
             f"{a_few(emptied)}; repair them or remove the folder"
         )
     return {split: _build(roots[split], found, class_names) for split, found in rows.items()}
 
 
 def load_folder(
-    folder: str | os.PathLike, class_names: Sequence[str] | None = None, *, skip_bad_pictures: bool = False
+    folder: str | os.PathLike, class_names: Sequence[str] | None = None, *, skip_bad_images: bool = False
 ) -> Dataset:
     """Loads one tree of class folders, labelled by the position of their names in `class_names` (default: its own).
 
     Raises:
-        InputError: for a missing folder, a folder whose name is no class, or pictures that cannot be decoded.
+        InputError: for a missing folder, a folder whose name is no class, or images that cannot be decoded.
     """
     folder = Path(folder)
     rows = _find_rows(folder)
     found = sorted({label for _, label in rows})
     if not found:
-        raise InputError(f"expected class folders with pictures in {folder}, found none")
+        raise InputError(f"expected class folders with images in {folder}, found none")
     class_names = found if class_names is None else list(class_names)
     check_known_classes(rows, class_names, folder, "folders named as the model's classes")
-    rows = _drop_bad(folder, rows, skip_bad_pictures)
+    rows = _drop_bad(folder, rows, skip_bad_images)
     if not rows:
-        raise InputError(f"expected pictures that can be decoded in {folder}, found none")
+        raise InputError(f"expected images that can be decoded in {folder}, found none")
     return number_rows(_build(folder, rows, class_names))
 
 
-def find_pictures(train_dir: str | os.PathLike) -> dict[str, list[tuple[Path, Row]]]:
+def find_images(train_dir: str | os.PathLike) -> dict[str, list[tuple[Path, Row]]]:
     """The files of a tree, decodable or not: for each split (`train` alone, or folders of their own) path and row.
 
     Raises:
-        InputError: for a missing folder, or a class folder without pictures.
+        InputError: for a missing folder, or a class folder without images.
     """
     return {
         split: [(root / file, (file, label)) for file, label in _find_rows(root)]
@@ -94,7 +94,7 @@ def check_classes(rows: list[Row], root: Path | str) -> list[str]:
     if len(names) < 2:
         raise InputError(
             f"expected at least two classes in {root}, found {a_few(names) if names else 'none'}; in a folder, each "
-            "class is a folder of pictures"
+            "class is a folder of images"
         )
     spellings = Counter(name.casefold() for name in names)
     twins = [name for name in names if spellings[name.casefold()] > 1]
@@ -126,7 +126,7 @@ def number_rows(pool: Dataset, members: Sequence[int] | None = None) -> Dataset:
     numbers = [-1] * len(pool)
     for number, i in enumerate(members):
         numbers[i] = number
-    # The column goes first, because it would copy the pictures of rows that were chosen.
+    # The column goes first, because it would copy the images of rows that were chosen.
     return pool.add_column("index", numbers).select(members)
 
 
@@ -143,7 +143,7 @@ def _find_roots(root: Path) -> dict[str, Path]:
         if found:
             roots[split] = root / found[0]
     if "test" in roots and not _has_class_folders(roots["test"]):
-        logger.info("left out: %s, whose pictures are in no class folders", roots.pop("test"))
+        logger.info("left out: %s, whose images are in no class folders", roots.pop("test"))
     strangers = [name for name in names if root / name not in roots.values() and name not in ("test", "split.csv")]
     if strangers:
         logger.info("left out in %s, being no split: %s", root, a_few(strangers))
@@ -151,7 +151,7 @@ def _find_roots(root: Path) -> dict[str, Path]:
 
 
 def _find_rows(root: Path) -> list[Row]:
-    """The pictures of a tree of class folders, in byte order; what else lies there is named once and left out."""
+    """The images of a tree of class folders, in byte order; what else lies there is named once and left out."""
     rows, strangers = [], []
     for label in list_folder(root):
         folder = root / label
@@ -164,7 +164,7 @@ def _find_rows(root: Path) -> list[Row]:
                 strangers.append(f"{label}/{name}")
             elif (folder / name).is_dir():
                 raise InputError(
-                    f"expected pictures in the class folder {a_few([folder])}, found the folder {a_few([name])} in "
+                    f"expected images in the class folder {a_few([folder])}, found the folder {a_few([name])} in "
                     "it; name the folder that holds the class folders"
                 )
             elif is_image(name):
@@ -173,11 +173,11 @@ def _find_rows(root: Path) -> list[Row]:
                 strangers.append(f"{label}/{name}")
         if not files:
             raise InputError(
-                f"expected pictures in the class folder {a_few([label])} of {root}, found none; add some or remove it"
+                f"expected images in the class folder {a_few([label])} of {root}, found none; add some or remove it"
             )
         rows += [(f"{label}/{name}", label) for name in files]
     if strangers:
-        logger.info("left out in %s, being no class folder or no picture: %s", root, a_few(strangers))
+        logger.info("left out in %s, being no class folder or no image: %s", root, a_few(strangers))
     return rows
 
 
@@ -186,7 +186,7 @@ def _has_class_folders(folder: Path) -> bool:
 
 
 def _drop_bad(root: Path, rows: list[Row], skip: bool) -> list[Row]:
-    good = find_good_pictures([root / file for file, _ in rows], [root / file for file, _ in rows], skip)
+    good = find_good_images([root / file for file, _ in rows], [root / file for file, _ in rows], skip)
     return [rows[i] for i in good]
 
 

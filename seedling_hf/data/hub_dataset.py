@@ -1,4 +1,4 @@
-"""A data set on the Hub becomes the same Datasets as class folders do, or a stream of training pictures."""
+"""A data set on the Hub becomes the same Datasets as class folders do, or a stream of training images."""
 
 import logging
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 
 from seedling_hf.data.folders import check_classes, check_known_classes, number_rows
-from seedling_hf.data.pictures import a_few, find_good_pictures
+from seedling_hf.data.images import a_few, find_good_images
 from seedling_hf.data.splits import SPLITS, choose_of_each_class
 from seedling_hf.errors import InputError
 
@@ -53,19 +53,19 @@ def load_streamed(
     label_column: str = "label",
     max_eval_samples: int | None = None,
     split_seed: int = 42,
-    skip_bad_pictures: bool = False,
+    skip_bad_images: bool = False,
 ) -> dict[str, IterableDataset | Dataset]:
-    """The training pictures of a Hub data set as a stream, and its validation pictures on the disk.
+    """The training images of a Hub data set as a stream, and its validation images on the disk.
 
     Args:
         name: Repository of the data set, or a folder of Parquet files.
         config: Its configuration.
         revision: Its branch, tag or commit.
-        image_column: Its column of pictures.
+        image_column: Its column of images.
         label_column: Its column of classes, a ClassLabel.
-        max_eval_samples: Use at most so many validation pictures, evenly from the classes.
+        max_eval_samples: Use at most so many validation images, evenly from the classes.
         split_seed: Seed of which.
-        skip_bad_pictures: Leave out validation pictures that cannot be decoded.
+        skip_bad_images: Leave out validation images that cannot be decoded.
 
     Returns:
         `train` with columns `image`, undecoded, and `label`; `validation` as `load_splits` gives it.
@@ -87,7 +87,7 @@ def load_streamed(
             )
         stream, validation = streams[names["train"]], streams[names["validation"]]
         # By way of its stream, since load_dataset would fetch the other splits with it.
-        pictures = Dataset.from_generator(
+        images = Dataset.from_generator(
             _rows_of, features=validation.features, gen_kwargs={"stream": _undecoded(validation)}, split="validation"
         )
     except (DatasetNotFoundError, OSError, ValueError) as error:
@@ -104,8 +104,8 @@ def load_streamed(
             )
     class_names = features[label_column].names
     pool = _hub_pool(
-        pictures, "validation", f"the split validation of {name}", image_column, label_column, class_names,
-        skip_bad_pictures,
+        images, "validation", f"the split validation of {name}", image_column, label_column, class_names,
+        skip_bad_images,
     )  # fmt: skip
     members = list(range(len(pool)))
     if max_eval_samples is not None:
@@ -137,17 +137,17 @@ def _hub_pool(
     """
     labels, names = _hub_labels(dataset, label_column, where)
     class_names = class_names or names
-    pictures = _hub_pictures(dataset, image_column, where)
-    files = _file_names(dataset, pictures, split)
+    images = _hub_images(dataset, image_column, where)
+    files = _file_names(dataset, images, split)
     rows = list(zip(files, labels, strict=True))
     check_known_classes(rows, class_names, where, "the classes of its train split")
     if split == "train":
         check_classes(rows, where)
     numbers = [class_names.index(label) for label in labels]
-    pool = pictures.add_column("label", numbers, feature=ClassLabel(names=class_names)).add_column("file", files)
-    undecoded = pictures.cast_column("image", Image(decode=False))["image"]
+    pool = images.add_column("label", numbers, feature=ClassLabel(names=class_names)).add_column("file", files)
+    undecoded = images.cast_column("image", Image(decode=False))["image"]
     sources = (Path(image["path"]) if image["bytes"] is None else image["bytes"] for image in undecoded)
-    good = find_good_pictures(files, sources, skip_bad)
+    good = find_good_images(files, sources, skip_bad)
     return pool if len(good) == len(pool) else pool.select(good)
 
 
@@ -157,21 +157,21 @@ def _hub_labels(dataset: Dataset, column: str, where: str) -> tuple[list[str], l
     values, feature = list(dataset[column]), dataset.features[column]
     unlabelled = sum(value is None or value == -1 for value in values)
     if unlabelled:
-        raise InputError(f"expected a label for each picture in {where}, found {unlabelled} without; remove them")
+        raise InputError(f"expected a label for each image in {where}, found {unlabelled} without; remove them")
     if isinstance(feature, ClassLabel):
         return [feature.names[value] for value in values], feature.names
     return [str(value) for value in values], [str(value) for value in sorted(set(values))]
 
 
-def _hub_pictures(dataset: Dataset, column: str, where: str) -> Dataset:
+def _hub_images(dataset: Dataset, column: str, where: str) -> Dataset:
     _check_column(dataset, column, where, "image_column_name")
     if not isinstance(dataset.features[column], Image):
         raise InputError(
-            f"expected pictures in the column {column!r} of {where}, found {dataset.features[column]}; name another by "
+            f"expected images in the column {column!r} of {where}, found {dataset.features[column]}; name another by "
             "--image_column_name"
         )
-    pictures = dataset.select_columns(column)
-    return pictures if column == "image" else pictures.rename_column(column, "image")
+    images = dataset.select_columns(column)
+    return images if column == "image" else images.rename_column(column, "image")
 
 
 def _check_column(dataset: Dataset, column: str, where: str, flag: str) -> None:
@@ -184,12 +184,12 @@ def _is_labelled(dataset: Dataset, column: str) -> bool:
     return column in dataset.column_names and not {None, -1} & set(dataset[column])
 
 
-def _file_names(dataset: Dataset, pictures: Dataset, split: str) -> list[str]:
-    """What the pictures are called in a data set, or numbers where that does not tell them apart."""
+def _file_names(dataset: Dataset, images: Dataset, split: str) -> list[str]:
+    """What the images are called in a data set, or numbers where that does not tell them apart."""
     if "file" in dataset.column_names:
         names = list(dataset["file"])
     else:
-        undecoded = pictures.cast_column("image", Image(decode=False)).with_format("arrow")
+        undecoded = images.cast_column("image", Image(decode=False)).with_format("arrow")
         columns = (batch["image"].combine_chunks() for batch in undecoded.iter(1024))
         names = [path and PurePosixPath(path).name for column in columns for path in column.field("path").to_pylist()]
     if all(names) and len(set(names)) == len(names):

@@ -1,6 +1,6 @@
-"""What is wrong or odd with a tree of pictures: corrupt files, duplicates, two classes for one, outliers; as a page.
+"""What is wrong or odd with a tree of images: corrupt files, duplicates, two classes for one, outliers; as a page.
 
-The page needs nothing but itself: its pictures are inside, scaled down.
+The page needs nothing but itself: its images are inside, scaled down.
 """
 
 import base64
@@ -19,36 +19,36 @@ from datasets import Dataset
 from jinja2 import Environment
 from PIL import Image, ImageOps
 
-from seedling_hf.data.dataset import picture_sources
+from seedling_hf.data.dataset import image_sources
 from seedling_hf.data.duplicates import (
     Fingerprints,
     connect,
     find_exact_duplicates,
     find_near_duplicates,
-    fingerprint_pictures,
+    fingerprint_images,
 )
-from seedling_hf.data.folders import find_pictures
-from seedling_hf.data.pictures import find_bad_pictures
+from seedling_hf.data.folders import find_images
+from seedling_hf.data.images import find_bad_images
 from seedling_hf.data.transforms import to_rgb
 from seedling_hf.files import write_text
 
-MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which a picture is an outlier
-MOST_COMPARED = 20_000  # pictures that training compares at its start; more would take minutes
+MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which an image is an outlier
+MOST_COMPARED = 20_000  # images that training compares at its start; more would take minutes
 MOST_SHOWN = 200  # entries of a section of the page
 PREVIEW_SIDE = 150  # pixels
-SHARED_PICTURES = "near_duplicates.json"
+SHARED_IMAGES = "near_duplicates.json"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found, ready for JSON; pictures are files relative to the folder.
+    """What was found, ready for JSON; images are files relative to the folder.
 
     Attributes:
         folder: The tree.
-        num_pictures: Files that look like pictures.
-        classes: Pictures of each class that can be decoded, by split.
+        num_images: Files that look like images.
+        classes: Images of each class that can be decoded, by split.
         corrupt: `file` and `reason` of each that cannot be decoded.
         exact_duplicates: Groups of files with the same decoded pixels.
         near_duplicates: `files`, `distance` (bits of 64) and `correlation` of each pair, the most alike first.
@@ -59,7 +59,7 @@ class Inspection:
     """
 
     folder: str
-    num_pictures: int
+    num_images: int
     classes: dict[str, dict[str, int]]
     corrupt: list[dict[str, str]]
     exact_duplicates: list[list[str]]
@@ -70,28 +70,28 @@ class Inspection:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every picture can be decoded and none is there twice; outliers are nobody's fault."""
+        """Whether every image can be decoded and none is there twice; outliers are nobody's fault."""
         return not (self.corrupt or self.exact_duplicates or self.near_duplicates)
 
 
 def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) -> Inspection:
-    """Decodes and compares all pictures of class folders, or of `train/`, `val/` and `test/` with class folders inside.
+    """Decodes and compares all images of class folders, or of `train/`, `val/` and `test/` with class folders inside.
 
     Args:
         folder: The tree.
         num_threads: Threads that decode (default: as many as cores may be used).
 
     Raises:
-        InputError: for a missing folder, or a class folder without pictures.
+        InputError: for a missing folder, or a class folder without images.
     """
     folder = Path(folder)
-    found = [(path, label, split) for split, rows in find_pictures(folder).items() for path, (_, label) in rows]
-    corrupt = dict(find_bad_pictures(path for path, _, _ in found))
+    found = [(path, label, split) for split, rows in find_images(folder).items() for path, (_, label) in rows]
+    corrupt = dict(find_bad_images(path for path, _, _ in found))
     good = [entry for entry in found if entry[0] not in corrupt]
     files = [str(path.relative_to(folder)) for path, _, _ in good]
     labels, splits = [label for _, label, _ in good], [split for _, _, split in good]
 
-    fingerprints = fingerprint_pictures((path for path, _, _ in good), num_threads)
+    fingerprints = fingerprint_images((path for path, _, _ in good), num_threads)
     exact, near = find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints)
     clusters: dict[int, list[int]] = {}
     for i, cluster in enumerate(connect(len(files), exact, near)):
@@ -103,7 +103,7 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
     counts = Counter(zip(splits, labels, strict=True))
     return Inspection(
         folder=str(folder),
-        num_pictures=len(found),
+        num_images=len(found),
         classes={
             split: {label: counts[split, label] for label in sorted({label for _, label, _ in found})}
             for split in dict.fromkeys(split for _, _, split in found)
@@ -125,7 +125,7 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
 
 
 def write_inspection(inspection: Inspection, output_dir: str | os.PathLike) -> None:
-    """Writes inspection.json, with all that was found, and inspection.html, with its pictures inside."""
+    """Writes inspection.json, with all that was found, and inspection.html, with its images inside."""
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     values = asdict(inspection) | {"is_clean": inspection.is_clean}
@@ -136,7 +136,7 @@ def write_inspection(inspection: Inspection, output_dir: str | os.PathLike) -> N
 def format_inspection(inspection: Inspection) -> str:
     """The counts in a few lines."""
     counts = {
-        "pictures": inspection.num_pictures,
+        "images": inspection.num_images,
         "corrupt files": len(inspection.corrupt),
         "groups of exact duplicates (same decoded pixels)": len(inspection.exact_duplicates),
         "pairs of near-duplicates": len(inspection.near_duplicates),
@@ -159,10 +159,10 @@ def render_page(inspection: Inspection) -> str:
     )
 
 
-def find_shared_pictures(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]:
-    """The validation pictures that are in training too, nearly or exactly: their files, each with one in training."""
+def find_shared_images(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]:
+    """The validation images that are in training too, nearly or exactly: their files, each with one in training."""
     train, validation = splits["train"], splits["validation"]
-    fingerprints = fingerprint_pictures(source for split in (train, validation) for source in picture_sources(split))
+    fingerprints = fingerprint_images(source for split in (train, validation) for source in image_sources(split))
     exact, near = find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints)
     clusters = connect(len(fingerprints), exact, near)
     in_training = dict(zip(reversed(clusters[: len(train)]), reversed(train["file"]), strict=True))
@@ -173,8 +173,8 @@ def find_shared_pictures(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]
     ]
 
 
-def report_shared_pictures(splits: Mapping[str, Dataset], path: Path, *, look: bool = True) -> None:
-    """Warns once of validation pictures that are in training too, and writes them down for the card.
+def report_shared_images(splits: Mapping[str, Dataset], path: Path, *, look: bool = True) -> None:
+    """Warns once of validation images that are in training too, and writes them down for the card.
 
     Args:
         splits: `train` and `validation`.
@@ -187,27 +187,27 @@ def report_shared_pictures(splits: Mapping[str, Dataset], path: Path, *, look: b
         return
     if count > MOST_COMPARED:
         logger.info(
-            "near-duplicates of validation pictures in training were not looked for: %d pictures are more than %d; "
+            "near-duplicates of validation images in training were not looked for: %d images are more than %d; "
             "inspect_dataset finds them", count, MOST_COMPARED,
         )  # fmt: skip
         return
-    pairs = find_shared_pictures(splits)
+    pairs = find_shared_images(splits)
     values = {
-        "validation_pictures": len(splits["validation"]),
+        "validation_images": len(splits["validation"]),
         "pairs": [{"validation": ours, "training": theirs} for ours, theirs in pairs],
     }
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     if pairs:
         shown = ", ".join(f"{ours} (as {theirs})" for ours, theirs in pairs[:3])
         logger.warning(
-            "%d of %d validation pictures are nearly in training too: %s%s; --split_strategy grouped keeps such "
-            "pictures on one side",
+            "%d of %d validation images are nearly in training too: %s%s; --split_strategy grouped keeps such "
+            "images on one side",
             len(pairs), len(splits["validation"]), shown, f" and {len(pairs) - 3} more" if len(pairs) > 3 else "",
         )  # fmt: skip
 
 
 def _find_outliers(files: Sequence[str], fingerprints: Fingerprints) -> list[dict[str, Any]]:
-    """Pictures far from the median, in deviations that outliers hardly move (1.4826 times the median of them)."""
+    """Images far from the median, in deviations that outliers hardly move (1.4826 times the median of them)."""
     if not files:
         return []
     values = {

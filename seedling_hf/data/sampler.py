@@ -1,4 +1,4 @@
-"""The order of the training pictures: a pure function of (seed, epoch), dealt to the processes."""
+"""The order of the training images: a pure function of (seed, epoch), dealt to the processes."""
 
 from collections.abc import Iterator
 
@@ -11,20 +11,20 @@ from seedling_hf.errors import InputError
 class EpochSampler(Sampler[list[int]]):
     """Batches of one epoch after another for one of several processes.
 
-    An optimizer step takes the next `batch_size * accumulation * num_processes` pictures of the epoch's order, so the
-    same global batch holds the same pictures however it is divided. Any place in an epoch is reached at once: nothing
+    An optimizer step takes the next `batch_size * accumulation * num_processes` images of the epoch's order, so the
+    same global batch holds the same images however it is divided. Any place in an epoch is reached at once: nothing
     is drawn and thrown away. What does not fill a last step is left out of that epoch; every epoch has another order.
 
     Args:
-        num_examples: Pictures in the training split.
-        batch_size: Pictures in a batch of one process.
+        num_examples: Images in the training split.
+        batch_size: Images in a batch of one process.
         accumulation: Batches of an optimizer step on one process.
         num_processes: Number of processes.
         process_index: This process's number.
         seed: With the epoch, all that the order depends on.
 
     Raises:
-        InputError: if the pictures do not fill one step.
+        InputError: if the images do not fill one step.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class EpochSampler(Sampler[list[int]]):
         self.steps_per_epoch = num_examples // self.global_batch_size
         if self.steps_per_epoch == 0:
             raise InputError(
-                f"expected at least one global batch of {self.global_batch_size} training pictures "
+                f"expected at least one global batch of {self.global_batch_size} training images "
                 f"(per_device_train_batch_size {batch_size} × gradient_accumulation_steps {accumulation} × "
-                f"{num_processes} processes), found {num_examples} pictures; lower --per_device_train_batch_size"
+                f"{num_processes} processes), found {num_examples} images; lower --per_device_train_batch_size"
             )
 
     def set_position(self, epoch: int, first_step: int = 0) -> None:

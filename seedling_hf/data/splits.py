@@ -1,4 +1,4 @@
-"""Which pictures train and which validate: drawn by a seed, written to split.csv, and read from it."""
+"""Which images train and which validate: drawn by a seed, written to split.csv, and read from it."""
 
 import csv
 import hashlib
@@ -11,7 +11,7 @@ from itertools import islice
 
 from datasets import DatasetDict
 
-from seedling_hf.data.pictures import a_few
+from seedling_hf.data.images import a_few
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 
@@ -33,12 +33,12 @@ def draw_validation(
     """The rows that validate; a pure function of the sorted rows, their clusters and the seed.
 
     Args:
-        rows: File and class name of every picture.
+        rows: File and class name of every image.
         strategy: As `load_splits` takes it.
-        share: Of the pictures that validates; no matter for a fold or for `mle_bench`.
+        share: Of the images that validates; no matter for a fold or for `mle_bench`.
         seed: No matter for `mle_bench`.
         fold: `i/n`, fold i of n instead of a share.
-        clusters: For `grouped`, the number of each picture's cluster.
+        clusters: For `grouped`, the number of each image's cluster.
 
     Raises:
         InputError: for a fold that is none, or that the strategy cannot give.
@@ -61,10 +61,10 @@ def draw_validation(
         members = [row for row in rows if row[1] == label]
         count = _count_validation(len(members), share)
         if count == 0:
-            logger.warning("the class %s has one picture: it is trained on and never validated", label)
+            logger.warning("the class %s has one image: it is trained on and never validated", label)
         count -= sum(row in chosen for row in members)
         free = [row for row in members if row not in decided]
-        # Of its own for each class: another class more or less moves no picture of this one.
+        # Of its own for each class: another class more or less moves no image of this one.
         chosen |= set(random.Random(f"{seed} {label}").sample(free, min(count, len(free))))
     return chosen
 
@@ -84,7 +84,7 @@ def parse_fold(fold: str, strategy: str) -> tuple[int, int]:
 
 
 def write_split_csv(splits: DatasetDict, path: str | os.PathLike) -> None:
-    """Writes which picture is in which split: columns `file`, `label` (the class name) and `split`."""
+    """Writes which image is in which split: columns `file`, `label` (the class name) and `split`."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["file", "label", "split"])
@@ -119,7 +119,7 @@ def split_as_written(rows: list[Row], split_file: str | os.PathLike, *, ignore_t
     """The split that a split.csv gives to each of `rows`; rows that it does not name are left out, with a warning.
 
     Raises:
-        InputError: if one of its pictures is gone, or has another class.
+        InputError: if one of its images is gone, or has another class.
     """
     split_of = {row: s for row, s in read_split_csv(split_file).items() if not (ignore_test and s == "test")}
     label_of = dict(rows)
@@ -128,12 +128,12 @@ def split_as_written(rows: list[Row], split_file: str | os.PathLike, *, ignore_t
         relabelled = [f"{file} ({label}, now {label_of[file]})" for file, label in missing if file in label_of]
         what, found = ("with another class", relabelled) if relabelled else ("gone", [file for file, _ in missing])
         raise InputError(
-            f"expected every picture of {split_file}, found {len(found)} {what}: {a_few(found)}; restore them or draw "
+            f"expected every image of {split_file}, found {len(found)} {what}: {a_few(found)}; restore them or draw "
             "a new split"
         )
     new = sorted(file for file, label in set(rows) - split_of.keys())
     if new:
-        logger.warning("left out %d pictures that are not in %s: %s", len(new), split_file, a_few(new))
+        logger.warning("left out %d images that are not in %s: %s", len(new), split_file, a_few(new))
     return split_of
 
 
@@ -158,8 +158,8 @@ def _draw_fold(
     smallest = min(Counter(labels).items(), key=lambda item: item[1])
     if smallest[1] < n:
         raise InputError(
-            f"expected at least {n} pictures of each class for {n} folds, found {smallest[1]} of {smallest[0]}; "
-            "use fewer folds or add pictures"
+            f"expected at least {n} images of each class for {n} folds, found {smallest[1]} of {smallest[0]}; "
+            "use fewer folds or add images"
         )
     kind, groups = StratifiedKFold, None
     if strategy == "grouped":
@@ -180,7 +180,7 @@ def _in_larger_clusters(rows: Sequence[Row], clusters: Mapping[Row, int]) -> set
 
 
 def _draw_clusters(rows: Sequence[Row], share: float, seed: int, clusters: Mapping[Row, int]) -> set[Row]:
-    """Of the clusters of several pictures about `share`, none of which takes a class above its number."""
+    """Of the clusters of several images about `share`, none of which takes a class above its number."""
     members: dict[int, list[Row]] = {}
     for row in rows:
         members.setdefault(clusters[row], []).append(row)
@@ -191,7 +191,7 @@ def _draw_clusters(rows: Sequence[Row], share: float, seed: int, clusters: Mappi
     chosen = set()
     for cluster in several:
         needed = Counter(label for _, label in cluster)
-        # A coin for each: if all that fit were taken, duplicates would crowd the validation pictures.
+        # A coin for each: if all that fit were taken, duplicates would crowd the validation images.
         if generator.random() < share and all(needed[label] <= room[label] for label in needed):
             chosen |= set(cluster)
             room = {label: count - needed[label] for label, count in room.items()}

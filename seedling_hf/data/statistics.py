@@ -1,4 +1,4 @@
-"""Sizes, modes, and mean and standard deviation of the channels of a set of pictures."""
+"""Sizes, modes, and mean and standard deviation of the channels of a set of images."""
 
 import math
 from collections import Counter
@@ -15,20 +15,20 @@ from seedling_hf.errors import InputError
 
 
 @dataclass(frozen=True)
-class PictureStatistics:
-    """Figures of a set of pictures; those of the channels are in the order R, G, B, on the scale of 0 to 1.
+class ImageStatistics:
+    """Figures of a set of images; those of the channels are in the order R, G, B, on the scale of 0 to 1.
 
     Attributes:
-        num_pictures: Number of pictures.
-        sizes: Number of pictures of each (width, height).
-        modes: Number of pictures of each of PIL's modes, as stored.
-        mean: Of all pixels of all pictures.
-        std: Of all pixels of all pictures.
-        mean_of_means: Mean over the pictures of each picture's mean, as the tutorial's `mean_std.py` has it.
-        mean_of_stds: Mean over the pictures of each picture's standard deviation (with n - 1), likewise.
+        num_images: Number of images.
+        sizes: Number of images of each (width, height).
+        modes: Number of images of each of PIL's modes, as stored.
+        mean: Of all pixels of all images.
+        std: Of all pixels of all images.
+        mean_of_means: Mean over the images of each image's mean, as the tutorial's `mean_std.py` has it.
+        mean_of_stds: Mean over the images of each image's standard deviation (with n - 1), likewise.
     """
 
-    num_pictures: int
+    num_images: int
     sizes: dict[tuple[int, int], int]
     modes: dict[str, int]
     mean: tuple[float, float, float]
@@ -37,21 +37,21 @@ class PictureStatistics:
     mean_of_stds: tuple[float, float, float]
 
 
-def measure_pictures(
+def measure_images(
     paths: Iterable[str | Path],
     *,
     to_rgb: Callable[[Image.Image], Image.Image] = lambda image: image.convert("RGB"),
     num_threads: int = 2,
-) -> PictureStatistics:
-    """Reads every picture once; sums are of integers, so that they are exact whatever the order.
+) -> ImageStatistics:
+    """Reads every image once; sums are of integers, so that they are exact whatever the order.
 
     Args:
-        paths: Pictures that can be decoded.
-        to_rgb: Makes RGB of 8 bits of a picture.
+        paths: Images that can be decoded.
+        to_rgb: Makes RGB of 8 bits of an image.
         num_threads: Threads that decode.
 
     Raises:
-        InputError: if there are no pictures.
+        InputError: if there are no images.
     """
     sizes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
@@ -74,9 +74,9 @@ def measure_pictures(
                 means.append(_means(histogram))
                 stds.append(_stds(histogram, 1))
     if not means:
-        raise InputError("expected pictures to measure, found none")
-    return PictureStatistics(
-        num_pictures=len(means),
+        raise InputError("expected images to measure, found none")
+    return ImageStatistics(
+        num_images=len(means),
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
         mean=_means(everything),

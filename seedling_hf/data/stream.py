@@ -1,8 +1,8 @@
-"""Training pictures that are too many for one disk, read from the Hub as they are needed, from any place on.
+"""Training images that are too many for one disk, read from the Hub as they are needed, from any place on.
 
 A pass reads the shards of the data set in an order that depends on (seed, epoch) alone, dealt to the processes; where
 there are fewer shards than processes, each process reads all of them and takes its share of the rows. Within a shard
-pictures are shuffled block by block, so a place in the stream is four numbers, and to go on from it one shard is opened
+images are shuffled block by block, so a place in the stream is four numbers, and to go on from it one shard is opened
 and its rows before the block are read past, undecoded: nothing else is repeated.
 """
 
@@ -18,18 +18,18 @@ from seedling_hf.data.collator import Collator
 from seedling_hf.data.transforms import ExampleTransform
 from seedling_hf.errors import InputError
 
-BLOCK = 1024  # encoded pictures that are held and shuffled
-ROWS_OF_A_SHARD = 10**9  # more than any has, to number the pictures of all shards
+BLOCK = 1024  # encoded images that are held and shuffled
+ROWS_OF_A_SHARD = 10**9  # more than any has, to number the images of all shards
 
 
 class Place(NamedTuple):
-    """Where a process is in the stream: the next picture is number `offset` of the block that begins at row `start`.
+    """Where a process is in the stream: the next image is number `offset` of the block that begins at row `start`.
 
     Attributes:
         epoch: Pass.
         shard: Place in the order of this process's shards.
         start: Row of the shard, of those that are this process's.
-        offset: Pictures of the block that are done.
+        offset: Images of the block that are done.
     """
 
     epoch: int = 0
@@ -38,26 +38,26 @@ class Place(NamedTuple):
     offset: int = 0
 
 
-class PictureStream(torch.utils.data.IterableDataset):
+class ImageStream(torch.utils.data.IterableDataset):
     """Batches of one process, pass after pass without end, for a DataLoader with `batch_size=None`.
 
     Args:
         dataset: A streamed data set with columns `image`, undecoded, and `label`.
-        transform: Of the training pictures.
+        transform: Of the training images.
         collator: Makes batches.
-        batch_size: Pictures in a batch.
+        batch_size: Images in a batch.
         seed: With the epoch, all that the order depends on.
         process_index: This process's number.
         num_processes: Number of processes.
-        skip_bad_pictures: Leave out pictures that cannot be decoded.
+        skip_bad_images: Leave out images that cannot be decoded.
     """
 
     def __init__(
         self, dataset: IterableDataset, transform: ExampleTransform, collator: Collator, *, batch_size: int, seed: int,
-        process_index: int = 0, num_processes: int = 1, skip_bad_pictures: bool = False,
+        process_index: int = 0, num_processes: int = 1, skip_bad_images: bool = False,
     ) -> None:  # fmt: skip
         self.dataset, self.transform, self.collator = dataset, transform, collator
-        self.batch_size, self.seed, self.skip_bad_pictures = batch_size, seed, skip_bad_pictures
+        self.batch_size, self.seed, self.skip_bad_images = batch_size, seed, skip_bad_images
         self.process_index, self.num_processes = process_index, num_processes
         self.place = Place()
         self.decode = Image().decode_example
@@ -79,7 +79,7 @@ class PictureStream(torch.utils.data.IterableDataset):
             yield {"error": str(error)}
 
     def describe(self, index: int) -> str:
-        """What to call a picture, by its `index`."""
+        """What to call an image, by its `index`."""
         shard, row = divmod(index, ROWS_OF_A_SHARD)
         return f"row {row} of shard {shard}"
 
@@ -101,7 +101,7 @@ class PictureStream(torch.utils.data.IterableDataset):
                 place = Place(place.epoch, number + 1)
             if not found:
                 raise InputError(
-                    "expected training pictures that can be decoded in the stream, found none in a whole pass for "
+                    "expected training images that can be decoded in the stream, found none in a whole pass for "
                     f"process {self.process_index}; look at the data set"
                 )
             place = Place(place.epoch + 1)
@@ -132,11 +132,11 @@ class PictureStream(torch.utils.data.IterableDataset):
             image = self.decode(row["image"])
             image.load()
         except (OSError, SyntaxError, ValueError) as error:
-            if self.skip_bad_pictures:
+            if self.skip_bad_images:
                 return None
             raise InputError(
-                f"expected pictures that can be decoded, found {row['image'].get('path') or self.describe(index)}: "
-                f"{error}; repair it, or leave such pictures out by --skip_bad_pictures"
+                f"expected images that can be decoded, found {row['image'].get('path') or self.describe(index)}: "
+                f"{error}; repair it, or leave such images out by --skip_bad_images"
             ) from error
         values = self.transform({"image": [image], "label": [row["label"]], "index": [index]})
         return {name: value[0] for name, value in values.items()}

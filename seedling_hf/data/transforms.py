@@ -1,4 +1,4 @@
-"""What is done to a picture before the model sees it: augmentation in training, the image processor in evaluation."""
+"""What is done to an image before the model sees it: augmentation in training, the image processor in evaluation."""
 
 import math
 import random
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor
 
-Transform = Callable[[Image.Image | Tensor], Tensor]  # of a picture in RGB, or its (3, H, W) bytes
+Transform = Callable[[Image.Image | Tensor], Tensor]  # of an image in RGB, or its (3, H, W) bytes
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture in RGB; 16-bit grey is scaled to 8 bits, which PIL would clip."""
+    """Any image in RGB; 16-bit grey is scaled to 8 bits, which PIL would clip."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
@@ -27,7 +27,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class RandomQuarterTurn(nn.Module):
-    """Turns a square picture by 0, 90, 180 or 270 degrees: no pixel is mixed with another.
+    """Turns a square image by 0, 90, 180 or 270 degrees: no pixel is mixed with another.
 
     Args:
         probability: That it is turned by one of the four, drawn evenly.
@@ -45,14 +45,14 @@ class RandomQuarterTurn(nn.Module):
 
 
 class RandomRotation(nn.Module):
-    """Turns a square picture about its centre, bicubically: torchvision's `RandomRotation` in less of its time.
+    """Turns a square image about its centre, bicubically: torchvision's `RandomRotation` in less of its time.
 
     One grid is kept and turned. What lies outside counts as `fill` in the mixture at the edge too, where torchvision
     leaves a dark seam.
 
     Args:
         degrees: Largest angle either way.
-        size: Side of the pictures in pixels.
+        size: Side of the images in pixels.
         fill: Colour of the corners, one value a channel.
     """
 
@@ -74,7 +74,7 @@ class RandomRotation(nn.Module):
 
 
 class RandomJPEG(nn.Module):
-    """Makes a picture the JPEG of quality 50 to 100 that Pillow makes of it, its colours at half their resolution.
+    """Makes an image the JPEG of quality 50 to 100 that Pillow makes of it, its colours at half their resolution.
 
     torchvision's `v2.JPEG` makes the same bytes, by an encoder that is deprecated since torchvision 0.29.
     """
@@ -124,15 +124,15 @@ def build_train_transform(
     random_erasing: float = 0.0,
     cutout_size: int = 0,
 ) -> Transform:
-    """The augmentation of one picture: PIL image or its bytes in, normalised (3, image_size, image_size) float32 out.
+    """The augmentation of one image: PIL image or its bytes in, normalised (3, image_size, image_size) float32 out.
 
     Args:
         image_size: Side in pixels.
         mean: Of each channel, on the scale of 0 to 1.
         std: Of each channel.
         resample: How sizes are changed, as PIL numbers it. It should be what the image processor does in evaluation:
-            a network that was trained on softer pictures than it is asked about takes sharpness for a sign of species.
-        min_crop_scale: Smallest share of the area that a random crop keeps; 1 leaves the picture whole.
+            a network that was trained on softer images than it is asked about takes sharpness for a sign of species.
+        min_crop_scale: Smallest share of the area that a random crop keeps; 1 leaves the image whole.
         horizontal_flip: Probability.
         vertical_flip: Probability.
         quarter_turns: Probability of a turn by 0, 90, 180 or 270 degrees.
@@ -140,7 +140,7 @@ def build_train_transform(
         color_jitter: Strength for brightness, contrast and saturation.
         randaugment_num_ops: Operations of RandAugment (arXiv 1909.13719); 0 is off.
         randaugment_magnitude: From 0 to 30.
-        jpeg_prob: Probability that a picture is made a JPEG first: a network that has seen none takes what compression
+        jpeg_prob: Probability that an image is made a JPEG first: a network that has seen none takes what compression
             leaves for a sign of species.
         random_erasing: Probability of Random Erasing (arXiv 1708.04896).
         cutout_size: Side of Cutout's square in pixels; 0 is off.
@@ -181,7 +181,7 @@ def build_train_transform(
 
 
 def build_eval_transform(image_processor: BaseImageProcessor) -> Transform:
-    """One picture as `image_processor` prepares it, so that evaluation sees what the model's users will feed it."""
+    """One image as `image_processor` prepares it, so that evaluation sees what the model's users will feed it."""
     return EvalTransform(image_processor)
 
 
@@ -196,11 +196,11 @@ class EvalTransform:
 class ExampleTransform:
     """Makes examples of the rows of a dataset, for `Dataset.with_transform`.
 
-    What is random about a picture depends on (seed, epoch, index) alone, so it does not change with the number of
+    What is random about an image depends on (seed, epoch, index) alone, so it does not change with the number of
     data-loading workers or of processes, and no state of theirs has to be saved.
 
     Args:
-        transform: Makes a tensor of a picture in RGB.
+        transform: Makes a tensor of an image in RGB.
         seed: Seed of the run.
     """
 

@@ -56,7 +56,7 @@ def halves(num_examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cross_fit(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Probabilities scaled by a temperature that was fitted on the other half: no picture judges its own fit."""
+    """Probabilities scaled by a temperature that was fitted on the other half: no image judges its own fit."""
     scaled = np.empty_like(probabilities)
     first, second = halves(len(labels), seed)
     for fitted, judged in ((first, second), (second, first)):
@@ -67,7 +67,7 @@ def cross_fit(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> np.nd
 
 
 def reliability_bins(confidence: np.ndarray, correct: np.ndarray, num_bins: int) -> list[dict[str, float | int]]:
-    """Bins of equal width that hold a picture: `low`, `high`, `count`, mean `confidence` and `accuracy`."""
+    """Bins of equal width that hold an image: `low`, `high`, `count`, mean `confidence` and `accuracy`."""
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     return [
         {
@@ -147,7 +147,7 @@ def cross_fit_not_sure(
 def bootstrap_intervals(matrix: Sequence[Sequence[int]] | np.ndarray, seed: int) -> dict[str, list[float]]:
     """95 % intervals by the percentiles of the bootstrap (Efron and Tibshirani 1993, section 13.3).
 
-    Pictures drawn with replacement are counts drawn for the cells of the confusion matrix, so that alone is needed.
+    Images drawn with replacement are counts drawn for the cells of the confusion matrix, so that alone is needed.
 
     Args:
         matrix: (C, C) counts, rows are the truth.
@@ -177,11 +177,11 @@ def calibrate(
     """Calibration before and after temperature scaling.
 
     Args:
-        probabilities: (N, C) on the pictures that judge.
+        probabilities: (N, C) on the images that judge.
         labels: (N,) their classes.
         seed: Of the halves.
         num_bins: Bins of the reliability diagram.
-        fitted: Probabilities and labels of the other pictures that the temperature is fitted on. If None it is fitted
+        fitted: Probabilities and labels of the other images that the temperature is fitted on. If None it is fitted
             on these, all for `temperature`, and for the figures one half for the other.
 
     Returns:
@@ -189,10 +189,10 @@ def calibrate(
         `expected_calibration_error`, `loss` and `bins`.
 
     Raises:
-        InputError: for a single picture without others to fit on.
+        InputError: for a single image without others to fit on.
     """
     if fitted is None and len(labels) < 2:
-        raise InputError(f"expected at least 2 pictures to fit a temperature, found {len(labels)}; give more pictures")
+        raise InputError(f"expected at least 2 images to fit a temperature, found {len(labels)}; give more images")
     temperature = fit_temperature(*(fitted or (probabilities, labels)))
     scaled = (
         cross_fit(probabilities, labels, seed) if fitted is None else scale_probabilities(probabilities, temperature)

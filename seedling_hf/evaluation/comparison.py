@@ -1,4 +1,4 @@
-"""Several classifiers on the same pictures: who is better, whether it is chance, and where they differ."""
+"""Several classifiers on the same images: who is better, whether it is chance, and where they differ."""
 
 import csv
 import json
@@ -19,9 +19,9 @@ SHOWN_DIFFERENCES = 48
 
 
 def mcnemar_test(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """McNemar's exact test: whether two classifiers differ by more than chance on the same pictures.
+    """McNemar's exact test: whether two classifiers differ by more than chance on the same images.
 
-    Only pictures on which one alone is right say anything, and if both were equally good each of the two would be that
+    Only images on which one alone is right say anything, and if both were equally good each of the two would be that
     one for half of them (McNemar 1947, Psychometrika 12, p. 153; the exact form is the binomial test).
 
     Args:
@@ -29,8 +29,8 @@ def mcnemar_test(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
         second: (N,) whether the second is right.
 
     Returns:
-        `only_first`, `only_second`, `both` and `neither` (pictures that they get right), `difference` of the accuracies
-        (second less first), and the two-sided `p_value`, 1 where no picture tells them apart.
+        `only_first`, `only_second`, `both` and `neither` (images that they get right), `difference` of the accuracies
+        (second less first), and the two-sided `p_value`, 1 where no image tells them apart.
     """
     from scipy.stats import binomtest
 
@@ -59,21 +59,21 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 
 
 def compare_models(names: Sequence[str], reports: Sequence[dict[str, Any]], data_name: str) -> dict[str, Any]:
-    """Puts reports of `evaluate_model` about the same pictures side by side.
+    """Puts reports of `evaluate_model` about the same images side by side.
 
     Args:
         names: What to call the models, all different.
         reports: A report each.
-        data_name: What to call the pictures.
+        data_name: What to call the images.
 
     Returns:
         `models` (figures of each), `pairs` (`first`, `second`, what `mcnemar_test` gives, `corrected_p_value`),
-        `agreement` (share of the pictures that all answer alike), `num_differences`, `num_telling` (those of them that
+        `agreement` (share of the images that all answer alike), `num_differences`, `num_telling` (those of them that
         not all get wrong), `differences` (the first of those, by how far apart the models are: `file`, `label`,
-        `answers`), `answers` (the same for each picture), `class_names` and `provenance`.
+        `answers`), `answers` (the same for each image), `class_names` and `provenance`.
 
     Raises:
-        InputError: for reports of different pictures or classes, or fewer than two.
+        InputError: for reports of different images or classes, or fewer than two.
     """
     if len(reports) < 2 or len(set(names)) < len(names):
         raise InputError(f"expected two or more models of different names, found {', '.join(names)}; give more folders")
@@ -87,7 +87,7 @@ def compare_models(names: Sequence[str], reports: Sequence[dict[str, Any]], data
                 f"{name}; compare models that were trained on the same species"
             )
         if [(row["file"], row["label"]) for row in own] != truth:
-            raise InputError(f"expected answers to the same pictures, found others of {name}")
+            raise InputError(f"expected answers to the same images, found others of {name}")
     right = np.array([[row["label"] == row["prediction"] for row in own] for own in rows])
     pairs = [
         {"first": names[i], "second": names[j], **mcnemar_test(right[i], right[j])}
@@ -152,10 +152,10 @@ def markdown_comparison(comparison: dict[str, Any]) -> str:
     lines = [
         f"# {' against '.join(_cell(model['name']) for model in comparison['models'])}",
         "",
-        f"On {_cell(comparison['provenance']['data'])}: {comparison['num_examples']:,} pictures.",
+        f"On {_cell(comparison['provenance']['data'])}: {comparison['num_examples']:,} images.",
         "",
         "| model | accuracy | 95% interval | macro-F1 | 95% interval | loss | calibration error | parameters "
-        "| pictures a second |",
+        "| images a second |",
         "|:--|--:|:--|--:|:--|--:|--:|--:|--:|",
     ]
     lines += [
@@ -190,13 +190,13 @@ def markdown_comparison(comparison: dict[str, Any]) -> str:
         "",
         "## Where they differ",
         "",
-        f"All answer {percent(comparison['agreement'])} of the pictures alike; {comparison['num_differences']:,} they "
+        f"All answer {percent(comparison['agreement'])} of the images alike; {comparison['num_differences']:,} they "
         f"answer differently, {comparison['num_telling']:,} of them with one right.",
         "",
     ]
     if comparison["differences"]:
         lines += [
-            f"| picture | truth | {' | '.join(_cell(m['name']) for m in comparison['models'])} |",
+            f"| image | truth | {' | '.join(_cell(m['name']) for m in comparison['models'])} |",
             f"|:--|:--|{':--|' * len(comparison['models'])}",
             *(
                 f"| {_cell(row['file'])} | {_cell(row['label'])} | "
@@ -214,7 +214,7 @@ def format_comparison(comparison: dict[str, Any]) -> str:
     width = max(len(model["name"]) for model in comparison["models"])
     lines = [
         f"  {m['name']:<{width}}  accuracy {m['accuracy']:6.1%} ({m['accuracy_interval'][0]:.1%} to "
-        f"{m['accuracy_interval'][1]:.1%})  macro-F1 {m['macro_f1']:.3f}  {m['images_per_second']} pictures/s"
+        f"{m['accuracy_interval'][1]:.1%})  macro-F1 {m['macro_f1']:.3f}  {m['images_per_second']} images/s"
         for m in comparison["models"]
     ]
     return "\n".join([*lines, "", *(f"  {describe_pair_of_models(pair)}" for pair in comparison["pairs"])])

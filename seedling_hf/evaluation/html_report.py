@@ -1,4 +1,4 @@
-"""Reports as one HTML page that needs nothing else: pictures lie inside, and no request leaves the page."""
+"""Reports as one HTML page that needs nothing else: images lie inside, and no request leaves the page."""
 
 import base64
 import io
@@ -33,21 +33,21 @@ def render_report(
         report: Figures, with `predictions` or without.
         output_dir: Folder that holds the figures' PNGs; one that is missing is left out.
         dataset: Columns `image` and `file`; without it the gallery has names only.
-        saliency: Makes of pictures and the species that were answered as many overlays that show why.
+        saliency: Makes of images and the species that were answered as many overlays that show why.
     """
     mistakes = report["worst_mistakes"]
-    pictures = load_pictures(dataset, [row["file"] for row in mistakes]) if dataset is not None else None
+    images = load_images(dataset, [row["file"] for row in mistakes]) if dataset is not None else None
     overlays = None
-    if saliency and pictures:
-        overlays = saliency(pictures, [row["prediction"] for row in mistakes])
+    if saliency and images:
+        overlays = saliency(images, [row["prediction"] for row in mistakes])
     nothing = [None] * len(mistakes)
     return _template("report.html").render(
         report=report,
         even_loss=math.log(len(report["class_names"])),
         figures={name: _figure_uri(Path(output_dir) / f"{name}.png") for name in FIGURES},
         mistakes=[
-            {**row, "picture": picture and picture_uri(picture), "overlay": overlay and picture_uri(overlay)}
-            for row, picture, overlay in zip(mistakes, pictures or nothing, overlays or nothing, strict=True)
+            {**row, "image": image and image_uri(image), "overlay": overlay and image_uri(overlay)}
+            for row, image, overlay in zip(mistakes, images or nothing, overlays or nothing, strict=True)
         ],
     )
 
@@ -55,25 +55,25 @@ def render_report(
 def render_comparison(comparison: dict[str, Any], dataset: Dataset) -> str:
     """The page of a comparison of `compare_models`; `dataset` has columns `image` and `file`."""
     rows = comparison["differences"]
-    pictures = load_pictures(dataset, [row["file"] for row in rows])
+    images = load_images(dataset, [row["file"] for row in rows])
     return _template("comparison.html").render(
         comparison=comparison,
-        differences=[{**row, "picture": picture_uri(p)} for row, p in zip(rows, pictures, strict=True)],
+        differences=[{**row, "image": image_uri(p)} for row, p in zip(rows, images, strict=True)],
     )
 
 
-def load_pictures(dataset: Dataset, files: Sequence[str]) -> list[Image.Image]:
-    """The pictures of some files, in RGB."""
+def load_images(dataset: Dataset, files: Sequence[str]) -> list[Image.Image]:
+    """The images of some files, in RGB."""
     numbers = {file: number for number, file in enumerate(dataset["file"])}
     return [to_rgb(dataset[numbers[file]]["image"]) for file in files]
 
 
-def picture_uri(picture: Image.Image) -> str:
-    """A picture as a data URI, JPEG, no longer than `GALLERY_SIDE` pixels."""
-    picture = picture.convert("RGB")
-    picture.thumbnail((GALLERY_SIDE, GALLERY_SIDE), Image.Resampling.LANCZOS)
+def image_uri(image: Image.Image) -> str:
+    """An image as a data URI, JPEG, no longer than `GALLERY_SIDE` pixels."""
+    image = image.convert("RGB")
+    image.thumbnail((GALLERY_SIDE, GALLERY_SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    picture.save(stream, format="JPEG", quality=88)
+    image.save(stream, format="JPEG", quality=88)
     return _data_uri(stream.getvalue(), "image/jpeg")
 
 
@@ -85,21 +85,21 @@ def percent(share: float) -> str:
 
 
 def describe_fit(calibration: dict[str, Any]) -> str:
-    """On which pictures the temperature was fitted, and what that means for the figures."""
+    """On which images the temperature was fitted, and what that means for the figures."""
     temperature, count = calibration["temperature"], calibration["num_fitted"]
     start = (
         f"The temperature is {temperature:.2f} ({'too sure of itself' if temperature > 1 else 'too modest'} before), "
-        f"fitted on {count:,} pictures: {calibration['fitted_on']}."
+        f"fitted on {count:,} images: {calibration['fitted_on']}."
     )
     if calibration["cross_fitted"]:
         return (
-            f"{start} Those are the pictures that are judged here, so the figures after scaling are cross-fitted: one "
-            "half of the pictures, drawn by chance, is scaled by the temperature of the other half, and the other way "
-            "round; no picture judges its own fit. The temperature of all of them, which the report keeps, is "
-            "optimistic for these same pictures. If they also chose which weights were kept, as the validation "
-            "pictures of a training run do, all figures here are a little too good."
+            f"{start} Those are the images that are judged here, so the figures after scaling are cross-fitted: one "
+            "half of the images, drawn by chance, is scaled by the temperature of the other half, and the other way "
+            "round; no image judges its own fit. The temperature of all of them, which the report keeps, is "
+            "optimistic for these same images. If they also chose which weights were kept, as the validation "
+            "images of a training run do, all figures here are a little too good."
         )
-    return f"{start} They are none of the pictures that are judged here, unless a file lies in both folders."
+    return f"{start} They are none of the images that are judged here, unless a file lies in both folders."
 
 
 def describe_not_sure(not_sure: dict[str, Any]) -> str:
@@ -115,7 +115,7 @@ def describe_not_sure(not_sure: dict[str, Any]) -> str:
     other = not_sure["cross_fitted"]
     if other and other["accuracy"] is not None:
         text += (
-            " The threshold was chosen on these very pictures, which is optimistic; one chosen on half of them keeps "
+            " The threshold was chosen on these very images, which is optimistic; one chosen on half of them keeps "
             f"{other['coverage']:.1%} of the other half, of which {other['accuracy']:.1%} are right."
         )
     return text
@@ -126,7 +126,7 @@ def describe_pair(pair: dict[str, Any]) -> str:
     first, second = pair["pair"]
     return (
         f"{first} is taken for {second} {pair['first_as_second']:,} times, {second} for {first} "
-        f"{pair['second_as_first']:,} times: {pair['share']:.1%} of the {pair['total']:,} pictures of the two, and "
+        f"{pair['second_as_first']:,} times: {pair['share']:.1%} of the {pair['total']:,} images of the two, and "
         f"{pair['share_of_mistakes']:.0%} of all mistakes."
     )
 
@@ -145,12 +145,12 @@ def describe_pair_of_models(pair: dict[str, Any]) -> str:
     better, worse = (pair["second"], pair["first"]) if pair["difference"] > 0 else (pair["first"], pair["second"])
     apart = pair["only_first"] + pair["only_second"]
     if not pair["difference"]:
-        return f"{pair['first']} and {pair['second']} are right equally often; {apart:,} pictures tell them apart."
+        return f"{pair['first']} and {pair['second']} are right equally often; {apart:,} images tell them apart."
     p_value = pair["corrected_p_value"]
     verdict = "more than chance explains" if p_value < SIGNIFICANCE else "which may well be chance"
     return (
         f"{better} is right {100 * abs(pair['difference']):.1f} points more often than {worse}, {verdict} (p = "
-        f"{p_value:.2g}): of the {apart:,} pictures that one of the two alone gets right, it gets "
+        f"{p_value:.2g}): of the {apart:,} images that one of the two alone gets right, it gets "
         f"{max(pair['only_first'], pair['only_second']):,}."
     )
 

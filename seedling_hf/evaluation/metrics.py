@@ -11,7 +11,7 @@ from seedling_hf.errors import InputError
 
 CALIBRATION_BINS = 15  # arXiv 1706.04599, section 5
 NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
-# Giselsson et al., arXiv 1711.05458: the species of their pictures.
+# Giselsson et al., arXiv 1711.05458: the species of their images.
 CROPS = frozenset({"Common wheat", "Maize", "Sugar beet"})
 WEEDS = frozenset(
     {
@@ -116,7 +116,7 @@ def crop_weed_costs(matrix: ArrayLike, class_names: Sequence[str]) -> dict[str, 
         class_names: C names.
 
     Returns:
-        None where not all classes are of `PLANT_SEEDLINGS`, or crops or weeds have no picture. Else `crops_lost` and
+        None where not all classes are of `PLANT_SEEDLINGS`, or crops or weeds have no image. Else `crops_lost` and
         `weeds_missed` ({count, total, share, interval: 95 %, Wilson}), `accuracy` of crop against weed, and `species`:
         by name `kind` (crop or weed), `count` of the mistaken and `total`.
     """
@@ -151,7 +151,7 @@ def crop_weed_costs(matrix: ArrayLike, class_names: Sequence[str]) -> dict[str, 
 def confused_pair(matrix: ArrayLike, class_names: Sequence[str], pair: tuple[str, str]) -> dict[str, Any] | None:
     """Two species and each other: `pair`, `first_as_second`, `second_as_first`, `total` of both, `share` of the two.
 
-    None where the model does not know both, or neither has a picture.
+    None where the model does not know both, or neither has an image.
     """
     if not set(pair) <= set(class_names):
         return None

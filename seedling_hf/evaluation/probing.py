@@ -1,20 +1,20 @@
-"""What a classifier relies on and what it bears: its accuracy on pictures that were altered in one way at a time.
+"""What a classifier relies on and what it bears: its accuracy on images that were altered in one way at a time.
 
 Each probe takes one thing away, and what the accuracy loses by it is what the model owes to that thing.
 
 - Shape against texture. Patch shuffling (as in arXiv 1905.09797, section 4, and arXiv 2105.10497, section 3.2): the
-  picture, as the image processor gives it, is cut into g×g equal patches, which change places at random so that none
-  stays where it was; g = 1 is the plain picture. Within a patch everything is kept, colours and texture as well, while
+  image, as the image processor gives it, is cut into g×g equal patches, which change places at random so that none
+  stays where it was; g = 1 is the plain image. Within a patch everything is kept, colours and texture as well, while
   the shape of the plant is gone the more, the larger g is. A model that relies on texture (a bag of local features,
   arXiv 1904.00760) keeps its accuracy, one that relies on shape falls to that of a guess. The opposite probe is the
   silhouette: the plant in its one mean colour on the background's one mean colour, so that shape is all that is left.
 - Plant against background. The plant is where the excess green 2g - r - b of the chromatic coordinates (Woebbecke et
   al., 1995, Transactions of the ASAE 38(1), p. 259) is above Otsu's threshold (1979, IEEE Transactions on Systems, Man,
   and Cybernetics 9(1), p. 62). For `plant only` the rest becomes grey; for `background only` the plant, with a margin,
-  is covered by background of the same picture, shifted over it, so that no outline of one colour gives the shape away.
-- Robustness: blur, JPEG, brightness, colour cast, scale and rotation, of the picture as it was taken.
+  is covered by background of the same image, shifted over it, so that no outline of one colour gives the shape away.
+- Robustness: blur, JPEG, brightness, colour cast, scale and rotation, of the image as it was taken.
 
-All that is random depends on the seed and the picture's number alone, so that two models see the same pictures.
+All that is random depends on the seed and the image's number alone, so that two models see the same images.
 """
 
 import io
@@ -45,13 +45,13 @@ Alteration = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 @dataclass(frozen=True)
 class Probe:
-    """One way to alter a picture.
+    """One way to alter an image.
 
     Attributes:
         name: Key in reports.
         title: What people read.
         group: Probes that are drawn together.
-        alter: What is done to the picture, in RGB, before the image processor.
+        alter: What is done to the image, in RGB, before the image processor.
         patches: Patches a side that are shuffled after the image processor.
     """
 
@@ -72,22 +72,22 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
     return float(edges[1:][np.argmax(below * above * (means_below - means_above) ** 2)])
 
 
-def plant_mask(picture: Image.Image) -> np.ndarray:
+def plant_mask(image: Image.Image) -> np.ndarray:
     """Where the plant is: (H, W) of bool."""
-    green = excess_green(np.asarray(picture.convert("RGB").filter(ImageFilter.GaussianBlur(1))))
+    green = excess_green(np.asarray(image.convert("RGB").filter(ImageFilter.GaussianBlur(1))))
     return green > otsu_threshold(green)
 
 
-def keep_plant(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    pixels = np.array(picture)
-    pixels[~plant_mask(picture)] = GREY
+def keep_plant(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    pixels = np.array(image)
+    pixels[~plant_mask(image)] = GREY
     return Image.fromarray(pixels)
 
 
-def keep_background(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Covers the plant by the picture itself, shifted at random again and again until no plant is seen."""
-    pixels = np.array(picture)
-    hidden = _widen(plant_mask(picture), max(1, round(MARGIN * min(picture.size))))
+def keep_background(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """Covers the plant by the image itself, shifted at random again and again until no plant is seen."""
+    pixels = np.array(image)
+    hidden = _widen(plant_mask(image), max(1, round(MARGIN * min(image.size))))
     original, open_ground = pixels.copy(), ~hidden
     mean = original[open_ground].mean(0) if open_ground.any() else np.full(3, GREY)
     for _ in range(100):
@@ -101,29 +101,29 @@ def keep_background(picture: Image.Image, generator: np.random.Generator) -> Ima
     return Image.fromarray(pixels)
 
 
-def keep_silhouette(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    pixels, mask = np.array(picture), plant_mask(picture)
+def keep_silhouette(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    pixels, mask = np.array(image), plant_mask(image)
     for part in (mask, ~mask):
         if part.any():
             pixels[part] = pixels[part].mean(0)
     return Image.fromarray(pixels)
 
 
-def remove_color(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    return picture.convert("L").convert("RGB")
+def remove_color(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    return image.convert("L").convert("RGB")
 
 
 def blur(share: float) -> Alteration:
     """A Gaussian blur with a standard deviation of a share of the shorter side."""
-    return lambda picture, generator: picture.filter(ImageFilter.GaussianBlur(share * min(picture.size)))
+    return lambda image, generator: image.filter(ImageFilter.GaussianBlur(share * min(image.size)))
 
 
 def compress(quality: int) -> Alteration:
     """What JPEG of a quality leaves."""
 
-    def alter(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+    def alter(image: Image.Image, generator: np.random.Generator) -> Image.Image:
         stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=quality)
+        image.save(stream, "JPEG", quality=quality)
         return Image.open(stream).convert("RGB")
 
     return alter
@@ -131,15 +131,15 @@ def compress(quality: int) -> Alteration:
 
 def brighten(factor: float) -> Alteration:
     """Every value times a factor."""
-    return lambda picture, generator: ImageEnhance.Brightness(picture).enhance(factor)
+    return lambda image, generator: ImageEnhance.Brightness(image).enhance(factor)
 
 
 def tint(red: float, green: float, blue: float) -> Alteration:
     """Every channel times a factor of its own: another light."""
     factors = (red, green, blue)
 
-    def alter(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-        return Image.fromarray((np.asarray(picture) * np.array(factors)).clip(0, 255).round().astype(np.uint8))
+    def alter(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        return Image.fromarray((np.asarray(image) * np.array(factors)).clip(0, 255).round().astype(np.uint8))
 
     return alter
 
@@ -147,11 +147,11 @@ def tint(red: float, green: float, blue: float) -> Alteration:
 def zoom(factor: float) -> Alteration:
     """The middle enlarged, or for a factor below 1 the whole made smaller, in a frame of the border's mean colour."""
 
-    def alter(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-        width, height = picture.size
+    def alter(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        width, height = image.size
         size = max(1, round(width * factor)), max(1, round(height * factor))
-        canvas = Image.new("RGB", picture.size, _border_color(picture))
-        resized = picture.resize(size, Image.Resampling.BICUBIC)
+        canvas = Image.new("RGB", image.size, _border_color(image))
+        resized = image.resize(size, Image.Resampling.BICUBIC)
         canvas.paste(resized, ((width - size[0]) // 2, (height - size[1]) // 2))
         return canvas
 
@@ -160,13 +160,11 @@ def zoom(factor: float) -> Alteration:
 
 def turn(degrees: float) -> Alteration:
     """Rotates about the middle; corners take the border's mean colour."""
-    return lambda picture, generator: picture.rotate(
-        degrees, Image.Resampling.BICUBIC, fillcolor=_border_color(picture)
-    )
+    return lambda image, generator: image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=_border_color(image))
 
 
 def shuffle_patches(pixel_values: Tensor, patches: int, generator: np.random.Generator) -> Tensor:
-    """Cuts a picture into patches × patches equal squares that change places, so that none stays where it was.
+    """Cuts an image into patches × patches equal squares that change places, so that none stays where it was.
 
     Args:
         pixel_values: (C, H, W), as the image processor gives it.
@@ -226,8 +224,8 @@ class ProbeTransform:
         self.probe, self.transform, self.seed = probe, build_eval_transform(image_processor), seed
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pictures = zip(rows["image"], rows["index"], strict=True)
-        return {"pixel_values": [self._make(image, index) for image, index in pictures], "index": rows["index"]}
+        images = zip(rows["image"], rows["index"], strict=True)
+        return {"pixel_values": [self._make(image, index) for image, index in images], "index": rows["index"]}
 
     def _make(self, image: Image.Image, index: int) -> Tensor:
         generator = np.random.default_rng([self.seed, index])
@@ -251,22 +249,22 @@ def probe(
     seed: int = 0,
     probes: Sequence[Probe] = PROBES,
 ) -> dict[str, Any]:
-    """The accuracy of a classifier on labelled pictures under each probe, against the plain accuracy.
+    """The accuracy of a classifier on labelled images under each probe, against the plain accuracy.
 
     Args:
         model: Classifier.
-        image_processor: What the pictures go through.
+        image_processor: What the images go through.
         dataset: Columns `image`, `label` (numbered as the model's classes) and `index`.
-        accelerator: Shares the pictures out among the processes.
-        batch_size: Pictures in a batch of one process.
-        num_workers: Processes that load pictures, for each process.
+        accelerator: Shares the images out among the processes.
+        batch_size: Images in a batch of one process.
+        num_workers: Processes that load images, for each process.
         seed: Of what is random about probes.
         probes: Those to run; the first is what the others are compared with.
 
     Returns:
         Of plain numbers and lists: `num_examples`, `guess` (accuracy of an even guess), `seed` and `probes`: for each
         `name`, `title`, `group`, `num_examples`, `accuracy` with its 95 % `interval` (Wilson), `change` against the
-        first with its 95 % `change_interval` (bootstrap over the pictures, which are the same ones).
+        first with its 95 % `change_interval` (bootstrap over the images, which are the same ones).
     """
     model.to(accelerator.device)
     labels = np.array(dataset["label"])
@@ -310,7 +308,7 @@ def format_probes(result: dict[str, Any]) -> str:
     plain = result["probes"][0]
     width = max(len(row["title"]) for row in result["probes"])
     lines = [
-        f"| {'picture':{width}} | accuracy | 95 % interval  | change, points | 95 % interval  |",
+        f"| {'image':{width}} | accuracy | 95 % interval  | change, points | 95 % interval  |",
         f"|:{'-' * (width + 1)}|---------:|:---------------|---------------:|:---------------|",
     ]
     for row in result["probes"]:
@@ -333,7 +331,7 @@ def markdown_probes(result: dict[str, Any]) -> str:
         [
             f"# What {result['model']} relies on",
             "",
-            f"{result['num_examples']:,} pictures of {result['data']}, altered in one way at a time; seed "
+            f"{result['num_examples']:,} images of {result['data']}, altered in one way at a time; seed "
             f"{result['seed']}. An even guess is right in {result['guess']:.1%}.",
             "",
             format_probes(result),
@@ -346,19 +344,19 @@ def markdown_probes(result: dict[str, Any]) -> str:
             "alone. A model that relies on texture keeps its accuracy under the former and loses it under the latter.",
             "- Plant and background are told apart by excess green and Otsu's threshold: a rough mask. Background only "
             "above the even guess means that soil, pots and light give species away.",
-            "- Interval of the accuracy: Wilson's. Interval of the change: bootstrap over the pictures, which are the "
+            "- Interval of the accuracy: Wilson's. Interval of the change: bootstrap over the images, which are the "
             "same in every row.",
             "",
         ]
     )
 
 
-def example_pictures(dataset: Dataset, image_processor: BaseImageProcessor, seed: int = 0) -> list[list[np.ndarray]]:
-    """What the model sees of a few pictures: for each of `PROBES` a row of (H, W, 3) of 8 bits.
+def example_images(dataset: Dataset, image_processor: BaseImageProcessor, seed: int = 0) -> list[list[np.ndarray]]:
+    """What the model sees of a few images: for each of `PROBES` a row of (H, W, 3) of 8 bits.
 
     Args:
         dataset: Columns `image` and `index`.
-        image_processor: What the pictures go through.
+        image_processor: What the images go through.
         seed: As for `probe`.
     """
     transform = build_eval_transform(image_processor)
@@ -367,8 +365,8 @@ def example_pictures(dataset: Dataset, image_processor: BaseImageProcessor, seed
     )
     sheet = []
     for each in PROBES:
-        pictures = dataset.with_transform(ProbeTransform(each, image_processor, seed))[:]["pixel_values"]
-        shares = [((picture - black) / (white - black)).clamp(0, 1) for picture in pictures]
+        images = dataset.with_transform(ProbeTransform(each, image_processor, seed))[:]["pixel_values"]
+        shares = [((image - black) / (white - black)).clamp(0, 1) for image in images]
         sheet.append([(255 * share).round().byte().permute(1, 2, 0).numpy() for share in shares])
     return sheet
 
@@ -377,7 +375,7 @@ def _answers(
     model: PreTrainedModel, transform: ProbeTransform, dataset: Dataset, accelerator: Accelerator, batch_size: int,
     num_workers: int,
 ) -> np.ndarray:  # fmt: skip
-    """The class that the model names for each picture, in the order of the data set; the same on every process."""
+    """The class that the model names for each image, in the order of the data set; the same on every process."""
     dataset = dataset.select_columns(["image", "index"])
     dataloader = accelerator.prepare(
         DataLoader(dataset.with_transform(transform), batch_size=batch_size, num_workers=num_workers)
@@ -401,7 +399,7 @@ def _widen(mask: np.ndarray, pixels: int) -> np.ndarray:
     return np.asarray(image.filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
 
 
-def _border_color(picture: Image.Image) -> tuple[int, ...]:
-    pixels = np.asarray(picture)
+def _border_color(image: Image.Image) -> tuple[int, ...]:
+    pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return tuple(round(float(value)) for value in border.mean(0))

@@ -1,4 +1,4 @@
-"""The report: how good a classifier is on labelled pictures, which species it confuses, and how that was found."""
+"""The report: how good a classifier is on labelled images, which species it confuses, and how that was found."""
 
 import csv
 import json
@@ -73,27 +73,27 @@ def evaluate_model(
     test_time_augmentation: bool = False,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """Predicts labelled pictures and reports on the answers.
+    """Predicts labelled images and reports on the answers.
 
     Args:
         model: Classifier; its config has the class names.
-        image_processor: What the pictures go through.
+        image_processor: What the images go through.
         dataset: Columns `image`, `file`, `label` (numbered as the model's classes) and `index`.
-        accelerator: Shares the pictures out among the processes.
-        batch_size: Pictures in a batch of one process.
-        num_workers: Processes that load pictures, for each process.
-        data_name: What the report calls the pictures.
-        calibration: Other labelled pictures to fit the temperature on, and what the report calls them. Without them
-            it is fitted on one half of the pictures and judged on the other, and the other way round.
+        accelerator: Shares the images out among the processes.
+        batch_size: Images in a batch of one process.
+        num_workers: Processes that load images, for each process.
+        data_name: What the report calls the images.
+        calibration: Other labelled images to fit the temperature on, and what the report calls them. Without them
+            it is fitted on one half of the images and judged on the other, and the other way round.
         target_accuracy: Share of right answers that "not sure" is to leave.
         test_time_augmentation: Predict again with the mean over the eight symmetries of the square.
         seed: Of the bootstrap and of the halves.
 
     Returns:
         The figures of `classification_metrics`, `class_names`, `top_confusions`, `provenance` (model, data, date,
-        speed, versions), `predictions` (a row for each picture), `probabilities` (N, C), and
+        speed, versions), `predictions` (a row for each image), `probabilities` (N, C), and
         - `bootstrap`: `accuracy` and `macro_f1` intervals, `resamples`, `seed`;
-        - `calibration`: of `calibrate`, and `fitted_on`; None for a single picture;
+        - `calibration`: of `calibrate`, and `fitted_on`; None for a single image;
         - `coverage_risk`: `area` and `curve`;
         - `not_sure`: `target_accuracy`, `threshold` for the most probable species' probability as `predict` states it,
           `coverage`, `accuracy`, and `cross_fitted`, the last two where a threshold of one half judges the other;
@@ -209,7 +209,7 @@ def compare_augmented(
 
     Returns:
         `accuracy`, `macro_f1`, `loss`, `expected_calibration_error`; `accuracy_gain` and `macro_f1_gain`; `mended` and
-        `spoilt`, the pictures whose answer became right or wrong; `seconds`, `plain_seconds` and their ratio `cost`.
+        `spoilt`, the images whose answer became right or wrong; `seconds`, `plain_seconds` and their ratio `cost`.
     """
     figures, before = (classification_metrics(p, labels, class_names) for p in (augmented, plain))
     right, was_right = augmented.argmax(1) == labels, plain.argmax(1) == labels
@@ -226,7 +226,7 @@ def compare_augmented(
 
 
 def top_confusions(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """The most frequent mistakes: `label`, `prediction`, `count`, and `share` of the label's pictures."""
+    """The most frequent mistakes: `label`, `prediction`, `count`, and `share` of the label's images."""
     matrix = np.asarray(matrix)
     mistakes = [
         {
@@ -255,8 +255,8 @@ def write_report(
     Args:
         report: Of `evaluate_model`.
         output_dir: Folder to write to.
-        dataset: The pictures, for the gallery of report.html.
-        saliency: What makes of pictures and the species that were answered as many overlays that show why.
+        dataset: The images, for the gallery of report.html.
+        saliency: What makes of images and the species that were answered as many overlays that show why.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -298,7 +298,7 @@ def format_report(report: dict[str, Any]) -> str:
         "",
         *(f"  {name:<17} {value:>8}   {remark}".rstrip() for name, value, remark in _headline(report)),
         "",
-        f"  {'species':<{width}}  precision   recall      F1  pictures",
+        f"  {'species':<{width}}  precision   recall      F1  images",
     ]
     for name, row in report["per_class"].items():
         lines.append(
@@ -328,7 +328,7 @@ def markdown_report(report: dict[str, Any]) -> str:
         "",
         "## Species",
         "",
-        "| species | precision | recall | F1 | pictures |",
+        "| species | precision | recall | F1 | images |",
         "|:--|--:|--:|--:|--:|",
         *(
             f"| {_cell(name)} | {row['precision']:.1%} | {_recall(row)} | {row['f1']:.3f} | {row['support']:,} |"
@@ -342,7 +342,7 @@ def markdown_report(report: dict[str, Any]) -> str:
     ]
     if report["top_confusions"]:
         lines += [
-            "| truth | taken for | pictures |",
+            "| truth | taken for | images |",
             "|:--|:--|:--|",
             *(
                 f"| {_cell(c['label'])} | {_cell(c['prediction'])} | {_confusion(report, c)} |"
@@ -351,7 +351,7 @@ def markdown_report(report: dict[str, Any]) -> str:
             "",
         ]
     else:
-        lines += ["No picture was taken for another species.", ""]
+        lines += ["No image was taken for another species.", ""]
     if len(report["class_names"]) <= LARGEST_TEXT_MATRIX:
         matrix = format_confusion_matrix(report["confusion_matrix"], report["class_names"])
         lines += ["The same in text: rows are the truth, columns the answers.", "", "```text", matrix, "```", ""]
@@ -366,14 +366,14 @@ def markdown_report(report: dict[str, Any]) -> str:
         "",
         f"- Model: {provenance['model']} ({provenance['architecture']}, {provenance['num_parameters']:,} parameters "
         "as evaluated)",
-        f"- Pictures: {provenance['data']}; the answer to each is in predictions.csv",
-        f"- {provenance['date']}: {provenance['seconds']} s ({provenance['images_per_second']} pictures a second) on "
+        f"- Images: {provenance['data']}; the answer to each is in predictions.csv",
+        f"- {provenance['date']}: {provenance['seconds']} s ({provenance['images_per_second']} images a second) on "
         f"{provenance['device']}, {provenance['num_processes']} process"
         f"{'es' if provenance['num_processes'] > 1 else ''}, mixed precision: {provenance['mixed_precision']}",
         f"- Versions: {', '.join(f'{name} {number}' for name, number in provenance['versions'].items())}",
         "- The first interval of the accuracy is Wilson's of 95 %, the others are those of the bootstrap "
         f"({report['bootstrap']['resamples']:,} resamples, seed {report['bootstrap']['seed']}): how far chance in the "
-        "choice of these pictures may have moved the figures. Macro-F1 is the mean of the species' F1. Calibration "
+        "choice of these images may have moved the figures. Macro-F1 is the mean of the species' F1. Calibration "
         "error: by how much the model's probability for its answers is off on average, over 15 bins (arXiv "
         "1706.04599). Loss: mean negative log-probability of the truth.",
         "",
@@ -401,7 +401,7 @@ def _headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "accuracy",
             f"{report['accuracy']:.1%}",
-            f"{correct:,} of {report['num_examples']:,} pictures; 95% interval {low:.1%} to {high:.1%}, "
+            f"{correct:,} of {report['num_examples']:,} images; 95% interval {low:.1%} to {high:.1%}, "
             f"bootstrap {_interval(report['bootstrap']['accuracy'], '.1%')}",
         ),
         (
@@ -454,7 +454,7 @@ def _mistake_table(mistakes: Sequence[dict[str, Any]]) -> list[str]:
     if not mistakes:
         return []
     return [
-        "| picture | truth | answer | its probability | the truth's |",
+        "| image | truth | answer | its probability | the truth's |",
         "|:--|:--|:--|--:|--:|",
         *(
             f"| {_cell(m['file'])} | {_cell(m['label'])} | {_cell(m['prediction'])} | {percent(m['probability'])} "
@@ -473,7 +473,7 @@ def _cost_section(report: dict[str, Any]) -> list[str]:
         lines += [
             "## Crop or weed",
             "",
-            "| mistake | pictures | 95% interval |",
+            "| mistake | images | 95% interval |",
             "|:--|--:|--:|",
             *(
                 f"| {name} | {cost['count']:,} of {cost['total']:,} ({cost['share']:.1%}) "
@@ -498,7 +498,7 @@ def _probing_section(report: dict[str, Any]) -> list[str]:
         "",
         format_probes(report["probing"]),
         "",
-        "![Accuracy on altered pictures](probes.png)",
+        "![Accuracy on altered images](probes.png)",
         "",
     ]
 

@@ -273,7 +273,7 @@ def convert_checkpoint(
         output_dir: A folder that does not exist yet, or is empty.
         num_labels: Gives the model a new head for so many classes, not trained yet.
         checkpoint_key: The part of the file to take: `model`, `model_ema` or `state_dict`.
-        image_size: Side of the processor's pictures in pixels; by default what the authors' arguments say, or 224.
+        image_size: Side of the processor's images in pixels; by default what the authors' arguments say, or 224.
 
     Returns:
         The model that was written.

@@ -1,7 +1,7 @@
 """A classifier as one file for other systems: ONNX in float32 and int8, or a program of `torch.export`.
 
-Or as a model folder of half the size. A file holds the merged and folded model for pictures of one size in batches of
-any, and says in its metadata all that a program needs to predict with it: the classes, and how a picture becomes an
+Or as a model folder of half the size. A file holds the merged and folded model for images of one size in batches of
+any, and says in its metadata all that a program needs to predict with it: the classes, and how an image becomes an
 input.
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf import __version__
-from seedling_hf.data.dataset import picture_paths
+from seedling_hf.data.dataset import image_paths
 from seedling_hf.data.transforms import to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import wilson_interval
@@ -59,10 +59,10 @@ def check_packages() -> None:
 
 
 def describe_preprocessing(image_processor: BaseImageProcessor) -> dict[str, Any]:
-    """How a picture becomes an input, in values that a program without transformers can follow.
+    """How an image becomes an input, in values that a program without transformers can follow.
 
     Returns:
-        `shortest_edge`: the length to which the shortest edge is resized, or None where the whole picture is squeezed
+        `shortest_edge`: the length to which the shortest edge is resized, or None where the whole image is squeezed
         into `image_size`; `resample`: Pillow's name of the filter; `image_size`: (height, width) of the centre that is
         cropped; `mean` and `std` of the three channels, for pixels from 0 to 1.
 
@@ -110,7 +110,7 @@ class ExportedClassifier(nn.Module):
         model: Classifier in evaluation mode.
         mean: Of the three channels, for pixels from 0 to 1.
         std: Likewise.
-        include_preprocessing: Take pixels of uint8 (N, H, W, 3), as pictures are in memory, and normalise them here.
+        include_preprocessing: Take pixels of uint8 (N, H, W, 3), as images are in memory, and normalise them here.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ExportedClassifier(nn.Module):
 def input_batches(
     files: Sequence[str | os.PathLike], image_processor: BaseImageProcessor, *, include_preprocessing: bool
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Pictures as the image processor gives them, and the same as inputs of a file, batch by batch.
+    """Images as the image processor gives them, and the same as inputs of a file, batch by batch.
 
     Yields:
         `pixel_values` (N, 3, H, W) in float32, and these as an array, or uint8 (N, H, W, 3) with the preprocessing
@@ -161,18 +161,18 @@ def export_classifier(
 
     Args:
         model: Classifier in evaluation mode, merged for inference.
-        image_processor: What its pictures go through.
+        image_processor: What its images go through.
         output_file: The file to write, `.onnx` or `.pt2`.
-        check_files: Pictures on which PyTorch and the file are compared.
-        calibration_files: Training pictures that show the ranges of activations: writes `NAME.int8.onnx` too.
-        labelled: Pictures of the columns `image` and `label`, for the accuracy of each.
+        check_files: Images on which PyTorch and the file are compared.
+        calibration_files: Training images that show the ranges of activations: writes `NAME.int8.onnx` too.
+        labelled: Images of the columns `image` and `label`, for the accuracy of each.
         include_preprocessing: As of `ExportedClassifier`.
         tolerance: Largest difference of the logits in float32.
 
     Returns:
         For PyTorch and each file `name`, `file` (None: PyTorch) and `milliseconds` (the shortest of some runs on one
-        picture); for a file `megabytes`, and beside PyTorch `max_difference` of the logits and `same_answers`, a share,
-        on so many `pictures`; with labelled pictures `accuracy` and `accuracy_interval` (95 %, Wilson).
+        image); for a file `megabytes`, and beside PyTorch `max_difference` of the logits and `same_answers`, a share,
+        on so many `images`; with labelled images `accuracy` and `accuracy_interval` (95 %, Wilson).
 
     Raises:
         InputError: for an image processor that cannot be described, or if the logits differ; nothing is written then.
@@ -199,7 +199,7 @@ def export_classifier(
         _time(rows, {PYTORCH: lambda: _logits_of(model, pixel_values[:1])}
               | {name: partial(run, example[:1]) for name, run in runs.items()})  # fmt: skip
         if labelled is not None:
-            _score(rows, collect_logits(model, runs, prepare(picture_paths(labelled))), np.array(labelled["label"]))
+            _score(rows, collect_logits(model, runs, prepare(image_paths(labelled))), np.array(labelled["label"]))
         output_file.parent.mkdir(parents=True, exist_ok=True)
         for path in files.values():
             with replacing(output_file.with_name(path.name)) as temporary:
@@ -214,7 +214,7 @@ def export_half(
 
     Args:
         model: Neither merged nor folded, so that it can be trained further.
-        image_processor: What its pictures go through.
+        image_processor: What its images go through.
         card: The README.md that goes with it, if there is one.
         output_dir: A folder that does not exist or is empty; it appears when it is whole.
 
@@ -251,7 +251,7 @@ def _compare(logits: Mapping[str, np.ndarray], files: Mapping[str, Path], folder
         same = (logits[name].argmax(1) == logits[PYTORCH].argmax(1)).mean()
         rows.append({
             "name": name, "file": str(folder / path.name), "megabytes": path.stat().st_size / 1e6,
-            "pictures": len(logits[name]), "max_difference": float(difference), "same_answers": float(same),
+            "images": len(logits[name]), "max_difference": float(difference), "same_answers": float(same),
         })  # fmt: skip
     return rows
 
@@ -275,8 +275,8 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     head = [
         "",
         "size",
-        "one picture",
-        f"largest difference of logits on {rows[1]['pictures']:,} pictures",
+        "one image",
+        f"largest difference of logits on {rows[1]['images']:,} images",
         "same answers",
     ]
     if "accuracy" in rows[0]:
@@ -326,7 +326,7 @@ def quantize_onnx(float_path: Path, path: Path, inputs: Iterator[np.ndarray], me
     Args:
         float_path: The file in float32.
         path: The file to write.
-        inputs: Batches of inputs that are like those to come: training pictures.
+        inputs: Batches of inputs that are like those to come: training images.
         metadata: As of `write_onnx`.
     """
     import onnx
@@ -416,7 +416,7 @@ def check_logits(logits: Mapping[str, np.ndarray], name: str, tolerance: float) 
     if not difference <= tolerance:
         raise InputError(
             f"expected logits of {name} within {tolerance:g} of PyTorch's, found a difference of {difference:.2g} on "
-            f"{len(logits[name]):,} pictures; nothing was written, and --tolerance allows more"
+            f"{len(logits[name]):,} images; nothing was written, and --tolerance allows more"
         )
     return difference
 

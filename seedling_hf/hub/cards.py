@@ -81,7 +81,7 @@ def escape_cell(text: object) -> str:
 
 
 def count_split(path: str | os.PathLike) -> dict[str, Counter[str]]:
-    """Pictures of each class in each split of a split.csv."""
+    """Images of each class in each split of a split.csv."""
     counts: dict[str, Counter[str]] = {}
     with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -101,7 +101,7 @@ def describe_split(arguments: dict[str, Any]) -> str:
     elif strategy == "random":
         drawn = f"drawn at random from the sorted files, {share:.0%} for validation, random state {seed}"
     elif share is not None:
-        drawn = f"drawn at random from each species, {share:.0%} of its pictures for validation, seed {seed}{apart}"
+        drawn = f"drawn at random from each species, {share:.0%} of its images for validation, seed {seed}{apart}"
     else:
         drawn = "as split.csv says"
     name, folder = arguments.get("dataset_name"), arguments.get("train_dir")
@@ -111,7 +111,7 @@ def describe_split(arguments: dict[str, Any]) -> str:
         link = f"[{name}](https://huggingface.co/datasets/{name})"
         how = f"The split is the one of the data set {link} if it has one for validation, and else {drawn}."
     elif arguments.get("validation_dir") or (folder and Path(folder, "train").is_dir()):
-        how = "The split was given: the pictures for validation are in a folder of their own."
+        how = "The split was given: the images for validation are in a folder of their own."
     else:
         how = f"The split was {drawn}."
     limits = [

@@ -1,4 +1,4 @@
-"""The card of a data set: classes, split, pictures that are there twice, licence."""
+"""The card of a data set: classes, split, images that are there twice, licence."""
 
 import hashlib
 from collections import defaultdict
@@ -14,23 +14,23 @@ MOST_LISTED = 50
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
 
-class Picture(NamedTuple):
-    """Where a picture is, and as what."""
+class Location(NamedTuple):
+    """Where an image is, and as what."""
 
     split: str
     file: str
     label: str
 
 
-def find_duplicates(splits: Mapping[str, Dataset]) -> list[list[Picture]]:
-    """Groups of pictures that are equal in every pixel, whatever the files are called and how they are packed."""
-    groups: dict[bytes, list[Picture]] = defaultdict(list)
+def find_duplicates(splits: Mapping[str, Dataset]) -> list[list[Location]]:
+    """Groups of images that are equal in every pixel, whatever the files are called and how they are packed."""
+    groups: dict[bytes, list[Location]] = defaultdict(list)
     for split, dataset in splits.items():
         names = dataset.features["label"]
         for row in dataset:
             pixels = row["image"].convert("RGB")
             digest = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).digest()
-            groups[digest].append(Picture(split, row["file"], names.int2str(row["label"])))
+            groups[digest].append(Location(split, row["file"], names.int2str(row["label"])))
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -39,7 +39,7 @@ def render_dataset_card(
     repo_id: str,
     *,
     split_hash: str,
-    duplicates: Sequence[Sequence[Picture]],
+    duplicates: Sequence[Sequence[Location]],
     arguments: Mapping[str, Any],
 ) -> str:
     """The text of the card.
@@ -69,12 +69,12 @@ def render_dataset_card(
 <!-- Each push writes the parts between the marks anew; what stands outside of them is yours and stays. -->
 
 <!-- begin content -->
-{total:,} pictures of plant seedlings of {len(_class_names(splits))} species, as they are in the files, with the split
+{total:,} images of plant seedlings of {len(_class_names(splits))} species, as they are in the files, with the split
 that they were published with.{source}
 
 {_class_table(splits)}
 
-Columns: `image`, `label`, and `file`, the path of the picture in the folder that was published.
+Columns: `image`, `label`, and `file`, the path of the image in the folder that was published.
 <!-- end content -->
 
 <!-- begin use -->
@@ -98,7 +98,7 @@ Its SHA-256 is `{split_hash}`, the same as in the card of a model that was train
 <!-- end split -->
 
 <!-- begin duplicates -->
-## Pictures that are there twice
+## Images that are there twice
 
 {_describe_duplicates(duplicates)}
 <!-- end duplicates -->
@@ -125,22 +125,22 @@ def _class_table(splits: DatasetDict) -> str:
     return "\n".join(lines)
 
 
-def _describe_duplicates(duplicates: Sequence[Sequence[Picture]]) -> str:
+def _describe_duplicates(duplicates: Sequence[Sequence[Location]]) -> str:
     if not duplicates:
-        return "No two pictures are equal in every pixel; pictures that are nearly equal were not looked for."
-    across = sum(len({picture.split for picture in group}) > 1 for group in duplicates)
-    contradicting = sum(len({picture.label for picture in group}) > 1 for group in duplicates)
+        return "No two images are equal in every pixel; images that are nearly equal were not looked for."
+    across = sum(len({image.split for image in group}) > 1 for group in duplicates)
+    contradicting = sum(len({image.label for image in group}) > 1 for group in duplicates)
     lines = [
-        f"Pictures that are there more than once, equal in every pixel: {len(duplicates)}; in more than one split: "
-        f"{across}; under more than one species: {contradicting}. Nothing was taken out. Pictures that are nearly "
+        f"Images that are there more than once, equal in every pixel: {len(duplicates)}; in more than one split: "
+        f"{across}; under more than one species: {contradicting}. Nothing was taken out. Images that are nearly "
         "equal were not looked for.",
         "",
         "| files | splits |",
         "|:--|:--|",
     ]
     for group in duplicates[:MOST_LISTED]:
-        files = ", ".join(escape_cell(picture.file) for picture in group)
-        lines.append(f"| {files} | {', '.join(picture.split for picture in group)} |")
+        files = ", ".join(escape_cell(image.file) for image in group)
+        lines.append(f"| {files} | {', '.join(image.split for image in group)} |")
     if len(duplicates) > MOST_LISTED:
         lines += ["", f"… and {len(duplicates) - MOST_LISTED} more."]
     return "\n".join(lines)

@@ -91,7 +91,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         "weakest": weakest,
         "training": training,
         "versions": ((report or {}).get("provenance") or training or {}).get("versions", {}),
-        "shared_pictures": _read_json(folder / "near_duplicates.json"),
+        "shared_images": _read_json(folder / "near_duplicates.json"),
         "last_record": json.loads(records[-1]) if records else None,
         "is_plant_seedlings": set(class_names) <= PLANT_SEEDLINGS,
         **_split_values(folder / "split.csv", arguments),
@@ -131,7 +131,7 @@ def _names_of_data(arguments: dict[str, Any], report: dict[str, Any] | None) -> 
     """The data set by name, and what the report says it is about, without the folders of this machine."""
     folder = arguments.get("train_dir")
     dataset = arguments.get("dataset_name") or (Path(folder).name if folder else "seedlings")
-    data_name = report and (report.get("provenance") or {}).get("data", "labelled pictures")
+    data_name = report and (report.get("provenance") or {}).get("data", "labelled images")
     return dataset, data_name.replace(folder, dataset) if data_name and folder else data_name
 
 

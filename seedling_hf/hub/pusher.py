@@ -127,7 +127,7 @@ class HubPusher:
         Args:
             event: `best` (the folder holds a new best model), `save` (a checkpoint was written) or `end`.
             step: Optimizer steps made.
-            epoch: Passes over the training pictures made.
+            epoch: Passes over the training images made.
             metrics: Figures for the message.
             checkpoint: Folder of the state to resume from; with the strategy `checkpoint` it goes along, and the last
                 one with `end`.

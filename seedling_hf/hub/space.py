@@ -63,7 +63,7 @@ def _card(title: str, repo_id: str | None) -> str:
     origin = f"of [{repo_id}](https://huggingface.co/{repo_id})" if repo_id else f"in `{MODEL}/`"
     front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     return (
-        f"---\n{front}---\n\n<!-- begin space -->\n# {title}\n\nDrop the picture of one seedling, and the RepLKNet "
+        f"---\n{front}---\n\n<!-- begin space -->\n# {title}\n\nDrop the image of one seedling, and the RepLKNet "
         f"{origin} names its species, says how sure it is, and shows what spoke for the answer.\n<!-- end space -->\n"
     )
 

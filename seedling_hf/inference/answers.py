@@ -1,4 +1,4 @@
-"""What a model says of a picture, and the files and tables that tell it."""
+"""What a model says of an image, and the files and tables that tell it."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ class Plant(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The species of one picture, or the plants of a photograph; or why there are none."""
+    """The species of one image, or the plants of a photograph; or why there are none."""
 
     file: str
     species: Species
@@ -44,7 +44,7 @@ class AnswerWriter:
 
     Args:
         stream: Where to; `open_text` opens a file.
-        output_format: `csv`: file, species, probability, a row for each species named; `jsonl`: an object a picture;
+        output_format: `csv`: file, species, probability, a row for each species named; `jsonl`: an object an image;
             `kaggle`: bare file names and species.
         threshold: Adds whether the model is sure: the most probable species has at least this probability.
         tiles: Writes each plant of a photograph for itself, with its number and its box behind the file.
@@ -65,7 +65,7 @@ class AnswerWriter:
             self.csv.writerow(["file", *place, "species", "probability", *sure])
 
     def write(self, answer: Answer) -> None:
-        """Writes what is known of a picture; one that could not be read, or that shows no plant, has no row."""
+        """Writes what is known of an image; one that could not be read, or that shows no plant, has no row."""
         if answer.reason is not None:
             return
         if not self.tiles:

@@ -26,11 +26,11 @@ class ClassifierArguments(ArgumentGroup):
 class InferenceArguments(ClassifierArguments):
     _argument_group_name = "Inference"
 
-    per_device_eval_batch_size: int = option(64, "pictures a batch on each process")
-    dataloader_num_workers: int = option(0, "processes that load pictures, for each process")
+    per_device_eval_batch_size: int = option(64, "images a batch on each process")
+    dataloader_num_workers: int = option(0, "processes that load images, for each process")
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
     no_merge: bool = option(False, "keep small kernels and BatchNorms apart: slower, same answers")
-    skip_bad_pictures: bool = option(False, "leave out pictures that cannot be decoded instead of refusing them")
+    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Pooled features of pictures in a Parquet file, for search and for finding near-duplicates, in constant memory."""
+"""Pooled features of images in a Parquet file, for search and for finding near-duplicates, in constant memory."""
 
 import hashlib
 import heapq
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.pictures import find_bad_pictures, list_images
+from seedling_hf.data.images import find_bad_images, list_images
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing, temporary_path
@@ -29,18 +29,18 @@ METADATA_KEY = b"seedling_hf"
 ROWS_OF_A_PART = 4096
 
 
-class PictureStream(IterableDataset):
-    """Batches of pictures as they are found in folders, none of them held: for a `DataLoader` of `batch_size=None`.
+class ImageStream(IterableDataset):
+    """Batches of images as they are found in folders, none of them held: for a `DataLoader` of `batch_size=None`.
 
     Each worker walks the folders and takes its share of the batches, in an order that does not depend on their number.
 
     Yields:
-        Files, their `pixel_values` (N, 3, H, W) or None, and the bad pictures of the batch with their reasons.
+        Files, their `pixel_values` (N, 3, H, W) or None, and the bad images of the batch with their reasons.
 
     Args:
-        paths: Pictures, and folders that are searched for pictures.
-        image_processor: What the pictures go through.
-        batch_size: Pictures in a batch, the bad ones among them.
+        paths: Images, and folders that are searched for images.
+        image_processor: What the images go through.
+        batch_size: Images in a batch, the bad ones among them.
     """
 
     def __init__(self, paths: Sequence[str], image_processor: BaseImageProcessor, batch_size: int) -> None:
@@ -61,17 +61,17 @@ class PictureStream(IterableDataset):
             yield self._load(batch)
 
     def _load(self, batch: list[Path]) -> tuple[list[str], Tensor | None, list[tuple[str, str]]]:
-        files, pictures, bad = [], [], []
+        files, images, bad = [], [], []
         for file in batch:
             try:
-                pictures.append(self._open(file))
+                images.append(self._open(file))
                 files.append(str(file))
             except Exception:  # decoders of damaged files raise whatever they stumble over
-                reasons = list(find_bad_pictures([file]))
+                reasons = list(find_bad_images([file]))
                 if not reasons:
                     raise
                 bad.append((str(file), reasons[0][1]))
-        return files, torch.stack(pictures) if pictures else None, bad
+        return files, torch.stack(images) if images else None, bad
 
     def _open(self, file: Path) -> Tensor:
         with Image.open(file) as image:  # as `datasets` decodes it
@@ -89,7 +89,7 @@ def hash_weights(model: PreTrainedModel) -> str:
 
 @torch.inference_mode()
 def embed_batch(model: PreTrainedModel, pixel_values: Tensor, accelerator: Accelerator, *, normalize: bool) -> Tensor:
-    """The pooled features (N, C) of pictures in float32 on the CPU, of length 1 if `normalize`.
+    """The pooled features (N, C) of images in float32 on the CPU, of length 1 if `normalize`.
 
     Raises:
         InputError: for a model that has no pooled features.
@@ -125,32 +125,32 @@ def write_embeddings(
     batch_size: int,
     num_workers: int = 0,
     normalize: bool = False,
-    skip_bad_pictures: bool = False,
+    skip_bad_images: bool = False,
 ) -> tuple[int, list[tuple[str, str]]]:
-    """Writes the features of pictures as Parquet for `datasets`, batch by batch, whole or not at all.
+    """Writes the features of images as Parquet for `datasets`, batch by batch, whole or not at all.
 
-    Columns: `file`; `label`, if the pictures are in class folders; `embedding`, a list of float32 of fixed length.
+    Columns: `file`; `label`, if the images are in class folders; `embedding`, a list of float32 of fixed length.
 
     Args:
         model: Classifier on the accelerator's device, in evaluation mode.
-        image_processor: What the pictures go through.
-        paths: Pictures, and folders that are searched for pictures.
+        image_processor: What the images go through.
+        paths: Images, and folders that are searched for images.
         embeddings_file: The Parquet file.
         accelerator: Says precision and device.
         weights_hash: Of `hash_weights`; kept in the file, so that it is searched with the same model only.
-        batch_size: Pictures in a batch.
-        num_workers: Processes that load pictures.
+        batch_size: Images in a batch.
+        num_workers: Processes that load images.
         normalize: Give every embedding the length 1.
-        skip_bad_pictures: Leave out what cannot be decoded.
+        skip_bad_images: Leave out what cannot be decoded.
 
     Returns:
-        How many pictures were written, and those left out, with reasons.
+        How many images were written, and those left out, with reasons.
 
     Raises:
-        InputError: for a picture that cannot be decoded, unless it may be left out, or where there are none.
+        InputError: for an image that cannot be decoded, unless it may be left out, or where there are none.
     """
     class_names = find_class_names(paths)
-    stream = PictureStream(paths, image_processor, batch_size)
+    stream = ImageStream(paths, image_processor, batch_size)
     loader = DataLoader(stream, batch_size=None, num_workers=num_workers)
     written, left_out, path = 0, [], Path(embeddings_file)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,10 +158,10 @@ def write_embeddings(
         with replacing(path) as temporary, ExitStack() as stack:
             writer = None
             for files, pixel_values, bad in loader:
-                if bad and not skip_bad_pictures:
+                if bad and not skip_bad_images:
                     raise InputError(
-                        f"expected pictures that can be decoded, found {bad[0][0]} ({bad[0][1]}); remove it, or leave "
-                        "out such pictures by --skip_bad_pictures"
+                        f"expected images that can be decoded, found {bad[0][0]} ({bad[0][1]}); remove it, or leave "
+                        "out such images by --skip_bad_images"
                     )
                 left_out += bad
                 if not files:
@@ -173,24 +173,24 @@ def write_embeddings(
                 writer.write(_table(files, embeddings.numpy(), paths[0], class_names, schema))
                 written += len(files)
             if writer is None:
-                raise InputError(f"expected pictures that can be decoded in {', '.join(paths)}, found none")
+                raise InputError(f"expected images that can be decoded in {', '.join(paths)}, found none")
     except BaseException:
         temporary_path(path).unlink(missing_ok=True)
         raise
     return written, left_out
 
 
-def embed_picture(
+def embed_image(
     model: PreTrainedModel, image_processor: BaseImageProcessor, file: str, accelerator: Accelerator
 ) -> np.ndarray:
-    """The pooled features (C,) of one picture.
+    """The pooled features (C,) of one image.
 
     Raises:
         InputError: if it cannot be decoded.
     """
-    _, pixel_values, bad = next(iter(PictureStream([file], image_processor, 1)))
+    _, pixel_values, bad = next(iter(ImageStream([file], image_processor, 1)))
     if bad:
-        raise InputError(f"expected a picture that can be decoded, found {file} ({bad[0][1]})")
+        raise InputError(f"expected an image that can be decoded, found {file} ({bad[0][1]})")
     return embed_batch(model, pixel_values, accelerator, normalize=False)[0].numpy()
 
 
@@ -217,7 +217,7 @@ def check_embeddings(embeddings_file: str | os.PathLike, weights_hash: str | Non
 
 
 def find_nearest(embeddings_file: str | os.PathLike, query: np.ndarray, top_k: int) -> list[dict[str, Any]]:
-    """The pictures whose embeddings are most like `query` (C,), by cosine similarity, the most alike first.
+    """The images whose embeddings are most like `query` (C,), by cosine similarity, the most alike first.
 
     The file is read part by part. Equal similarities stay in the file's order.
 
@@ -294,7 +294,7 @@ def _schema(class_names: Sequence[str], length: int, weights_hash: str, normaliz
 def _table(
     files: Sequence[str], embeddings: np.ndarray, root: str, class_names: Sequence[str], schema: pa.Schema
 ) -> pa.Table:
-    """Rows of a batch; a picture beside the class folders has no label."""
+    """Rows of a batch; an image beside the class folders has no label."""
     folders = {Path(root, name): number for number, name in enumerate(class_names)}
     flat = pa.array(embeddings.reshape(-1))
     columns = {

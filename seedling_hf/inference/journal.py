@@ -1,9 +1,9 @@
-"""A long list of pictures and the answers that there are so far, on the disk: a killed run goes on, memory is constant.
+"""A long list of images and the answers that there are so far, on the disk: a killed run goes on, memory is constant.
 
-    answers.csv.partial/pictures.jsonl        the pictures in their order, a JSON string a line
+    answers.csv.partial/images.jsonl        the images in their order, a JSON string a line
     answers.csv.partial/offsets.bin           where each batch begins in it, int64
     answers.csv.partial/run.json              what makes the answers what they are; written last
-    answers.csv.partial/answers-00000.jsonl   the answers of process 0, a line a picture, appended batch by batch
+    answers.csv.partial/answers-00000.jsonl   the answers of process 0, a line an image, appended batch by batch
 
 The list is made once and a process answers one stretch of it in its order, so the number of whole lines says where to
 go on, and the answers one process after another are in the order of the list.
@@ -31,20 +31,20 @@ except ImportError:  # Windows has none, and there nothing keeps a second run ou
 
 
 class Journal(Sequence):
-    """The batches of a list of pictures, as lists of files, and the answers to them.
+    """The batches of a list of images, as lists of files, and the answers to them.
 
     Args:
         folder: One that `prepare` has made.
 
     Attributes:
-        num_pictures: Length of the list.
-        checked: Whether every picture has been decoded before the work began.
+        num_images: Length of the list.
+        checked: Whether every image has been decoded before the work began.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        self.num_pictures, self.num_parts, self.checked = run["num_pictures"], run["num_parts"], run["checked"]
+        self.num_images, self.num_parts, self.checked = run["num_images"], run["num_parts"], run["checked"]
         self.batch_size = run["batch_size"]
         self.offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
 
@@ -54,7 +54,7 @@ class Journal(Sequence):
     def __getitem__(self, number: int) -> list[str]:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        with open(self.folder / "pictures.jsonl", "rb") as stream:
+        with open(self.folder / "images.jsonl", "rb") as stream:
             stream.seek(self.offsets[number])
             lines = (stream.readline() for _ in range(self.batch_size))
             return [json.loads(line) for line in lines if line]
@@ -64,9 +64,9 @@ class Journal(Sequence):
         return range(part * len(self) // self.num_parts, (part + 1) * len(self) // self.num_parts)
 
     def size(self, batches: range) -> int:
-        """Pictures in consecutive batches."""
+        """Images in consecutive batches."""
         last_is_short = bool(batches) and batches[-1] == len(self) - 1
-        return len(batches) * self.batch_size - (-self.num_pictures % self.batch_size if last_is_short else 0)
+        return len(batches) * self.batch_size - (-self.num_images % self.batch_size if last_is_short else 0)
 
     def mark_checked(self) -> None:
         run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ class Journal(Sequence):
         """All answers in the order of the list.
 
         Raises:
-            RuntimeError: if they are not one for each picture.
+            RuntimeError: if they are not one for each image.
         """
         count = 0
         for part in range(self.num_parts):
@@ -84,8 +84,8 @@ class Journal(Sequence):
                 for line in stream:
                     count += 1
                     yield _read_answer(line)
-        if count != self.num_pictures:
-            raise RuntimeError(f"expected an answer for each of {self.num_pictures} pictures, found {count}")
+        if count != self.num_images:
+            raise RuntimeError(f"expected an answer for each of {self.num_images} images, found {count}")
 
 
 class Part:
@@ -149,15 +149,15 @@ class Claim:
 
 
 def prepare(
-    folder: Path, pictures: Iterable[str], *, identity: dict[str, Any], batch_size: int, num_parts: int
+    folder: Path, images: Iterable[str], *, identity: dict[str, Any], batch_size: int, num_parts: int
 ) -> Journal:
     """Makes a journal, or finds the one of a run that stopped.
 
     Args:
         folder: Where it is, or will be.
-        pictures: Files in an order; not looked at where there is a journal.
+        images: Files in an order; not looked at where there is a journal.
         identity: All that the answers depend on.
-        batch_size: Pictures in a batch.
+        batch_size: Images in a batch.
         num_parts: Processes.
 
     Raises:
@@ -170,15 +170,15 @@ def prepare(
     discard(folder)
     folder.mkdir(parents=True, exist_ok=True)
     count = position = 0
-    with open(folder / "pictures.jsonl", "wb") as names, open(folder / "offsets.bin", "wb") as offsets:
-        for count, picture in enumerate(pictures, 1):
+    with open(folder / "images.jsonl", "wb") as names, open(folder / "offsets.bin", "wb") as offsets:
+        for count, image in enumerate(images, 1):
             if count % batch_size == 1 % batch_size:
                 offsets.write(np.int64(position).tobytes())
-            position += names.write(json.dumps(picture).encode() + b"\n")
+            position += names.write(json.dumps(image).encode() + b"\n")
     if count == 0:
         discard(folder)
-        raise InputError("expected pictures, found none; name another folder")
-    write_text(folder / "run.json", json.dumps(run | {"num_pictures": count, "checked": False}, indent=2) + "\n")
+        raise InputError("expected images, found none; name another folder")
+    write_text(folder / "run.json", json.dumps(run | {"num_images": count, "checked": False}, indent=2) + "\n")
     return Journal(folder)
 
 

@@ -11,12 +11,12 @@ from typing import Any, Self
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Answer
 
-# A picture is looked at once nobody has written to it for so long.
+# An image is looked at once nobody has written to it for so long.
 SETTLED_S = 2.0
 
 
 class Ledger:
-    """The pictures that are answered, and the length of the output file with these answers.
+    """The images that are answered, and the length of the output file with these answers.
 
     The answers to a batch are written first and entered here afterwards, together with the length of the file: what a
     kill leaves between the two is cut off the file, and made again.
@@ -32,7 +32,7 @@ class Ledger:
     def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
         self.database = sqlite3.connect(path)
         self.database.executescript(
-            "CREATE TABLE IF NOT EXISTS pictures (file BLOB PRIMARY KEY, stamp TEXT, reason TEXT) WITHOUT ROWID;"
+            "CREATE TABLE IF NOT EXISTS images (file BLOB PRIMARY KEY, stamp TEXT, reason TEXT) WITHOUT ROWID;"
             "CREATE TABLE IF NOT EXISTS run (identity TEXT, length INTEGER);"
         )
         if (row := self.database.execute("SELECT identity FROM run").fetchone()) is None:
@@ -53,12 +53,12 @@ class Ledger:
 
     @property
     def count(self) -> int:
-        """Pictures that have an answer."""
-        return self.database.execute("SELECT count(*) FROM pictures WHERE reason IS NULL").fetchone()[0]
+        """Images that have an answer."""
+        return self.database.execute("SELECT count(*) FROM images WHERE reason IS NULL").fetchone()[0]
 
     def bad(self) -> Iterator[Answer]:
-        """The pictures that could not be read, by name."""
-        rows = self.database.execute("SELECT file, reason FROM pictures WHERE reason IS NOT NULL ORDER BY file")
+        """The images that could not be read, by name."""
+        rows = self.database.execute("SELECT file, reason FROM images WHERE reason IS NOT NULL ORDER BY file")
         return (Answer(os.fsdecode(file), [], reason) for file, reason in rows)
 
     def new(self, files: Iterable[str | Path]) -> Iterator[str]:
@@ -68,7 +68,7 @@ class Ledger:
                 stamp, settled = _stamp(file)
             except OSError:  # gone while the folder was read
                 continue
-            query = "SELECT stamp, reason FROM pictures WHERE file = ?"
+            query = "SELECT stamp, reason FROM images WHERE file = ?"
             row = self.database.execute(query, (os.fsencode(file),)).fetchone()
             if settled and (row is None or (row[1] is not None and row[0] != stamp)):
                 yield str(file)
@@ -82,7 +82,7 @@ class Ledger:
                 except OSError:
                     stamp = ""
                 row = (os.fsencode(answer.file), stamp, answer.reason)
-                self.database.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?)", row)
+                self.database.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", row)
             self.database.execute("UPDATE run SET length = ?", (length,))
 
     def __enter__(self) -> Self:

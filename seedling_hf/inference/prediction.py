@@ -1,4 +1,4 @@
-"""A model and pictures in, logits out: each picture once, in order, on any number of processes."""
+"""A model and images in, logits out: each image once, in order, on any number of processes."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
-from seedling_hf.data.pictures import read_picture
+from seedling_hf.data.images import read_image
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Answer, Species
@@ -126,14 +126,14 @@ def build_dataloader(
     batch_size: int,
     num_workers: int,
 ) -> DataLoader:
-    """Batches of a data set's pictures as the image processor gives them, dealt to the processes.
+    """Batches of a data set's images as the image processor gives them, dealt to the processes.
 
     Args:
         dataset: Columns `image` and `index`.
-        image_processor: What the pictures go through.
+        image_processor: What the images go through.
         accelerator: Deals the batches to the processes.
-        batch_size: Pictures in a batch of one process.
-        num_workers: Processes that load pictures, for each process.
+        batch_size: Images in a batch of one process.
+        num_workers: Processes that load images, for each process.
     """
     dataloader = DataLoader(
         dataset.with_transform(InferenceTransform(image_processor)),
@@ -162,9 +162,7 @@ def predict_batches(
     was_training = model.training
     model.eval()
     on_terminal, total, done = sys.stderr.isatty(), len(dataloader.dataset), 0
-    bar = tqdm(
-        total=total, unit="picture", leave=False, disable=not (on_terminal and accelerator.is_local_main_process)
-    )
+    bar = tqdm(total=total, unit="image", leave=False, disable=not (on_terminal and accelerator.is_local_main_process))
     line_due = time.monotonic() + SECONDS_BETWEEN_LINES
     try:
         for batch in dataloader:
@@ -176,7 +174,7 @@ def predict_batches(
             bar.update(len(index))
             if not on_terminal and accelerator.is_main_process and time.monotonic() > line_due:
                 line_due = time.monotonic() + SECONDS_BETWEEN_LINES
-                print(f"{done:,} of {total:,} pictures", file=sys.stderr, flush=True)
+                print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)
             yield logits.cpu(), index.cpu()
     finally:
         bar.close()
@@ -199,7 +197,7 @@ def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Acceler
     """
     batches = list(predict_batches(model, dataloader, accelerator))
     if not batches:
-        raise RuntimeError("expected at least one batch of pictures, found none")
+        raise RuntimeError("expected at least one batch of images, found none")
     logits, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
     expected, different = len(dataloader.dataset), len(index.unique())
     if not expected == len(index) == different:
@@ -214,7 +212,7 @@ def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Acceler
 class EightSymmetries(torch.nn.Module):
     """Test-time augmentation: the mean of the probabilities over the eight symmetries of the square.
 
-    Pictures from above have no right way up, so each turn and each reflection is a picture as good as the first.
+    Images from above have no right way up, so each turn and each reflection is an image as good as the first.
 
     Args:
         model: Gives `logits` for `pixel_values`.
@@ -226,20 +224,18 @@ class EightSymmetries(torch.nn.Module):
         self.train(model.training)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """Logits (N, C), the logarithms of the mean probabilities, of square pictures (N, 3, S, S).
+        """Logits (N, C), the logarithms of the mean probabilities, of square images (N, 3, S, S).
 
         Raises:
-            InputError: for pictures that are not square.
+            InputError: for images that are not square.
         """
         if pixel_values.shape[-1] != pixel_values.shape[-2]:
             raise InputError(
-                "expected square pictures for test-time augmentation, found "
+                "expected square images for test-time augmentation, found "
                 f"{pixel_values.shape[-1]}×{pixel_values.shape[-2]} pixels; leave it out"
             )
         turned = (
-            picture.rot90(quarter, (-2, -1))
-            for picture in (pixel_values, pixel_values.flip(-1))
-            for quarter in range(4)
+            image.rot90(quarter, (-2, -1)) for image in (pixel_values, pixel_values.flip(-1)) for quarter in range(4)
         )
         probabilities = [self.model(pixel_values=p.contiguous()).logits.double().softmax(-1) for p in turned]
         return ImageClassifierOutput(logits=torch.stack(probabilities).mean(0).log())
@@ -254,40 +250,40 @@ def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> 
     ]
 
 
-class PictureLoader:
-    """Reads and prepares the pictures of a batch; one that cannot be used is a reason, and never an error.
+class ImageLoader:
+    """Reads and prepares the images of a batch; one that cannot be used is a reason, and never an error.
 
     Args:
-        image_processor: What the pictures go through.
+        image_processor: What the images go through.
     """
 
     def __init__(self, image_processor: BaseImageProcessor) -> None:
         self.transform = build_eval_transform(image_processor)
 
     def __call__(self, file: str) -> Tensor | str:
-        """`pixel_values` (C, H, W) of one picture, or the reason why there are none."""
+        """`pixel_values` (C, H, W) of one image, or the reason why there are none."""
         try:
-            return self.prepare(to_rgb(read_picture(Path(file))))
+            return self.prepare(to_rgb(read_image(Path(file))))
         except InputError as error:
             return str(error)
-        except Exception as error:  # a picture in a million must not cost the answers to the others
+        except Exception as error:  # an image in a million must not cost the answers to the others
             return str(error) or type(error).__name__
 
-    def prepare(self, picture: Image.Image) -> Tensor:
-        """`pixel_values` (C, H, W) of a picture in RGB."""
-        return self.transform(picture)
+    def prepare(self, image: Image.Image) -> Tensor:
+        """`pixel_values` (C, H, W) of an image in RGB."""
+        return self.transform(image)
 
-    def collate(self, files: Sequence[str], pictures: Sequence[Tensor | str]) -> dict[str, Any]:
+    def collate(self, files: Sequence[str], images: Sequence[Tensor | str]) -> dict[str, Any]:
         """`pixel_values` (N, C, H, W) of the usable ones (None if N = 0), and of all `file` and `reason`."""
-        usable = [picture for picture in pictures if not isinstance(picture, str)]
+        usable = [image for image in images if not isinstance(image, str)]
         return {
             "pixel_values": torch.stack(usable) if usable else None,
             "file": list(files),
-            "reason": [picture if isinstance(picture, str) else None for picture in pictures],
+            "reason": [image if isinstance(image, str) else None for image in images],
         }
 
 
-class PictureBatches(TorchDataset):
+class ImageBatches(TorchDataset):
     """Whole batches by their numbers, from lists of files that are read when they are needed.
 
     Args:
@@ -295,7 +291,7 @@ class PictureBatches(TorchDataset):
         load: Reads and prepares them.
     """
 
-    def __init__(self, batches: Sequence[Sequence[str]], load: PictureLoader) -> None:
+    def __init__(self, batches: Sequence[Sequence[str]], load: ImageLoader) -> None:
         self.batches, self.load = batches, load
 
     def __len__(self) -> int:
@@ -306,11 +302,11 @@ class PictureBatches(TorchDataset):
         return self.load.collate(files, [self.load(file) for file in files])
 
 
-def build_picture_dataloader(
-    batches: Sequence[Sequence[str]], numbers: range, load: PictureLoader, *, num_workers: int
+def build_image_dataloader(
+    batches: Sequence[Sequence[str]], numbers: range, load: ImageLoader, *, num_workers: int
 ) -> DataLoader:
     """The batches `numbers`, in that order, from `num_workers` processes beside this one (0: from this one)."""
-    return DataLoader(PictureBatches(batches, load), sampler=numbers, batch_size=None, num_workers=num_workers)
+    return DataLoader(ImageBatches(batches, load), sampler=numbers, batch_size=None, num_workers=num_workers)
 
 
 def name_batch(
@@ -322,8 +318,8 @@ def name_batch(
     return rank_species(logits.cpu(), class_names, top_k)
 
 
-def name_pictures(name: Callable[[Tensor], list[Species]], batch: dict[str, Any]) -> list[Answer]:
-    """The answers to a batch of `PictureLoader`, one a file, by `name_batch` with all but its last argument."""
+def name_images(name: Callable[[Tensor], list[Species]], batch: dict[str, Any]) -> list[Answer]:
+    """The answers to a batch of `ImageLoader`, one a file, by `name_batch` with all but its last argument."""
     ranked = iter(() if batch["pixel_values"] is None else name(batch["pixel_values"]))
     return [
         Answer(file, next(ranked) if reason is None else [], reason)

@@ -131,7 +131,7 @@ def _longer_side(region: tuple[slice, slice]) -> int:
 
 
 def _square(box: Sequence[int], size: tuple[int, int], margin: float) -> Box:
-    """The smallest square around a box with its margin, moved into a picture of `size` (width, height)."""
+    """The smallest square around a box with its margin, moved into an image of `size` (width, height)."""
     left, top, right, bottom = box
     side = round((1 + 2 * margin) * max(right - left, bottom - top))
     found = []

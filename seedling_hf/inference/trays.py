@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from seedling_hf.data.pictures import IMAGE_SUFFIXES
+from seedling_hf.data.images import IMAGE_SUFFIXES
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import NOT_SURE, Answer, Plant, Species, certainty
-from seedling_hf.inference.prediction import PictureLoader
+from seedling_hf.inference.prediction import ImageLoader
 from seedling_hf.inference.tiles import Box, draw_boxes, find_plants
 
 
@@ -23,7 +23,7 @@ class Tray(NamedTuple):
     boxes: list[Box]
 
 
-class TrayLoader(PictureLoader):
+class TrayLoader(ImageLoader):
     """Reads photographs and finds their plants; one that cannot be used is a reason, and never an error.
 
     Args:
@@ -35,8 +35,8 @@ class TrayLoader(PictureLoader):
         super().__init__(image_processor)
         self.min_side = min_side
 
-    def prepare(self, picture: Image.Image) -> Tray:
-        return Tray(picture, find_plants(picture, min_side=self.min_side))
+    def prepare(self, image: Image.Image) -> Tray:
+        return Tray(image, find_plants(image, min_side=self.min_side))
 
     def collate(self, files: Sequence[str], trays: Sequence[Tray | str]) -> dict[str, Any]:
         """Of all photographs `file`, `tray` (None where it cannot be used) and `reason`."""
@@ -84,7 +84,7 @@ def draw_answer(tray: Tray, answer: Answer, threshold: float | None = None) -> I
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Writes a picture, whole or not at all, in the format of its suffix; as JPEG where that is no picture's."""
+    """Writes an image, whole or not at all, in the format of its suffix; as JPEG where that is no image's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower()
     with replacing(path) as temporary:

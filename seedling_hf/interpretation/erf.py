@@ -1,7 +1,7 @@
 """The effective receptive field: from how far around its centre the last feature map of a network takes its values.
 
 The method is that of RepLKNet (arXiv 2203.06717, section 5 and appendix; the authors' `erf/visualize_erf.py` and
-`erf/analyze_erf.py`): the gradient of the centre of the last feature map with respect to the pictures.
+`erf/analyze_erf.py`): the gradient of the centre of the last feature map with respect to the images.
 """
 
 import os
@@ -24,15 +24,15 @@ THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
 
 def contribution_scores(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """How much each pixel contributes to the centre of the last feature map, summed over pictures and channels.
+    """How much each pixel contributes to the centre of the last feature map, summed over images and channels.
 
     The centre (row h // 2, column w // 2) goes through a ReLU and is summed over the channels; of its gradient with
-    respect to the pictures the positive part is summed. The map is taken before a last normalisation, as the authors
+    respect to the images the positive part is summed. The map is taken before a last normalisation, as the authors
     do.
 
     Args:
         model: In evaluation mode; see `feature_map`.
-        pixel_values: (N, C, H, W) normalised pictures.
+        pixel_values: (N, C, H, W) normalised images.
 
     Returns:
         (H, W) in float64.
@@ -50,17 +50,17 @@ def contribution_scores(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def measure_erf(model: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
-    """The mean of `contribution_scores` over pictures, in evaluation mode.
+    """The mean of `contribution_scores` over images, in evaluation mode.
 
     Args:
         model: See `feature_map`; it is left in the mode that it was in.
-        batches: Normalised pictures (N, C, H, W) of one size, on the model's device.
+        batches: Normalised images (N, C, H, W) of one size, on the model's device.
 
     Returns:
         (H, W) in float64, not negative.
 
     Raises:
-        InputError: if the model gives no feature map, its gradient is infinite or NaN, or none reaches the pictures.
+        InputError: if the model gives no feature map, its gradient is infinite or NaN, or none reaches the images.
     """
     was_training = model.training
     model.eval()
@@ -73,12 +73,12 @@ def measure_erf(model: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
     finally:
         model.train(was_training)
     if total is None:
-        raise InputError("expected at least one picture, found none")
+        raise InputError("expected at least one image, found none")
     scores = (total / count).cpu().numpy()
     if not np.isfinite(scores).all():
         raise InputError("expected a finite gradient, found infinite or NaN: the model's weights have run away")
     if not scores.any():
-        raise InputError("expected a gradient that reaches the pictures, found 0 everywhere: the centre is cut off")
+        raise InputError("expected a gradient that reaches the images, found 0 everywhere: the centre is cut off")
     return scores
 
 
@@ -98,7 +98,7 @@ def smallest_square(scores: np.ndarray, threshold: float) -> tuple[int, float]:
         threshold: Share, from 0 to below 1.
 
     Returns:
-        Its side in pixels, odd, and the share of the area that it covers; the whole picture where nothing smaller does.
+        Its side in pixels, odd, and the share of the area that it covers; the whole image where nothing smaller does.
     """
     height, width = scores.shape
     total = scores.sum()
@@ -133,13 +133,13 @@ def area_ratios(scores: np.ndarray) -> list[dict[str, Any]]:
     return rows
 
 
-def load_pictures(
+def load_images(
     files: Iterable[str | os.PathLike], image_processor: BaseImageProcessor, image_size: int
 ) -> Iterator[Tensor]:
-    """Pictures, squeezed into squares (bicubic, as the authors do) and normalised as the model's are.
+    """Images, squeezed into squares (bicubic, as the authors do) and normalised as the model's are.
 
     Args:
-        files: Pictures that can be decoded.
+        files: Images that can be decoded.
         image_processor: Gives mean and standard deviation.
         image_size: Side in pixels.
 
@@ -187,7 +187,7 @@ def build_untrained(name: str, seed: int = 0) -> tuple[PreTrainedModel, BaseImag
 
 @torch.no_grad()
 def settle_batch_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Gives the BatchNorms of an untrained model the statistics of pictures, as the first steps of training would.
+    """Gives the BatchNorms of an untrained model the statistics of images, as the first steps of training would.
 
     Without them the values of a deep random network vanish layer after layer, and the logarithm of `scale_scores` is
     that of a number next to 0.

@@ -15,7 +15,7 @@ def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
         model: An image model of transformers whose `last_hidden_state` is a map (RepLKNet, ResNet, ConvNeXt,
             EfficientNet, MobileNet and the like), with or without a head, or such a network of timm in transformers'
             wrapper.
-        pixel_values: (N, C, H, W) pictures.
+        pixel_values: (N, C, H, W) images.
 
     Returns:
         (N, channels, h, w).
@@ -44,7 +44,7 @@ def map_layer(model: nn.Module, pixel_values: Tensor, stage: int | None = None) 
 
     Args:
         model: As for `feature_map`.
-        pixel_values: (N, C, H, W) pictures, of which the first is run through the model.
+        pixel_values: (N, C, H, W) images, of which the first is run through the model.
         stage: Which resolution: -1 the last and coarsest, -2 the one before, usually twice as fine; None for the last
             of `SMALLEST_MAP` pixels a side or more.
 
@@ -73,15 +73,15 @@ def map_layer(model: nn.Module, pixel_values: Tensor, stage: int | None = None) 
         raise InputError(f"expected a stage from -1 to -{len(sizes)}, found {stage}")
     if sizes[stage] == (1, 1):
         raise InputError(
-            f"expected pictures whose feature map has more than one pixel, found {tuple(pixel_values.shape[-2:])}; "
-            "give larger pictures, or the stage before"
+            f"expected images whose feature map has more than one pixel, found {tuple(pixel_values.shape[-2:])}; "
+            "give larger images, or the stage before"
         )
     return layers[sizes[stage]]
 
 
-def _is_map(shape: tuple[int, ...], pictures: tuple[int, ...]) -> bool:
-    """Whether `shape` is (N, channels, h, w) of pictures (N, C, H, W): the aspect ratio tells it from channels last."""
-    if len(shape) != 4 or shape[0] != pictures[0]:
+def _is_map(shape: tuple[int, ...], images: tuple[int, ...]) -> bool:
+    """Whether `shape` is (N, channels, h, w) of images (N, C, H, W): the aspect ratio tells it from channels last."""
+    if len(shape) != 4 or shape[0] != images[0]:
         return False
-    (height, width), (map_height, map_width) = pictures[-2:], shape[-2:]
+    (height, width), (map_height, map_width) = images[-2:], shape[-2:]
     return abs(map_height * width - map_width * height) <= max(height, width)

@@ -1,4 +1,4 @@
-"""Where a classifier looks: Grad-CAM (Selvaraju et al., arXiv 1610.02391) by captum, laid over the picture."""
+"""Where a classifier looks: Grad-CAM (Selvaraju et al., arXiv 1610.02391) by captum, laid over the image."""
 
 from collections.abc import Callable, Sequence
 
@@ -31,21 +31,21 @@ def check_captum() -> None:
 def explain(
     model: PreTrainedModel, image_processor: BaseImageProcessor
 ) -> Callable[[Sequence[Image.Image], Sequence[str]], list[Image.Image]]:
-    """What makes of pictures and the classes that were answered as many overlays of what spoke for those answers.
+    """What makes of images and the classes that were answered as many overlays of what spoke for those answers.
 
     Args:
         model: A classifier.
         image_processor: The model's.
     """
 
-    def overlays(pictures: Sequence[Image.Image], answers: Sequence[str]) -> list[Image.Image]:
-        pixel_values = image_processor(list(pictures), return_tensors="pt")["pixel_values"].to(model.device)
+    def overlays(images: Sequence[Image.Image], answers: Sequence[str]) -> list[Image.Image]:
+        pixel_values = image_processor(list(images), return_tensors="pt")["pixel_values"].to(model.device)
         number_of = {name: number for number, name in model.config.id2label.items()}
         targets = torch.tensor([number_of[answer] for answer in answers])
         maps = saliency_maps(model, pixel_values, targets)
         return [
-            overlay(crop_to_view(picture, image_processor), saliency)
-            for picture, saliency in zip(pictures, maps, strict=True)
+            overlay(crop_to_view(image, image_processor), saliency)
+            for image, saliency in zip(images, maps, strict=True)
         ]
 
     return overlays
@@ -58,10 +58,10 @@ def saliency_maps(
 
     Args:
         model: A classifier with a feature map (see `feature_map`), which is left in the mode that it was in.
-        pixel_values: (N, C, H, W) pictures as the model's image processor gives them, on the model's device.
+        pixel_values: (N, C, H, W) images as the model's image processor gives them, on the model's device.
         targets: (N,) classes to explain; the answers of the model if None.
         stage: Whose maps: -1 the last, as the paper does; -2 the one before, usually twice as fine and less sure; None
-            for the last of 4×4 pixels or more, since a small picture's last map may be of 2×2.
+            for the last of 4×4 pixels or more, since a small image's last map may be of 2×2.
 
     Returns:
         (N, H, W) in float32, each scaled to a largest value of 1; 0 where nothing speaks for the class.
@@ -81,7 +81,7 @@ def saliency_maps(
                 with torch.no_grad():
                     targets = model(pixel_values=pixel_values).logits.argmax(-1)
             layer = map_layer(model, pixel_values, stage)
-            gradcam = LayerGradCam(lambda pictures: model(pixel_values=pictures).logits, layer)
+            gradcam = LayerGradCam(lambda images: model(pixel_values=images).logits, layer)
             maps = gradcam.attribute(pixel_values, target=targets.to(pixel_values.device), relu_attributions=True)
     finally:
         model.train(was_training)
@@ -92,40 +92,40 @@ def saliency_maps(
     return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0).cpu().numpy()
 
 
-def overlay(picture: Image.Image, saliency: np.ndarray, strength: float = 0.6) -> Image.Image:
-    """A picture with a saliency map over it: the colder a place, the more of the picture is seen.
+def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.6) -> Image.Image:
+    """An image with a saliency map over it: the colder a place, the more of the image is seen.
 
     Args:
-        picture: What the map belongs to; of any size.
+        image: What the map belongs to; of any size.
         saliency: (h, w) from 0 to 1.
         strength: Opacity where the map is 1.
 
     Returns:
-        RGB of the picture's size.
+        RGB of the image's size.
     """
     from matplotlib import colormaps
 
-    picture = picture.convert("RGB")
+    image = image.convert("RGB")
     heat = Image.fromarray(np.ascontiguousarray(saliency, dtype=np.float32)).resize(
-        picture.size, Image.Resampling.BILINEAR
+        image.size, Image.Resampling.BILINEAR
     )
     heat = np.asarray(heat).clip(0, 1)
     colors = 255 * colormaps[SALIENCY_COLORS](heat)[..., :3]
     opacity = strength * heat[..., None]
-    return Image.fromarray(((1 - opacity) * np.asarray(picture) + opacity * colors).round().astype(np.uint8))
+    return Image.fromarray(((1 - opacity) * np.asarray(image) + opacity * colors).round().astype(np.uint8))
 
 
-def crop_to_view(picture: Image.Image, image_processor: BaseImageProcessor) -> Image.Image:
-    """The part of a picture that the model sees, at the picture's own resolution.
+def crop_to_view(image: Image.Image, image_processor: BaseImageProcessor) -> Image.Image:
+    """The part of an image that the model sees, at the image's own resolution.
 
-    Found for any image processor that resizes, crops and normalises, by sending pictures through it whose colours say
+    Found for any image processor that resizes, crops and normalises, by sending images through it whose colours say
     where they are from.
 
     Args:
-        picture: In RGB.
+        image: In RGB.
         image_processor: The model's.
     """
-    width, height = picture.size
+    width, height = image.size
     ramps = [np.broadcast_to(np.linspace(0, 255, width)[None], (height, width)),
              np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))]  # fmt: skip
     black, white, across, down = (
@@ -135,7 +135,7 @@ def crop_to_view(picture: Image.Image, image_processor: BaseImageProcessor) -> I
     across, down = ((ramp - black) / (white - black) for ramp in (across, down))
     left, right = _ends(across.mean(0) * (width - 1) + 0.5)
     top, bottom = _ends(down.mean(1) * (height - 1) + 0.5)
-    return picture.crop((max(0, left), max(0, top), min(width, right), min(height, bottom)))
+    return image.crop((max(0, left), max(0, top), min(width, right), min(height, bottom)))
 
 
 def _process(values: np.ndarray, image_processor: BaseImageProcessor) -> np.ndarray:

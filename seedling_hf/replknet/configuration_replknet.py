@@ -33,7 +33,7 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
     """What a RepLKNet is made of; the defaults are RepLKNet-31B (arXiv 2203.06717, section 4.1).
 
     Args:
-        num_channels: Channels of the pictures.
+        num_channels: Channels of the images.
         kernel_sizes: Side of the large depthwise kernels of each stage, odd.
         depths: Layers of each stage; a layer is a large-kernel block and a feed-forward block.
         hidden_sizes: Channels of each stage.

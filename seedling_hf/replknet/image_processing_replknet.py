@@ -34,9 +34,9 @@ class RepLKNetImageProcessor(TorchvisionBackend):
 
     @classmethod
     def from_variant(cls, name: str, image_size: int = 224, **kwargs) -> "RepLKNetImageProcessor":
-        """The processor of a named RepLKNet for pictures of `image_size` pixels, with `kwargs` over its values.
+        """The processor of a named RepLKNet for images of `image_size` pixels, with `kwargs` over its values.
 
-        Below 384 pixels 7/8 of the shortest edge is kept, as in 256 to 224; from 384 pixels on the whole picture is
+        Below 384 pixels 7/8 of the shortest edge is kept, as in 256 to 224; from 384 pixels on the whole image is
         squeezed into the square, as the authors do. XL was trained with Inception's mean and std (0.5).
         """
         if name not in VARIANTS:

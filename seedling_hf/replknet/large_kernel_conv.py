@@ -14,8 +14,8 @@ Let g be the gradient of y:
     ∂x[n, c, j] = Σ_k w[c, k] g[n, c, j - k + p]                      the same convolution of g, its kernel flipped
     ∂w[c, k]    = Σ_n Σ_i g[n, c, i] x[n, c, i + k - p]               a convolution of x, and g is the kernel
 
-The second is large (a kernel of H·W, one for each picture) and ends in a small map (K × K). The sum over n comes for
-free: in a convolution of three dimensions, with the pictures as depth and no padding there, it is part of the sum. The
+The second is large (a kernel of H·W, one for each image) and ends in a small map (K × K). The sum over n comes for
+free: in a convolution of three dimensions, with the images as depth and no padding there, it is part of the sum. The
 larger the kernel, the more machine code oneDNN writes for it; so large maps are cut into bands of rows, and the bands'
 gradients are added.
 
@@ -174,25 +174,25 @@ def _direct_grad_weight(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     rows = math.ceil(height / math.ceil(height * width / MAX_TAPS))
     parts = []
     for n in range(len(x)):  # one after the other, since memory that was just used is faster than fresh memory
-        picture = F.pad(x[n : n + 1], (0, 0, up, up))
+        image = F.pad(x[n : n + 1], (0, 0, up, up))
         for first in range(0, height, rows):
-            band = picture[:, :, first : first + rows + 2 * up]
+            band = image[:, :, first : first + rows + 2 * up]
             parts.append(_correlation(band, grad[n : n + 1, :, first : first + rows], (0, left)))
     return sum(parts[1:], parts[0])
 
 
 def _correlation(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
-    """Σ_n Σ_i grad[n, c, i] x[n, c, i + k], with as many pictures in a convolution as MAX_TAPS allows."""
+    """Σ_n Σ_i grad[n, c, i] x[n, c, i + k], with as many images in a convolution as MAX_TAPS allows."""
     n, c, h, w = grad.shape
     depth = max(1, MAX_TAPS // (h * w))
     parts = []
     for first in range(0, n, depth):
         rows = x[first : first + depth].permute(0, 2, 3, 1).contiguous()  # (N, C, H, W) -> (N, H, W, C)
         # unsqueezed before it is permuted: oneDNN recognises channels_last by the strides, that of the one batch too
-        picture = rows.unsqueeze(0).permute(0, 4, 1, 2, 3)  # (1, C, N, H, W)
+        image = rows.unsqueeze(0).permute(0, 4, 1, 2, 3)  # (1, C, N, H, W)
         kernel = grad[first : first + depth].permute(0, 2, 3, 1).reshape(-1, c).t()  # (C, N H W)
         kernel = kernel.reshape(c, 1, -1, h, w)
-        parts.append(F.conv3d(picture, kernel, padding=(0, *padding), groups=c)[0])
+        parts.append(F.conv3d(image, kernel, padding=(0, *padding), groups=c)[0])
     return sum(parts[1:], parts[0]).contiguous()
 
 

@@ -87,7 +87,7 @@ class RepLKNetDropPath(nn.Module):
 
 
 class RepLKNetEmbeddings(nn.Module):
-    """The stem (section 4.1): (N, num_channels, H, W) pictures -> (N, hidden_sizes[0], H / 4, W / 4)."""
+    """The stem (section 4.1): (N, num_channels, H, W) images -> (N, hidden_sizes[0], H / 4, W / 4)."""
 
     def __init__(self, config: RepLKNetConfig) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class RepLKNetEmbeddings(nn.Module):
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"expected pixel_values of shape (N, {self.num_channels}, H, W), found {tuple(pixel_values.shape)}; "
-                "give pictures with as many channels as num_channels of the configuration"
+                "give images with as many channels as num_channels of the configuration"
             )
         hidden_states = pixel_values.contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
@@ -380,14 +380,14 @@ class RepLKNetModel(RepLKNetPreTrainedModel):
         """Computes features.
 
         Args:
-            pixel_values: Normalised pictures, (N, num_channels, H, W); sides of a multiple of 32 waste nothing.
+            pixel_values: Normalised images, (N, num_channels, H, W); sides of a multiple of 32 waste nothing.
 
         Returns:
             `last_hidden_state` (N, hidden_sizes[-1], H / 32, W / 32 with four stages), not normalised;
             `pooler_output` (N, hidden_sizes[-1]); with `output_hidden_states`, the outputs of stem and stages.
         """
         if pixel_values is None:
-            raise ValueError("expected pixel_values, found None; give the pictures")
+            raise ValueError("expected pixel_values, found None; give the images")
         outputs = self.encoder(self.embeddings(pixel_values), **kwargs)
         pooled = self.normalization(outputs.last_hidden_state).mean((-2, -1))  # (N, C, H, W) -> (N, C)
         return BaseModelOutputWithPoolingAndNoAttention(
@@ -414,10 +414,10 @@ class RepLKNetForImageClassification(RepLKNetPreTrainedModel):
     def forward(
         self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> ImageClassifierOutputWithNoAttention:
-        """Classifies pictures.
+        """Classifies images.
 
         Args:
-            pixel_values: Normalised pictures, (N, num_channels, H, W).
+            pixel_values: Normalised images, (N, num_channels, H, W).
             labels: Class indices (N,), or the probability of each class (N, num_labels) for the cross-entropy with
                 soft targets; other losses by `problem_type` of the configuration, as in the library.
 
@@ -466,7 +466,7 @@ class RepLKNetBackbone(BackboneMixin, RepLKNetPreTrainedModel):
         """Computes the features of `out_features`, each (N, channels of the stage, H / stride, W / stride).
 
         Args:
-            pixel_values: Normalised pictures, (N, num_channels, H, W).
+            pixel_values: Normalised images, (N, num_channels, H, W).
 
         Returns:
             `feature_maps` in the order of `out_features`, and `hidden_states` if asked for.

@@ -1,9 +1,9 @@
 """The 1×1 convolution as what it is in channels_last, a product of matrices, by whatever computes it fastest.
 
-With neighbours in memory being channels, all positions of all pictures are the rows of one matrix X. The output is
+With neighbours in memory being channels, all positions of all images are the rows of one matrix X. The output is
 X Wᵀ, the gradients are G W for X and Gᵀ X for W. They are most of RepLKNet's arithmetic, and the rest cannot be faster
 than they are. On a CPU there are three ways to the same float32 numbers. Measured on two cores with AVX-512, at the
-sizes of RepLKNet-31B with 4 pictures: oneDNN's product takes 3 to 10 % less than the BLAS behind `F.linear`, and 40 %
+sizes of RepLKNet-31B with 4 images: oneDNN's product takes 3 to 10 % less than the BLAS behind `F.linear`, and 40 %
 less on the last stage, with few rows of many channels; oneDNN's convolution is as fast from some 2000 rows on, and its
 backward pass is the fastest there. At inference oneDNN applies bias and activation while the output is still in the
 cache, and weights that it has put into an order of its own save it another 5 %.

@@ -1,4 +1,4 @@
-"""How long pictures take to become batches, beside torchvision's and timm's own ways with the same augmentation."""
+"""How long images take to become batches, beside torchvision's and timm's own ways with the same augmentation."""
 
 import tempfile
 from collections.abc import Callable, Iterable
@@ -14,15 +14,15 @@ from transformers import BaseImageProcessor
 from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data.collator import Collator
 from seedling_hf.data.folders import load_folder
-from seedling_hf.data.picture_cache import FromCache, cache_training_pictures
-from seedling_hf.data.pictures import choose_evenly
+from seedling_hf.data.image_cache import FromCache, cache_training_images
+from seedling_hf.data.images import choose_evenly
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetImageProcessor
 from seedling_hf.speed.timing import OURS, row, time_in_turns
 
 OURS_CACHED, TORCHVISION, TIMM = "ours, cached", "torchvision", "timm"
-MOST_PICTURES = 512
+MOST_IMAGES = 512
 DEFAULTS = AugmentationArguments()
 CROP_SCALE = (DEFAULTS.min_crop_scale, 1.0)
 
@@ -30,48 +30,48 @@ CROP_SCALE = (DEFAULTS.min_crop_scale, 1.0)
 def loading_row(
     folder: str, image_size: int, batch_size: int, repeats: int, cached_side: int, seed: int
 ) -> dict[str, Any]:
-    """One pass over pictures in one process without workers: read, augment, normalise, stack.
+    """One pass over images in one process without workers: read, augment, normalise, stack.
 
     Each way crops, flips, rotates and jitters colours as `train` does by default; MixUp is left out. timm has no
     rotation by itself, so torchvision's stands among its transforms.
 
     Args:
-        folder: Class folders; at most `MOST_PICTURES` of their pictures are used, evenly.
-        image_size: Side in pixels of the pictures that come out.
-        batch_size: Pictures of a batch.
+        folder: Class folders; at most `MOST_IMAGES` of their images are used, evenly.
+        image_size: Side in pixels of the images that come out.
+        batch_size: Images of a batch.
         repeats: Passes that are counted.
-        cached_side: What `--cache_pictures` is given.
+        cached_side: What `--cache_images` is given.
         seed: Of the augmentation.
 
     Raises:
-        InputError: for a folder without class folders of pictures, or with too few for a batch.
+        InputError: for a folder without class folders of images, or with too few for a batch.
     """
     processor = RepLKNetImageProcessor(crop_size={"height": image_size, "width": image_size})
-    pictures = load_folder(folder)
-    count = min(MOST_PICTURES, len(pictures)) // batch_size * batch_size  # timm drops what does not fill a batch
+    images = load_folder(folder)
+    count = min(MOST_IMAGES, len(images)) // batch_size * batch_size  # timm drops what does not fill a batch
     if count == 0:
-        raise InputError(f"expected at least {batch_size} pictures in {folder} for a batch, found {len(pictures)}")
-    pictures = pictures.select(choose_evenly(range(len(pictures)), count))
+        raise InputError(f"expected at least {batch_size} images in {folder} for a batch, found {len(images)}")
+    images = images.select(choose_evenly(range(len(images)), count))
     transform = ExampleTransform(_our_transform(processor), seed=seed)
-    cached = cache_training_pictures(pictures, cached_side, processor)
-    collator = Collator(pictures.features["label"].num_classes, mixup_alpha=0, cutmix_alpha=0, label_smoothing=0)
+    cached = cache_training_images(images, cached_side, processor)
+    collator = Collator(images.features["label"].num_classes, mixup_alpha=0, cutmix_alpha=0, label_smoothing=0)
     loader = {"batch_size": batch_size, "collate_fn": collator}
     with tempfile.TemporaryDirectory() as links:
-        for file in pictures["file"]:
+        for file in images["file"]:
             link = Path(links, file)
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(Path(folder, file).absolute())
         loaders = {
-            OURS: DataLoader(pictures.with_transform(transform), **loader),
+            OURS: DataLoader(images.with_transform(transform), **loader),
             OURS_CACHED: DataLoader(cached.with_transform(FromCache(transform)), **loader),
             TORCHVISION: DataLoader(ImageFolder(links, _torchvision_transform(processor)), batch_size),
             TIMM: _timm_loader(links, batch_size, processor),
         }
         torch.manual_seed(seed)
-        runs = {name: _one_pass(loader, len(pictures), image_size) for name, loader in loaders.items()}
+        runs = {name: _one_pass(loader, len(images), image_size) for name, loader in loaders.items()}
         seconds = time_in_turns(runs, repeats)
-    what = f"loading {len(pictures)} pictures, {image_size} px, cached at {cached_side} px"
-    return row(what, seconds, len(pictures))
+    what = f"loading {len(images)} images, {image_size} px, cached at {cached_side} px"
+    return row(what, seconds, len(images))
 
 
 def _one_pass(loader: Iterable[Any], count: int, image_size: int) -> Callable[[], None]:
@@ -81,9 +81,9 @@ def _one_pass(loader: Iterable[Any], count: int, image_size: int) -> Callable[[]
             images = batch["pixel_values"] if isinstance(batch, dict) else batch[0]
             left -= len(images)
             if images.shape[1:] != (3, image_size, image_size) or images.dtype != torch.float32:
-                raise RuntimeError(f"expected normalised pictures of {image_size} px, found {images.shape}")
+                raise RuntimeError(f"expected normalised images of {image_size} px, found {images.shape}")
         if left:
-            raise RuntimeError(f"expected {count} pictures in a pass, found {count - left}")
+            raise RuntimeError(f"expected {count} images in a pass, found {count - left}")
 
     return run
 

@@ -65,13 +65,13 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def row(what: str, seconds: dict[str, list[float]], num_pictures: int) -> dict[str, Any]:
+def row(what: str, seconds: dict[str, list[float]], num_images: int) -> dict[str, Any]:
     """One line of the results: minimum and median in milliseconds by name, and how many times the median of ours.
 
     Args:
         what: What was measured.
         seconds: As `time_in_turns` gives it; the first name is ours.
-        num_pictures: Pictures of a run.
+        num_images: Images of a run.
     """
     medians = {name: median(values) for name, values in seconds.items()}
     logger.info("%s: %s", what, ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in medians.items()))
@@ -81,7 +81,7 @@ def row(what: str, seconds: dict[str, list[float]], num_pictures: int) -> dict[s
         "milliseconds_median": {name: 1000 * value for name, value in medians.items()},
         "milliseconds_min": {name: 1000 * min(values) for name, values in seconds.items()},
         "times_ours": {name: value / first for name, value in medians.items()},
-        "pictures_per_second": {name: num_pictures / value for name, value in medians.items()},
+        "images_per_second": {name: num_images / value for name, value in medians.items()},
     }
 
 
@@ -97,7 +97,7 @@ def plain_form(model: RepLKNetForImageClassification, memory_format: torch.memor
                 )  # fmt: skip
                 convolution.weight, convolution.bias = child.weight, child.bias
                 setattr(module, name, convolution)
-    # The model brings pictures into channels_last by itself.
+    # The model brings images into channels_last by itself.
     model.replknet.embeddings.layers[0].register_forward_pre_hook(
         lambda module, inputs: (inputs[0].contiguous(memory_format=memory_format),)
     )
@@ -111,15 +111,15 @@ def build_model(variant: str, device: str, seed: int, **changes: Any) -> RepLKNe
     return RepLKNetForImageClassification(config).to(device)
 
 
-def random_pictures(batch_size: int, image_size: int, device: str) -> Tensor:
+def random_images(batch_size: int, image_size: int, device: str) -> Tensor:
     return torch.randn(batch_size, 3, image_size, image_size, device=device)
 
 
-def training_step(model: nn.Module, pictures: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Forward and backward pass on arbitrary labels; returns the loss."""
-    labels = torch.arange(len(pictures), device=pictures.device) % model.config.num_labels
-    with torch.autocast(pictures.device.type, dtype, enabled=dtype != torch.float32):
-        loss = model(pictures, labels=labels).loss
+    labels = torch.arange(len(images), device=images.device) % model.config.num_labels
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        loss = model(images, labels=labels).loss
     loss.backward()
     model.zero_grad(set_to_none=True)  # what waits for its turn holds no gradients
     return loss.detach()
@@ -175,22 +175,22 @@ def training_row(
 ) -> dict[str, Any]:
     """Forward and backward of a whole model, and the products of its 1×1 convolutions alone, in the same turns."""
     model = build_model(variant, device, seed).train()
-    pictures = random_pictures(batch_size, image_size, device)
+    images = random_images(batch_size, image_size, device)
     forms = {
         OURS: model,
         PLAIN: plain_form(model, torch.contiguous_format),
         PLAIN_CHANNELS_LAST: plain_form(model, torch.channels_last),
     }
-    runs = {name: partial(training_step, form, pictures, dtype) for name, form in forms.items()}
+    runs = {name: partial(training_step, form, images, dtype) for name, form in forms.items()}
     if dtype == torch.float32:
         _check_equal({name: run() for name, run in runs.items()}, f"the loss of {variant}")
-    runs[PRODUCTS] = _pointwise_products(model, pictures, dtype)
+    runs[PRODUCTS] = _pointwise_products(model, images, dtype)
     what = f"{variant}, training step, {image_size} px, batch {batch_size}"
     return row(what, time_in_turns(runs, repeats, device), batch_size)
 
 
 @torch.no_grad()
-def _pointwise_products(model: nn.Module, pictures: Tensor, dtype: torch.dtype) -> Callable[[], None]:
+def _pointwise_products(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], None]:
     """The products of matrices of a training step: of each 1×1 convolution the output and both gradients."""
     shapes = []
 
@@ -200,11 +200,11 @@ def _pointwise_products(model: nn.Module, pictures: Tensor, dtype: torch.dtype) 
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, PointwiseConv2d)]
     was_training = model.training
-    model.eval()(pictures)
+    model.eval()(images)
     model.train(was_training)
     for hook in hooks:
         hook.remove()
-    options = {"device": pictures.device, "dtype": dtype}
+    options = {"device": images.device, "dtype": dtype}
     tensors = {
         shape: (torch.randn(shape[0], shape[1], **options), torch.randn(shape[2], shape[1], **options),
                 torch.randn(shape[0], shape[2], **options))
@@ -222,32 +222,32 @@ def _pointwise_products(model: nn.Module, pictures: Tensor, dtype: torch.dtype) 
 def inference_row(variant: str, image_size: int, batch_size: int, repeats: int, device: str, seed: int) -> dict:
     """Inference of the merged and folded model beside the authors' form and, on a CPU, other runtimes, in float32."""
     model = build_model(variant, device, seed).eval()
-    pictures = random_pictures(batch_size, image_size, device)
+    images = random_images(batch_size, image_size, device)
     forms = {
         OURS: copy.deepcopy(model).fuse_batch_norms(),
         PLAIN: plain_form(model, torch.contiguous_format),
         PLAIN_CHANNELS_LAST: plain_form(model, torch.channels_last),
     }
-    runs = {name: lambda form=form: form(pictures).logits for name, form in forms.items()}
+    runs = {name: lambda form=form: form(images).logits for name, form in forms.items()}
     if device == "cpu":
-        runs |= _other_runtimes(forms[OURS], pictures)
+        runs |= _other_runtimes(forms[OURS], images)
     with torch.inference_mode():
         _check_equal({name: torch.as_tensor(run()) for name, run in runs.items()}, f"the logits of {variant}")
         what = f"{variant}, inference, {image_size} px, batch {batch_size}"
         return row(what, time_in_turns(runs, repeats, device), batch_size)
 
 
-def _other_runtimes(model: nn.Module, pictures: Tensor) -> dict[str, Callable[[], np.ndarray]]:
+def _other_runtimes(model: nn.Module, images: Tensor) -> dict[str, Callable[[], np.ndarray]]:
     """The same model in the runtimes that are installed, with as many threads as torch uses."""
     missing = [name for name in ("onnxscript", "onnxruntime", "openvino") if importlib.util.find_spec(name) is None]
     if missing:
         logger.info("not measured, since %s cannot be imported: pip install 'seedling-hf[benchmark]'", missing)
     if "onnxscript" in missing:
         return {}
-    array, runs = pictures.numpy(), {}
+    array, runs = images.numpy(), {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        torch.onnx.export(_Logits(model).eval(), (pictures,), path, dynamo=True, verbose=False)
+        torch.onnx.export(_Logits(model).eval(), (images,), path, dynamo=True, verbose=False)
         if "onnxruntime" not in missing:
             import onnxruntime
 
@@ -288,10 +288,10 @@ def _check_equal(results: dict[str, Tensor], what: str) -> None:
 def growth_rows(
     variant: str, image_size: int, batch_size: int, repeats: int, device: str, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """How a training step of ours grows with the batch, with the size of the pictures and with the kernels.
+    """How a training step of ours grows with the batch, with the size of the images and with the kernels.
 
     Returns:
-        For `batch`, `resolution` and `kernel` a line for each value: `value`, and the median for each picture.
+        For `batch`, `resolution` and `kernel` a line for each value: `value`, and the median for each image.
     """
     settings = {
         "batch": [(value, image_size, value, {}) for value in GROWTH["batch"]],
@@ -300,12 +300,12 @@ def growth_rows(
     }
     growth, unchanged = {}, build_model(variant, device, seed).train()
     for axis, entries in settings.items():
-        steps, pictures = {}, {}
+        steps, images = {}, {}
         for value, size, number, changes in entries:
             model = build_model(variant, device, seed, **changes).train() if changes else unchanged
-            steps[value], pictures[value] = partial(training_step, model, random_pictures(number, size, device)), number
+            steps[value], images[value] = partial(training_step, model, random_images(number, size, device)), number
         growth[axis] = [
-            {"value": value, "milliseconds_per_picture": 1000 * median(times) / pictures[value]}
+            {"value": value, "milliseconds_per_image": 1000 * median(times) / images[value]}
             for value, times in time_in_turns(steps, repeats, device).items()
         ]
     return growth
@@ -329,9 +329,9 @@ def peak_memory(
     model = build_model(variant, device, seed).train()
     if form != OURS:
         model = plain_form(model, torch.contiguous_format)
-    pictures = random_pictures(batch_size, image_size, device)
+    images = random_images(batch_size, image_size, device)
     for _ in range(2):
-        training_step(model, pictures)
+        training_step(model, images)
     if device == "cpu":
         status = Path("/proc/self/status")
         if status.exists():  # on Linux ru_maxrss of a new process starts at the peak of the one that started it
@@ -392,7 +392,7 @@ def format_results(results: dict[str, Any]) -> str:
         figures = ", ".join(f"{name} {value:,.0f} MB" for name, value in memory["megabytes"].items())
         blocks.append(f"Peak memory, {memory['what']}: {figures}.")
     for axis, lines in results.get("growth", {}).items():
-        table = [f"| {axis} | ms a picture |", "|--:|--:|"]
-        table += [f"| {line['value']} | {line['milliseconds_per_picture']:.1f} |" for line in lines]
+        table = [f"| {axis} | ms an image |", "|--:|--:|"]
+        table += [f"| {line['value']} | {line['milliseconds_per_image']:.1f} |" for line in lines]
         blocks.append("\n".join(table))
     return "\n\n".join(blocks)

@@ -22,12 +22,12 @@ def build_timm_classifier(
     image_size: int | None = None,
     drop_path_rate: float | None = None,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """A timm network with timm's own random weights, and the processor of its pictures.
+    """A timm network with timm's own random weights, and the processor of its images.
 
     Args:
         architecture: timm's name of it, such as `resnet18`.
         labels: `id2label` and `label2id`.
-        image_size: Side of the pictures in pixels, for networks that are built for one size; timm's if None.
+        image_size: Side of the images in pixels, for networks that are built for one size; timm's if None.
         drop_path_rate: Stochastic depth of the last block; timm's default if None.
 
     Raises:
@@ -66,7 +66,7 @@ def timm_arguments(model_args: Mapping[str, Any] | None, drop_path_rate: float |
 def standard_image_processor(image_processor: BaseImageProcessor) -> BaseImageProcessor:
     """A processor with sizes, mean and deviation to read, in place of timm's; any other is given back as it is.
 
-    timm's wrapper keeps them in a dictionary and writes no file of its own, so the size of the pictures could neither
+    timm's wrapper keeps them in a dictionary and writes no file of its own, so the size of the images could neither
     be changed nor saved.
     """
     data = getattr(image_processor, "data_config", None)

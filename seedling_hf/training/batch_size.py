@@ -1,4 +1,4 @@
-"""The largest batch that fits into memory, with the same pictures in a step."""
+"""The largest batch that fits into memory, with the same images in a step."""
 
 import copy
 import logging
@@ -20,21 +20,21 @@ def fit_batch_size(
 ) -> TrainArguments:
     """Divides the batch of a process until a step fits, and accumulates so that the global batch stays what it was.
 
-    A trial is one step on black pictures, with a copy of the model and as much memory beside it as AdamW and the
+    A trial is one step on black images, with a copy of the model and as much memory beside it as AdamW and the
     averaged weights will take: the run's own weights, statistics and random numbers are left alone. All processes take
     the smallest batch that any of them found.
 
     Args:
         arguments: The flags of the run.
         model: What will be trained, not yet on its device.
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the images in pixels.
         accelerator: Decides about device and precision.
 
     Returns:
         The arguments with the batch that fits.
 
     Raises:
-        InputError: if not even one picture fits.
+        InputError: if not even one image fits.
     """
     whole = arguments.per_device_train_batch_size
     sizes = iter([size for size in range(whole, 0, -1) if whole % size == 0][1:])
@@ -53,13 +53,13 @@ def fit_batch_size(
     found = min(gather_object([found]))
     if found == 0:
         raise InputError(
-            f"expected memory for a step on one picture of {image_size}×{image_size} pixels, found too little; take a "
+            f"expected memory for a step on one image of {image_size}×{image_size} pixels, found too little; take a "
             "smaller --variant or --image_size, or --gradient_checkpointing"
         )
     if found < whole:
         accumulation = arguments.gradient_accumulation_steps * whole // found
         logger.info(
-            "%d pictures do not fit into memory: %d at a time, %d times a step; BatchNorm sees %d at a time",
+            "%d images do not fit into memory: %d at a time, %d times a step; BatchNorm sees %d at a time",
             whole, found, accumulation, found,
         )  # fmt: skip
         arguments = replace(

@@ -1,6 +1,6 @@
 """Teachers: trained classifiers whose answers become part of the targets of training.
 
-Knowledge distillation is Hinton et al.'s (arXiv 1503.02531). Teachers see the very picture that the student sees,
+Knowledge distillation is Hinton et al.'s (arXiv 1503.02531). Teachers see the very image that the student sees,
 augmented and mixed, as a consistent teacher does (Beyer et al., arXiv 2106.05237); they may be networks of the same
 kind (Furlanello et al., arXiv 1805.04770), and several of them answer with their mean.
 """
@@ -21,7 +21,7 @@ class Teachers:
     Args:
         names: Model folders, or repositories on the Hub.
         class_names: Of the student, in its order; a teacher may have another order.
-        image_processor: Of the student; pictures are normalised anew for a teacher with another mean or deviation.
+        image_processor: Of the student; images are normalised anew for a teacher with another mean or deviation.
         alpha: Share of the targets that the teachers' answers make up.
         device: Where the student is.
 

@@ -28,14 +28,14 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.data.collator import Collator
-from seedling_hf.data.picture_cache import (
+from seedling_hf.data.image_cache import (
     FromCache,
     PreparedTransform,
-    cache_training_pictures,
-    cache_validation_pictures,
+    cache_training_images,
+    cache_validation_images,
 )
 from seedling_hf.data.sampler import EpochSampler
-from seedling_hf.data.stream import PictureStream, Place, pop_place
+from seedling_hf.data.stream import ImageStream, Place, pop_place
 from seedling_hf.data.transforms import ExampleTransform, Transform, build_eval_transform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import classification_metrics
@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is infinite or not a number; the message names the pictures of the batch."""
+    """The loss is infinite or not a number; the message names the images of the batch."""
 
 
 def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> None:
@@ -91,7 +91,7 @@ def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> N
 def build_trainable_model(
     arguments: TrainArguments, class_names: list[str]
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The model in float32 with a head for `class_names`, and the processor of its pictures.
+    """The model in float32 with a head for `class_names`, and the processor of its images.
 
     Raises:
         InputError: for a model folder that is none, or one of other classes without `--ignore_mismatched_sizes`.
@@ -143,7 +143,7 @@ def build_trainable_model(
             config.drop_path_rate = arguments.drop_path_rate
         if config.model_type == "timm_wrapper":
             config.model_args = timm_arguments(config.model_args, arguments.drop_path_rate)
-            # While it is there, transformers prepares pictures as it says and not as the processor's file does.
+            # While it is there, transformers prepares images as it says and not as the processor's file does.
             vars(config).pop("pretrained_cfg", None)
         config.id2label, config.label2id = labels["id2label"], labels["label2id"]
         model, loading = AutoModelForImageClassification.from_pretrained(
@@ -166,12 +166,12 @@ def build_trainable_model(
     side = image_processor.crop_size["height"]
     if arguments.image_size_start is not None and arguments.image_size_start > side:
         raise InputError(
-            f"expected --image_size_start of at most {side}, the side of the pictures at the end, found "
+            f"expected --image_size_start of at most {side}, the side of the images at the end, found "
             f"{arguments.image_size_start}"
         )
     if arguments.image_size_start and "img_size" in getattr(model.config, "model_args", {}):
         raise InputError(
-            "expected a network for pictures of any size with --image_size_start, found one that is built for one; "
+            "expected a network for images of any size with --image_size_start, found one that is built for one; "
             "leave --image_size_start out"
         )
     return model, image_processor
@@ -196,7 +196,7 @@ class Training:
     """One run: its parts, its counters, and the loop over them.
 
     The output folder is a model folder from the first evaluation on: it holds the best weights so far. Everything that
-    a later step depends on is in `state_dict()`: the order of the pictures and their augmentation follow from seed,
+    a later step depends on is in `state_dict()`: the order of the images and their augmentation follow from seed,
     epoch and place, and need no state.
 
     Args:
@@ -250,7 +250,7 @@ class Training:
         self.global_batch_size = (
             arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
         )
-        # Pictures are dealt to the processes by these, so the loader is not for accelerate to divide again.
+        # Images are dealt to the processes by these, so the loader is not for accelerate to divide again.
         shares = {
             "batch_size": arguments.per_device_train_batch_size,
             "num_processes": accelerator.num_processes,
@@ -259,26 +259,26 @@ class Training:
         }
         self.sampler = self.stream = None
         if arguments.streaming:
-            self.stream = PictureStream(
-                train, self.train_transform, self.collator, skip_bad_pictures=arguments.skip_bad_pictures, **shares
+            self.stream = ImageStream(
+                train, self.train_transform, self.collator, skip_bad_images=arguments.skip_bad_images, **shares
             )
             self.train_loader = loader(self.stream, batch_size=None)
             self.steps_per_epoch = arguments.max_steps  # how long a pass is, is not known
         else:
             self.files = train["file"]
             self.sampler = EpochSampler(len(train), accumulation=arguments.gradient_accumulation_steps, **shares)
-            if arguments.cache_pictures is None:
-                pictures = train.with_transform(self.train_transform)
+            if arguments.cache_images is None:
+                images = train.with_transform(self.train_transform)
             else:
-                pictures = cache_training_pictures(train, arguments.cache_pictures, image_processor)
-                pictures = pictures.with_transform(FromCache(self.train_transform))
-            self.train_loader = loader(pictures, batch_sampler=self.sampler, collate_fn=self.collator)
+                images = cache_training_images(train, arguments.cache_images, image_processor)
+                images = images.with_transform(FromCache(self.train_transform))
+            self.train_loader = loader(images, batch_sampler=self.sampler, collate_fn=self.collator)
             self.steps_per_epoch = self.sampler.steps_per_epoch
         self.validation = validation
-        if arguments.cache_pictures is None:
+        if arguments.cache_images is None:
             eval_transform = ExampleTransform(build_eval_transform(image_processor), seed=arguments.seed)
         else:
-            validation, eval_transform = cache_validation_pictures(validation, image_processor), PreparedTransform()
+            validation, eval_transform = cache_validation_images(validation, image_processor), PreparedTransform()
             loader = partial(loader, num_workers=0)  # to start one takes longer than to read
         eval_loader = accelerator.prepare(
             loader(
@@ -370,7 +370,7 @@ class Training:
             The mean loss over all processes, the norm of the gradient, and whether any process was asked to stop.
 
         Raises:
-            NonFiniteLossError: on every process, with the files of the pictures.
+            NonFiniteLossError: on every process, with the files of the images.
         """
         self.model.train()
         total = torch.zeros((), device=self.accelerator.device)
@@ -431,7 +431,7 @@ class Training:
             tqdm.write(
                 f"epoch {self.epoch:6.2f}  step {counters['step']:5d}  validation loss {metrics['loss']:.4f}  "
                 f"accuracy {metrics['accuracy']:6.2%}  macro-F1 {metrics['macro_f1']:.4f}  "
-                f"{self.images_per_second:5.1f} pictures/s{'  best' if better else ''}"
+                f"{self.images_per_second:5.1f} images/s{'  best' if better else ''}"
             )
         return values
 
@@ -525,7 +525,7 @@ class Training:
             set_random_state(checkpoint.random_states[rank])
         else:
             logger.warning(
-                "the checkpoint was written by %d processes and is resumed by %d: pictures and learning rate go on "
+                "the checkpoint was written by %d processes and is resumed by %d: images and learning rate go on "
                 "alike, but stochastic depth draws anew and sums are rounded otherwise, so results are not bit-equal",
                 len(checkpoint.random_states), self.accelerator.num_processes,
             )  # fmt: skip
@@ -559,7 +559,7 @@ class Training:
 
     @property
     def share_of_time_waiting(self) -> float:
-        """For training pictures, of the time of the steps with it."""
+        """For training images, of the time of the steps with it."""
         return self.timing["wait"] / max(1e-9, self.timing["train"] + self.timing["wait"])
 
     @property
@@ -579,7 +579,7 @@ class Training:
             f"{self.accelerator.num_processes} × {self.accelerator.device.type}{threads}"
             f"{', divided by FSDP' if self.accelerator.is_fsdp2 else ''}, "
             f"{self.accelerator.mixed_precision}\n"
-            f"{self.num_steps} steps of {self.global_batch_size} pictures, "
+            f"{self.num_steps} steps of {self.global_batch_size} images, "
             f"{'streamed' if self.stream else f'{self.steps_per_epoch} an epoch'}"
             f"{hint}"
         )
@@ -593,9 +593,9 @@ class Training:
             "train_cpu_time": timing["cpu"],  # of this process and its threads, its loading workers aside
             "train_samples_per_second": self.images_per_second,
             "train_steps_per_second": (self.counters["step"] - self.resumed_at_step) / max(1e-9, seconds),
-            "share_of_time_waiting_for_pictures": self.share_of_time_waiting,
+            "share_of_time_waiting_for_images": self.share_of_time_waiting,
             "eval_runtime": timing["evaluation"],
-            "share_of_evaluation_waiting_for_pictures": timing["evaluation_wait"] / max(1e-9, timing["evaluation"]),
+            "share_of_evaluation_waiting_for_images": timing["evaluation_wait"] / max(1e-9, timing["evaluation"]),
             "resumed_at_step": self.resumed_at_step,
             "num_processes": self.accelerator.num_processes,
             "device": device_name(self.accelerator.device),
@@ -607,20 +607,20 @@ class Training:
         write_text(path, json.dumps(results, indent=2) + "\n")
 
     @property
-    def example_picture(self) -> str:
-        """Path of a validation picture, for a first prediction; a name to fill in where a data set has no files."""
+    def example_image(self) -> str:
+        """Path of a validation image, for a first prediction; a name to fill in where a data set has no files."""
         from datasets import Image
 
-        pictures = self.validation.cast_column("image", Image(decode=False))
-        path = pictures[len(pictures) // 2]["image"]["path"]
-        return path if path and Path(path).is_file() else "PICTURE.jpg"
+        images = self.validation.cast_column("image", Image(decode=False))
+        path = images[len(images) // 2]["image"]["path"]
+        return path if path and Path(path).is_file() else "IMAGE.jpg"
 
     # Small print of the loop
 
     def image_size_of(self, epoch: int) -> int:
-        """Side of the training pictures: it grows evenly, in steps of 16, over the first two thirds of the passes.
+        """Side of the training images: it grows evenly, in steps of 16, over the first two thirds of the passes.
 
-        Small pictures first are Howard's progressive resizing (fast.ai, 2018); Tan and Le, EfficientNetV2, arXiv
+        Small images first are Howard's progressive resizing (fast.ai, 2018); Tan and Le, EfficientNetV2, arXiv
         2104.00298, section 4.
         """
         start = self.arguments.image_size_start or self.image_size
@@ -680,7 +680,7 @@ class Training:
                     group = list(group)
             except OSError as error:  # all were decoded before the first step
                 raise InputError(
-                    f"expected pictures that stay as they are during training, found at step "
+                    f"expected images that stay as they are during training, found at step "
                     f"{self.counters['step'] + 1}: {str(error).splitlines()[-1]}; put it back, and go on with "
                     "--resume_from_checkpoint latest"
                 ) from error
@@ -726,8 +726,8 @@ class Training:
         name = self.stream.describe if self.stream else self.files.__getitem__
         files = gather_object([name(i) for batch in batches for i in batch["index"].tolist()])
         raise NonFiniteLossError(
-            f"expected a finite loss, found {losses.tolist()} at step {self.counters['step'] + 1} on the pictures "
-            f"{', '.join(files)}; look at these pictures, lower --learning_rate or use --mixed_precision bf16"
+            f"expected a finite loss, found {losses.tolist()} at step {self.counters['step'] + 1} on the images "
+            f"{', '.join(files)}; look at these images, lower --learning_rate or use --mixed_precision bf16"
         )
 
     def _progress_bar(self) -> tqdm:

@@ -42,7 +42,7 @@ class MemoryEstimate:
         moments: AdamW's two; of the matrices that Muon has, its one.
         exchange: What processes need to talk: DDP's buckets, or the blocks that FSDP has whole at one time.
         gradients: Of all parameters.
-        activations: What the forward pass leaves behind for the backward pass: of all pictures, and the weights that
+        activations: What the forward pass leaves behind for the backward pass: of all images, and the weights that
             autocast has cast.
         step: The most that gradients, activations and temporaries take at one time. It can be less than gradients and
             activations, since those come while these go.
@@ -80,8 +80,8 @@ def estimate_memory(
 
     Args:
         config: Of the model, with the number of its classes.
-        image_size: Side of the pictures in pixels.
-        batch_size: Pictures at a time on this device.
+        image_size: Side of the images in pixels.
+        batch_size: Images at a time on this device.
         dtype: Of autocast; float32 for none.
         gradient_checkpointing: Whether layers are computed again in the backward pass.
         gradient_accumulation_steps: Above 1 the gradients of the batches before are there during the next.
@@ -120,7 +120,7 @@ def estimate_memory(
 
 
 def load_config(arguments: TrainArguments) -> tuple[RepLKNetConfig, int]:
-    """The configuration of the model that the flags of `train` name, and the side of its pictures in pixels.
+    """The configuration of the model that the flags of `train` name, and the side of its images in pixels.
 
     Raises:
         InputError: if there is no RepLKNet, or none of such kernels, depths and channels.
@@ -158,10 +158,10 @@ def _observe_step(
         for tensor in (*model.parameters(), *model.buffers()):
             live.leave_out(tensor)
         with live:
-            pictures = torch.empty(batch_size, model.config.num_channels, image_size, image_size)
+            images = torch.empty(batch_size, model.config.num_channels, image_size, image_size)
             labels = torch.empty(batch_size, model.config.num_labels)
             with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
-                loss = model(pixel_values=pictures, labels=labels).loss
+                loss = model(pixel_values=images, labels=labels).loss
             activations = live.now
             loss.backward()
     return activations, live.most

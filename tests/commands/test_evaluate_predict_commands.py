@@ -20,16 +20,16 @@ pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 
 @pytest.fixture
-def pictures(tmp_path, sample_dir) -> Path:
-    """Three pictures of each of four species."""
+def images(tmp_path, sample_dir) -> Path:
+    """Three images of each of four species."""
     for name in SPECIES:
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for file in sorted((sample_dir / name).iterdir())[2:5]:
-            (tmp_path / "pictures" / name / file.name).write_bytes(file.read_bytes())
-    return tmp_path / "pictures"
+            (tmp_path / "images" / name / file.name).write_bytes(file.read_bytes())
+    return tmp_path / "images"
 
 
-def break_picture(folder: Path) -> Path:
+def break_image(folder: Path) -> Path:
     file = sorted(folder.glob("*/*"))[4]
     file.write_bytes(file.read_bytes()[:500])
     return file
@@ -43,8 +43,8 @@ def run_on_two_processes(command: str, words: list[str]) -> subprocess.Completed
     )  # fmt: skip
 
 
-def test_a_report_shows_where_the_model_looked_and_what_it_relies_on(model_dir, pictures, tmp_path):
-    words = flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report", saliency=True,
+def test_a_report_shows_where_the_model_looked_and_what_it_relies_on(model_dir, images, tmp_path):
+    words = flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report", saliency=True,
                   probes=True)  # fmt: skip
     assert run(evaluate.main, words) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -57,16 +57,16 @@ def test_a_report_shows_where_the_model_looked_and_what_it_relies_on(model_dir, 
     assert "| silhouette" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_saliency_without_captum_is_refused_before_any_work(model_dir, pictures, tmp_path, capsys, monkeypatch):
+def test_saliency_without_captum_is_refused_before_any_work(model_dir, images, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    words = flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report", saliency=True)
+    words = flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report", saliency=True)
     assert run(evaluate.main, words) == 2
     assert "expected captum for saliency maps, found none; install it by" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 
-def test_evaluate_writes_a_report_and_shows_it(model_dir, pictures, tmp_path, capsys):
-    words = flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report")
+def test_evaluate_writes_a_report_and_shows_it(model_dir, images, tmp_path, capsys):
+    words = flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report")
     assert run(evaluate.main, words) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["num_examples"] == 12
@@ -76,13 +76,13 @@ def test_evaluate_writes_a_report_and_shows_it(model_dir, pictures, tmp_path, ca
     assert str(tmp_path / "report" / "report.html") in shown
 
 
-def test_the_flags_of_a_report_reach_it(model_dir, pictures, tmp_path, sample_dir):
+def test_the_flags_of_a_report_reach_it(model_dir, images, tmp_path, sample_dir):
     for name in SPECIES:
         (tmp_path / "others" / name).mkdir(parents=True)
         file = sorted((sample_dir / name).iterdir())[9]
         (tmp_path / "others" / name / file.name).symlink_to(file)
     words = flags(
-        model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report", seed=7, not_sure_accuracy=0.5,
+        model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report", seed=7, not_sure_accuracy=0.5,
         calibration_dir=tmp_path / "others", test_time_augmentation=True,
     )  # fmt: skip
     assert run(evaluate.main, words) == 0
@@ -95,11 +95,11 @@ def test_the_flags_of_a_report_reach_it(model_dir, pictures, tmp_path, sample_di
     assert "data:image/jpeg" in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_two_processes_report_as_one_and_each_picture_once(model_dir, pictures, tmp_path):
+def test_two_processes_report_as_one_and_each_image_once(model_dir, images, tmp_path):
     one, two = (
         flags(
             model_name_or_path=model_dir,
-            test_dir=pictures,
+            test_dir=images,
             output_dir=tmp_path / name,
             per_device_eval_batch_size=size,
         )
@@ -120,30 +120,30 @@ def test_two_processes_report_as_one_and_each_picture_once(model_dir, pictures, 
     assert answer.stdout.count("accuracy") == 1, "only the main process shows the report"
 
 
-def test_a_folder_with_a_part_of_the_species_can_be_evaluated(model_dir, pictures, tmp_path):
+def test_a_folder_with_a_part_of_the_species_can_be_evaluated(model_dir, images, tmp_path):
     for name in SPECIES[1:]:
-        for file in (pictures / name).iterdir():
+        for file in (images / name).iterdir():
             file.unlink()
-        (pictures / name).rmdir()
-    words = flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report")
+        (images / name).rmdir()
+    words = flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report")
     assert run(evaluate.main, words) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [row["support"] for row in report["per_class"].values()] == [3, 0, 0, 0]
 
 
-def test_a_species_that_the_model_does_not_know_is_refused(model_dir, pictures, tmp_path, capsys):
-    (pictures / "Maize").rename(pictures / "Palm")
-    words = flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report")
+def test_a_species_that_the_model_does_not_know_is_refused(model_dir, images, tmp_path, capsys):
+    (images / "Maize").rename(images / "Palm")
+    words = flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report")
     assert run(evaluate.main, words) == 2
     assert "Palm" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_evaluate_refuses_a_broken_picture_or_leaves_it_out_on_request(model_dir, pictures, tmp_path, capsys, skip):
-    broken = break_picture(pictures)
-    words = flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report")
-    assert run(evaluate.main, words + ["--skip_bad_pictures"] * skip) == (0 if skip else 2)
+def test_evaluate_refuses_a_broken_image_or_leaves_it_out_on_request(model_dir, images, tmp_path, capsys, skip):
+    broken = break_image(images)
+    words = flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report")
+    assert run(evaluate.main, words + ["--skip_bad_images"] * skip) == (0 if skip else 2)
     if skip:
         assert json.loads((tmp_path / "report" / "report.json").read_text())["num_examples"] == 11
     else:
@@ -155,16 +155,16 @@ def test_evaluate_refuses_a_broken_picture_or_leaves_it_out_on_request(model_dir
     ("wrong", "named"),
     [
         ({"model_name_or_path": "no/such/model"}, "no/such/model"),
-        ({"test_dir": "no/such/pictures"}, "no/such/pictures"),
+        ({"test_dir": "no/such/images"}, "no/such/images"),
         ({"output_dir": f"{__file__}/report"}, "a file; name another"),
         ({"per_device_eval_batch_size": 0}, "--per_device_eval_batch_size at least 1, found 0"),
         ({"not_sure_accuracy": 1.5}, "--not_sure_accuracy above 0 and at most 1, found 1.5"),
-        ({"calibration_dir": "no/such/pictures"}, "no/such/pictures"),
+        ({"calibration_dir": "no/such/images"}, "no/such/images"),
         ({"no_such_flag": 1}, "--no_such_flag"),
     ],
 )
-def test_evaluate_says_what_is_wrong_in_one_sentence(model_dir, pictures, tmp_path, capsys, wrong, named):
-    values = {"model_name_or_path": model_dir, "test_dir": pictures, "output_dir": tmp_path / "report"} | wrong
+def test_evaluate_says_what_is_wrong_in_one_sentence(model_dir, images, tmp_path, capsys, wrong, named):
+    values = {"model_name_or_path": model_dir, "test_dir": images, "output_dir": tmp_path / "report"} | wrong
     assert run(evaluate.main, flags(**values)) == 2
     error = capsys.readouterr().err
     assert named in error
@@ -172,13 +172,13 @@ def test_evaluate_says_what_is_wrong_in_one_sentence(model_dir, pictures, tmp_pa
     assert not (tmp_path / "report").exists()
 
 
-def test_predict_and_evaluate_give_the_same_answers(model_dir, pictures, tmp_path):
-    run(evaluate.main, flags(model_name_or_path=model_dir, test_dir=pictures, output_dir=tmp_path / "report"))
+def test_predict_and_evaluate_give_the_same_answers(model_dir, images, tmp_path):
+    run(evaluate.main, flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report"))
     file = tmp_path / "new" / "answers.csv"
-    assert run(predict.main, flags(model_name_or_path=model_dir, images=[pictures], output_file=file)) == 0
+    assert run(predict.main, flags(model_name_or_path=model_dir, images=[images], output_file=file)) == 0
     expected = read_csv((tmp_path / "report" / "predictions.csv").read_text())
     found = read_csv(file.read_text())
-    assert [row["file"] for row in found] == [str(pictures / row["file"]) for row in expected]
+    assert [row["file"] for row in found] == [str(images / row["file"]) for row in expected]
     assert [row["species"] for row in found] == [row["prediction"] for row in expected]
     assert len({row["species"] for row in found}) > 1
     # Six places are written.
@@ -188,8 +188,8 @@ def test_predict_and_evaluate_give_the_same_answers(model_dir, pictures, tmp_pat
     assert [path.name for path in file.parent.iterdir()] == ["answers.csv"]
 
 
-def test_without_an_output_file_the_csv_alone_goes_to_stdout(model_dir, pictures, capsys):
-    image = next(pictures.glob("Maize/*"))
+def test_without_an_output_file_the_csv_alone_goes_to_stdout(model_dir, images, capsys):
+    image = next(images.glob("Maize/*"))
     assert run(predict.main, flags(model_name_or_path=model_dir, images=[image])) == 0
     (row,) = read_csv(capsys.readouterr().out)
     assert row.keys() == {"file", "species", "probability"}
@@ -197,67 +197,61 @@ def test_without_an_output_file_the_csv_alone_goes_to_stdout(model_dir, pictures
     assert row["species"] in SPECIES
 
 
-def test_on_a_terminal_a_few_pictures_are_a_table(model_dir, pictures, capsys, monkeypatch):
+def test_on_a_terminal_a_few_images_are_a_table(model_dir, images, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert run(predict.main, flags(model_name_or_path=model_dir, images=[pictures / "Maize"], top_k=2)) == 0
+    assert run(predict.main, flags(model_name_or_path=model_dir, images=[images / "Maize"], top_k=2)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
     assert all("%" in line and "," not in line for line in lines)
 
 
-def test_kaggle_gets_bare_file_names_and_species_only(model_dir, pictures, tmp_path):
-    words = flags(
-        model_name_or_path=model_dir, images=[pictures], output_file=tmp_path / "s.csv", output_format="kaggle"
-    )
+def test_kaggle_gets_bare_file_names_and_species_only(model_dir, images, tmp_path):
+    words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "s.csv", output_format="kaggle")
     assert run(predict.main, words) == 0
     rows = read_csv((tmp_path / "s.csv").read_text())
     assert rows[0].keys() == {"file", "species"}
-    assert [row["file"] for row in rows] == [file.name for file in sorted(pictures.glob("*/*"))]
+    assert [row["file"] for row in rows] == [file.name for file in sorted(images.glob("*/*"))]
 
 
-def test_kaggle_refuses_two_pictures_of_one_name(model_dir, pictures, tmp_path, capsys):
-    file = next(pictures.glob("Maize/*"))
-    (pictures / "Charlock" / file.name).write_bytes(file.read_bytes())
-    words = flags(
-        model_name_or_path=model_dir, images=[pictures], output_file=tmp_path / "s.csv", output_format="kaggle"
-    )
+def test_kaggle_refuses_two_images_of_one_name(model_dir, images, tmp_path, capsys):
+    file = next(images.glob("Maize/*"))
+    (images / "Charlock" / file.name).write_bytes(file.read_bytes())
+    words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "s.csv", output_format="kaggle")
     assert run(predict.main, words) == 2
     assert file.name in capsys.readouterr().err
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_top_k_names_the_surest_species_first_and_all_add_up_to_one(model_dir, pictures, capsys):
-    image = next(pictures.glob("Maize/*"))
+def test_top_k_names_the_surest_species_first_and_all_add_up_to_one(model_dir, images, capsys):
+    image = next(images.glob("Maize/*"))
     assert run(predict.main, flags(model_name_or_path=model_dir, images=[image], top_k=4)) == 0
     probabilities = [float(row["probability"]) for row in read_csv(capsys.readouterr().out)]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=4e-6)  # six places are written
 
 
-def test_predict_refuses_a_broken_picture_by_name_and_writes_nothing(model_dir, pictures, tmp_path, capsys):
-    broken = break_picture(pictures)
-    words = flags(model_name_or_path=model_dir, images=[pictures], output_file=tmp_path / "answers.csv")
+def test_predict_refuses_a_broken_image_by_name_and_writes_nothing(model_dir, images, tmp_path, capsys):
+    broken = break_image(images)
+    words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "answers.csv")
     assert run(predict.main, words) == 2
     assert str(broken) in capsys.readouterr().err
     assert not (tmp_path / "answers.csv").exists()
 
 
-def test_two_processes_leave_a_broken_picture_out_and_list_it_once(model_dir, pictures, tmp_path):
-    broken = break_picture(pictures)
-    words = flags(
-        model_name_or_path=model_dir, images=[pictures], output_file=tmp_path / "two.csv", skip_bad_pictures=True
-    )
+def test_two_processes_leave_a_broken_image_out_and_list_it_once(model_dir, images, tmp_path):
+    broken = break_image(images)
+    words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "two.csv", skip_bad_images=True)
     answer = run_on_two_processes("predict", words)
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr.count(str(broken)) == 1
     found = [row["file"] for row in read_csv((tmp_path / "two.csv").read_text())]
-    assert found == [str(file) for file in sorted(pictures.glob("*/*")) if file != broken]
+    assert found == [str(file) for file in sorted(images.glob("*/*")) if file != broken]
 
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"images": ["no/such/picture.png"]}, "no/such/picture.png"),
+        ({"images": ["no/such/image.png"]}, "no/such/image.png"),
         ({"top_k": 5}, "at most the model's 4 species, found 5"),
         ({"top_k": 0}, "--top_k of 1 or more, found 0"),
         ({"top_k": 2, "output_format": "kaggle"}, "all that Kaggle takes"),
@@ -266,8 +260,8 @@ def test_two_processes_leave_a_broken_picture_out_and_list_it_once(model_dir, pi
         ({"output_format": "xml"}, "xml"),
     ],
 )
-def test_predict_says_what_is_wrong_in_one_sentence(model_dir, pictures, tmp_path, capsys, wrong, named):
-    values = {"model_name_or_path": model_dir, "images": [pictures], "output_file": tmp_path / "answers.csv"} | wrong
+def test_predict_says_what_is_wrong_in_one_sentence(model_dir, images, tmp_path, capsys, wrong, named):
+    values = {"model_name_or_path": model_dir, "images": [images], "output_file": tmp_path / "answers.csv"} | wrong
     assert run(predict.main, flags(**values)) == 2
     error = capsys.readouterr().err
     assert named in error
@@ -275,7 +269,7 @@ def test_predict_says_what_is_wrong_in_one_sentence(model_dir, pictures, tmp_pat
     assert not (tmp_path / "answers.csv").exists()
 
 
-def test_a_folder_without_pictures_is_refused(model_dir, tmp_path, capsys):
+def test_a_folder_without_images_is_refused(model_dir, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert run(predict.main, flags(model_name_or_path=model_dir, images=[tmp_path / "empty"])) == 2
     assert "found none" in capsys.readouterr().err
@@ -292,9 +286,9 @@ def test_help_does_not_wait_for_torch(command):
     assert answer.stdout.splitlines()[-1] == "False"
 
 
-def test_answers_may_be_those_of_the_eight_symmetries(model_dir, pictures, tmp_path):
+def test_answers_may_be_those_of_the_eight_symmetries(model_dir, images, tmp_path):
     output = tmp_path / "answers.csv"
-    words = flags(model_name_or_path=model_dir, images=pictures, output_file=output, test_time_augmentation=True)
+    words = flags(model_name_or_path=model_dir, images=images, output_file=output, test_time_augmentation=True)
     assert run(predict.main, words) == 0
     model, image_processor = build_model(str(model_dir))
     for row in read_csv(output.read_text()):

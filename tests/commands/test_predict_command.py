@@ -1,4 +1,4 @@
-"""`predict` on many pictures: killed, resumed, shared out, watched, and in how much memory."""
+"""`predict` on many images: killed, resumed, shared out, watched, and in how much memory."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def linked(tmp_path_factory, sample_dir) -> Callable[[int], Path]:
-    """Makes a folder with so many links to the pictures of the sample."""
+    """Makes a folder with so many links to the images of the sample."""
     files = sorted(sample_dir.glob("*/*.jpg"))
 
     def link(count: int) -> Path:
@@ -62,7 +62,7 @@ def out(tmp_path) -> Path:
 def words(model_dir: Path, images: Path, output: Path, batch_size: int = 4, **further) -> list[str]:
     return flags(
         model_name_or_path=model_dir, images=[images], output_file=output, per_device_eval_batch_size=batch_size,
-        top_k=2, threshold=0.5, skip_bad_pictures=True, **further,
+        top_k=2, threshold=0.5, skip_bad_images=True, **further,
     )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def run_on_two(arguments: list[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_all_pictures_but_the_bad_ones_have_their_rows_in_order(uninterrupted, many):
+def test_all_images_but_the_bad_ones_have_their_rows_in_order(uninterrupted, many):
     rows = read_csv((uninterrupted / "answers.csv").read_text())
     bad = {str(many / f"{number:06d}.jpg") for number in (0, 7, 150, 299)}
     assert [row["file"] for row in rows[::2]] == [str(file) for file in sorted(many.iterdir()) if str(file) not in bad]
@@ -158,13 +158,13 @@ def test_jsonl_is_chosen_by_the_suffix_and_says_the_same(model_dir, many, uninte
 
 def test_the_list_of_bad_files_of_a_former_run_goes(model_dir, sample_dir, tmp_path):
     (tmp_path / "answers.bad.csv").write_text("file,reason\nold.jpg,torn\n")
-    picture = next((sample_dir / "Maize").iterdir())
-    assert run(predict.main, words(model_dir, picture, tmp_path / "answers.csv")) == 0
+    image = next((sample_dir / "Maize").iterdir())
+    assert run(predict.main, words(model_dir, image, tmp_path / "answers.csv")) == 0
     assert not (tmp_path / "answers.bad.csv").exists()
 
 
-def test_bad_pictures_only_are_refused_and_nothing_is_left(model_dir, tmp_path, capsys):
-    (tmp_path / "torn.jpg").write_bytes(b"no picture")
+def test_bad_images_only_are_refused_and_nothing_is_left(model_dir, tmp_path, capsys):
+    (tmp_path / "torn.jpg").write_bytes(b"no image")
     assert run(predict.main, words(model_dir, tmp_path, tmp_path / "new" / "answers.csv")) == 2
     assert "torn.jpg" in capsys.readouterr().err
     assert list((tmp_path / "new").iterdir()) == []
@@ -180,7 +180,7 @@ def peak_memory_kb(model_dir: Path, images: Path, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("count", [2000, pytest.param(20000, marks=pytest.mark.slow)])
-def test_memory_for_many_pictures_is_that_for_400(model_dir, linked, tmp_path, count):
+def test_memory_for_many_images_is_that_for_400(model_dir, linked, tmp_path, count):
     few, most = (peak_memory_kb(model_dir, linked(number), tmp_path) for number in (400, count))
     assert most < 1.1 * few
 
@@ -201,13 +201,13 @@ def drop(sample_dir: Path, folder: Path, number: int) -> Path:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_a_watched_folder_is_answered_as_pictures_come_until_a_signal(
+def test_a_watched_folder_is_answered_as_images_come_until_a_signal(
     model_dir, sample_dir, inbox, out, tmp_path, ending
 ):
     arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
     process = start(tmp_path, arguments)
     wait_for_rows(process, out / "answers.csv", 1)
-    (inbox / "torn.jpg").write_bytes(b"no picture")
+    (inbox / "torn.jpg").write_bytes(b"no image")
     os.utime(inbox / "torn.jpg", (1e9, 1e9))
     drop(sample_dir, inbox, 1)
     wait_for_rows(process, out / "answers.csv", 2)

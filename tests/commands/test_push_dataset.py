@@ -1,4 +1,4 @@
-"""A folder with its split becomes a data set on the Hub, and comes back as the same pictures in the same split."""
+"""A folder with its split becomes a data set on the Hub, and comes back as the same images in the same split."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from PIL import Image
 
 from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.splits import hash_split, write_split_csv
-from seedling_hf.hub.dataset_card import Picture, find_duplicates
+from seedling_hf.hub.dataset_card import Location, find_duplicates
 
 pytest_plugins = ("hub_fixtures",)
 
@@ -37,8 +37,8 @@ print("REPORT" + json.dumps({"rows": rows, "names": splits["train"].features["la
 
 
 @pytest.fixture
-def pictures(sample_dir, tmp_path) -> Path:
-    folder = tmp_path / "pictures"
+def images(sample_dir, tmp_path) -> Path:
+    folder = tmp_path / "images"
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
         for path in sorted((sample_dir / name).glob("*.jpg"))[:6]:
@@ -51,8 +51,8 @@ def repository(hub) -> Repository:
     return Repository(hub, "alice/seedlings", kind="datasets")
 
 
-def push(client: Client, pictures: Path, *words: str):
-    flags = ("--train_dir", pictures, "--dataset_name", "seedlings", "--license", LICENSE)
+def push(client: Client, images: Path, *words: str):
+    flags = ("--train_dir", images, "--dataset_name", "seedlings", "--license", LICENSE)
     return client.command("push_dataset", *flags, *words)
 
 
@@ -63,26 +63,26 @@ def load(client: Client, folder: Path, **source: str) -> dict:
     return json.loads(result.stdout.split("REPORT")[1])
 
 
-def test_the_data_set_on_the_hub_is_the_folder(client, pictures, repository, tmp_path):
-    result = push(client, pictures, "--train_val_split", "0.5")
+def test_the_data_set_on_the_hub_is_the_folder(client, images, repository, tmp_path):
+    result = push(client, images, "--train_val_split", "0.5")
     assert result.returncode == 0, result.stdout
     assert set(repository.tree()) == {
         "README.md", "split.csv", "data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"
     }  # fmt: skip
     elsewhere = Client(client.hub, tmp_path / "empty", fresh=True)
     there = load(elsewhere, tmp_path / "there", dataset_name="alice/seedlings")
-    here = load(client, tmp_path / "here", train_dir=str(pictures), train_val_split=0.5)
+    here = load(client, tmp_path / "here", train_dir=str(images), train_val_split=0.5)
     assert there == here
     assert [len(rows) for rows in there["rows"].values()] == [9, 9]
     split = (tmp_path / "here" / "split.csv").read_bytes()
     assert repository.read("split.csv") == split == (tmp_path / "there" / "split.csv").read_bytes()
 
 
-def test_the_split_of_a_run_is_published_as_it_is(client, pictures, repository, tmp_path):
-    splits = load_splits(train_dir=pictures, split_seed=7)
+def test_the_split_of_a_run_is_published_as_it_is(client, images, repository, tmp_path):
+    splits = load_splits(train_dir=images, split_seed=7)
     write_split_csv(splits, tmp_path / "split.csv")
-    assert hash_split(tmp_path / "split.csv") != hash_of(load_splits(train_dir=pictures), tmp_path)
-    assert push(client, pictures, "--split_file", tmp_path / "split.csv").returncode == 0
+    assert hash_split(tmp_path / "split.csv") != hash_of(load_splits(train_dir=images), tmp_path)
+    assert push(client, images, "--split_file", tmp_path / "split.csv").returncode == 0
     assert repository.read("split.csv") == (tmp_path / "split.csv").read_bytes()
     assert "The split is that of an earlier run" in repository.read("README.md").decode()
 
@@ -92,10 +92,10 @@ def hash_of(splits, tmp_path: Path) -> str:
     return hash_split(tmp_path / "other.csv")
 
 
-def test_the_card_has_classes_split_duplicates_and_licence(client, pictures, repository, tmp_path):
-    maize = sorted((pictures / "Maize").iterdir())
-    shutil.copy(maize[0], pictures / "Maize" / "again.jpg")
-    result = push(client, pictures, "--source", "Giselsson et al., arXiv 1711.05458")
+def test_the_card_has_classes_split_duplicates_and_licence(client, images, repository, tmp_path):
+    maize = sorted((images / "Maize").iterdir())
+    shutil.copy(maize[0], images / "Maize" / "again.jpg")
+    result = push(client, images, "--source", "Giselsson et al., arXiv 1711.05458")
     assert result.returncode == 0, result.stdout
     text = repository.read("README.md").decode()
     assert check_as_the_hub(text) == ([], [])
@@ -103,69 +103,69 @@ def test_the_card_has_classes_split_duplicates_and_licence(client, pictures, rep
     assert (data["license"], data["task_categories"]) == (LICENSE, ["image-classification"])
     assert [split["num_examples"] for split in data["dataset_info"]["splits"]] == [13, 6]
     assert "| Common wheat | 4 | 2 |\n| Maize | 5 | 2 |\n| all | 13 | 6 |" in text
-    assert f"`{hash_of(load_splits(train_dir=pictures), tmp_path)}`" in text
+    assert f"`{hash_of(load_splits(train_dir=images), tmp_path)}`" in text
     assert "equal in every pixel: 1; " in text
     listed = re.search(r"\| files \| splits \|\n\|:--\|:--\|\n\| (.+?) \|", text)[1]
     assert sorted(listed.split(", ")) == sorted([f"Maize/{maize[0].name}", "Maize/again.jpg"])
     assert "Source: Giselsson et al." in text
 
 
-def test_a_second_push_of_the_same_folder_makes_no_commit(client, pictures, repository):
+def test_a_second_push_of_the_same_folder_makes_no_commit(client, images, repository):
     for _ in range(2):
-        result = push(client, pictures, "--hub_tag", "v1")
+        result = push(client, images, "--hub_tag", "v1")
         assert result.returncode == 0, result.stdout
     assert len(repository.titles()) == 2  # the data, and their card
     assert repository.tags == {"v1": repository.head}
 
 
-def test_what_people_write_into_the_card_of_the_data_stays(client, pictures, repository):
-    push(client, pictures)
+def test_what_people_write_into_the_card_of_the_data_stays(client, images, repository):
+    push(client, images)
     edit = (
         "from huggingface_hub import DatasetCard; card = DatasetCard.load('alice/seedlings');"
         "card.text += '\\nGrown in Flakkebjerg.\\n'; card.push_to_hub('alice/seedlings')"
     )
     assert client.python(edit).returncode == 0
-    (sorted((pictures / "Maize").iterdir())[0]).unlink()
-    assert push(client, pictures).returncode == 0
+    (sorted((images / "Maize").iterdir())[0]).unlink()
+    assert push(client, images).returncode == 0
     text = repository.read("README.md").decode()
     assert text.endswith("\nGrown in Flakkebjerg.\n")
-    assert "17 pictures of plant seedlings" in text
+    assert "17 images of plant seedlings" in text
 
 
-def test_a_dry_run_prints_the_card_and_asks_nothing(client, pictures):
-    result = push(client, pictures, "--dry_run")
+def test_a_dry_run_prints_the_card_and_asks_nothing(client, images):
+    result = push(client, images, "--dry_run")
     assert result.returncode == 0
-    assert "## Pictures that are there twice" in result.stdout
+    assert "## Images that are there twice" in result.stdout
     assert client.hub.log == []
 
 
 @pytest.mark.parametrize("where", ["/repos/create", "/preupload/", "/commit/"])
-def test_a_hub_that_refuses_is_told_in_one_sentence(client, pictures, where):
+def test_a_hub_that_refuses_is_told_in_one_sentence(client, images, where):
     client.hub.faults.append(Fault(path=where, method="POST", status=403))
-    result = push(client, pictures)
+    result = push(client, images)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout
     assert "\nerror: the Hub answered 403: this token may not write there\n" in result.stdout
 
 
-def test_without_a_login_nothing_is_begun(hub, pictures, tmp_path):
-    result = push(Client(hub, tmp_path / "home", token=None), pictures)
+def test_without_a_login_nothing_is_begun(hub, images, tmp_path):
+    result = push(Client(hub, tmp_path / "home", token=None), images)
     assert result.returncode == 2
     assert "error: expected a login to the Hub, found none" in result.stdout
 
 
-def test_equal_pixels_are_found_under_other_names_and_formats(pictures):
-    original = sorted((pictures / "Maize").iterdir())[0]
+def test_equal_pixels_are_found_under_other_names_and_formats(images):
+    original = sorted((images / "Maize").iterdir())[0]
     with Image.open(original) as image:
-        image.convert("RGB").save(pictures / "Charlock" / "copy.png")
+        image.convert("RGB").save(images / "Charlock" / "copy.png")
         other = np.array(image.convert("RGB"))
     other[0, 0, 0] ^= 1
-    Image.fromarray(other).save(pictures / "Charlock" / "other.png")
-    (group,) = find_duplicates(load_splits(train_dir=pictures))
-    assert {(picture.file, picture.label) for picture in group} == {
+    Image.fromarray(other).save(images / "Charlock" / "other.png")
+    (group,) = find_duplicates(load_splits(train_dir=images))
+    assert {(row.file, row.label) for row in group} == {
         (f"Maize/{original.name}", "Maize"), ("Charlock/copy.png", "Charlock")
     }  # fmt: skip
-    assert all(isinstance(picture, Picture) and picture.split in ("train", "validation") for picture in group)
+    assert all(isinstance(row, Location) and row.split in ("train", "validation") for row in group)
 
 
 TRAIN_FLAGS = {
@@ -174,10 +174,10 @@ TRAIN_FLAGS = {
 }  # fmt: skip
 
 
-def test_a_run_on_the_data_set_has_the_first_loss_of_a_run_on_the_folder(client, pictures, tmp_path):
-    assert push(client, pictures).returncode == 0
+def test_a_run_on_the_data_set_has_the_first_loss_of_a_run_on_the_folder(client, images, tmp_path):
+    assert push(client, images).returncode == 0
     runs = {}
-    for name, source in (("there", {"dataset_name": "alice/seedlings"}), ("here", {"train_dir": pictures})):
+    for name, source in (("there", {"dataset_name": "alice/seedlings"}), ("here", {"train_dir": images})):
         result = client.train(**TRAIN_FLAGS, **source, output_dir=tmp_path / name).finish()
         assert result.returncode == 0, result.stdout
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()

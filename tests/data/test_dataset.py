@@ -16,11 +16,11 @@ from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 from sklearn.model_selection import train_test_split
 
-from seedling_hf.data import pictures as picture_files
-from seedling_hf.data.dataset import describe_splits, load_splits, picture_paths
+from seedling_hf.data import images as image_files
+from seedling_hf.data.dataset import describe_splits, image_paths, load_splits
 from seedling_hf.data.duplicates import cluster_duplicates
 from seedling_hf.data.folders import load_folder, load_folders
-from seedling_hf.data.pictures import find_bad_pictures, list_images, read_picture
+from seedling_hf.data.images import find_bad_images, list_images, read_image
 from seedling_hf.data.splits import draw_validation, hash_split, read_split_csv, write_split_csv
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
@@ -30,7 +30,7 @@ SEEDLINGS = Path(__file__).resolve().parents[3] / "shared" / "seedlings"
 
 @pytest.fixture
 def plant(sample_dir):
-    """Fills a folder with class folders of so many real pictures each."""
+    """Fills a folder with class folders of so many real images each."""
 
     def fill(folder: Path, **counts: int) -> Path:
         for name, count in (counts or {"Maize": 4, "Charlock": 5}).items():
@@ -45,7 +45,7 @@ def plant(sample_dir):
 
 @pytest.fixture
 def tree(tmp_path, plant) -> Path:
-    """Four pictures of Maize, five of Charlock."""
+    """Four images of Maize, five of Charlock."""
     return plant(tmp_path / "tree")
 
 
@@ -54,7 +54,7 @@ def rows(split: Dataset) -> list[tuple[str, str]]:
     return [(file, names[label]) for file, label in zip(split["file"], split["label"], strict=True)]
 
 
-def test_a_tree_of_class_folders_gives_pictures_with_label_file_and_number(tree):
+def test_a_tree_of_class_folders_gives_images_with_label_file_and_number(tree):
     splits = load_splits(train_dir=tree)
     assert splits.keys() == {"train", "validation"}
     for split in splits.values():
@@ -62,7 +62,7 @@ def test_a_tree_of_class_folders_gives_pictures_with_label_file_and_number(tree)
         for row in split:
             assert row["image"].tobytes() == Image.open(tree / row["file"]).tobytes()
             assert split.features["label"].int2str(row["label"]) == Path(row["file"]).parent.name
-    assert sorted(picture_paths(splits["train"]) + picture_paths(splits["validation"])) == sorted(
+    assert sorted(image_paths(splits["train"]) + image_paths(splits["validation"])) == sorted(
         str(path) for path in tree.glob("*/*")
     )
 
@@ -82,7 +82,7 @@ def test_class_folders_may_be_called_like_splits(tmp_path, plant):
     }  # fmt: skip
 
 
-def test_equal_file_names_in_two_classes_are_two_pictures(tmp_path, plant):
+def test_equal_file_names_in_two_classes_are_two_images(tmp_path, plant):
     root = plant(tmp_path / "tree")
     for name in ("Maize", "Charlock"):
         shutil.copyfile(next((root / name).iterdir()), root / name / "same.jpg")
@@ -108,7 +108,7 @@ def test_a_split_depends_on_its_seed(sample_dir):
     assert first == again != other
 
 
-def test_another_class_moves_no_picture_of_the_others(tree, plant):
+def test_another_class_moves_no_image_of_the_others(tree, plant):
     before = set(rows(load_splits(train_dir=tree)["validation"]))
     plant(tree, Cleavers=6)
     after = set(rows(load_splits(train_dir=tree)["validation"]))
@@ -120,7 +120,7 @@ def test_the_random_split_is_the_tutorials(sample_dir):
     expected = train_test_split(files, test_size=0.3, random_state=42)
     splits = load_splits(train_dir=sample_dir, split_strategy="random")
     for split, wanted in zip(("train", "validation"), expected, strict=True):
-        assert sorted(picture_paths(splits[split])) == sorted(wanted)
+        assert sorted(image_paths(splits[split])) == sorted(wanted)
 
 
 def test_the_random_split_sorts_whole_paths_where_one_class_name_begins_another(tmp_path, plant):
@@ -128,12 +128,12 @@ def test_the_random_split_sorts_whole_paths_where_one_class_name_begins_another(
     files = sorted(str(path) for path in root.glob("*/*.jpg"))
     expected = train_test_split(files, test_size=0.3, random_state=42)[1]
     found = load_splits(train_dir=root, split_strategy="random")["validation"]
-    assert sorted(picture_paths(found)) == sorted(expected)
+    assert sorted(image_paths(found)) == sorted(expected)
 
 
 @pytest.fixture(scope="module")
 def doubled(sample_dir, tmp_path_factory) -> Path:
-    """Ten pictures of each of three classes; of three in each there is a mirrored copy beside them."""
+    """Ten images of each of three classes; of three in each there is a mirrored copy beside them."""
     root = tmp_path_factory.mktemp("doubled")
     for name in ("Maize", "Charlock", "Cleavers"):
         (root / name).mkdir()
@@ -146,7 +146,7 @@ def doubled(sample_dir, tmp_path_factory) -> Path:
 
 
 def sides(root: Path, validation: set[str]) -> Counter:
-    """How many pairs lie with both pictures in validation, with one, with none."""
+    """How many pairs lie with both images in validation, with one, with none."""
     pairs = [(f"{m.parent.name}/{m.stem.split()[0]}.jpg", f"{m.parent.name}/{m.name}") for m in root.glob("*/*.png")]
     assert len(pairs) == 9
     return Counter(sum(file in validation for file in pair) for pair in pairs)
@@ -156,11 +156,11 @@ def sides(root: Path, validation: set[str]) -> Counter:
 def test_a_grouped_split_keeps_near_duplicates_on_one_side_and_the_share_of_each_class(doubled, seed):
     splits = load_splits(train_dir=doubled, split_strategy="grouped", split_seed=seed)
     assert sides(doubled, set(splits["validation"]["file"])).keys() <= {0, 2}
-    # 30 % of 13 pictures; single pictures fill up what pairs leave.
+    # 30 % of 13 images; single images fill up what pairs leave.
     assert set(Counter(splits["validation"]["label"]).values()) == {4}
 
 
-def test_the_stratified_split_of_the_same_pictures_parts_some_pairs(doubled):
+def test_the_stratified_split_of_the_same_images_parts_some_pairs(doubled):
     splits = load_splits(train_dir=doubled)
     assert sides(doubled, set(splits["validation"]["file"]))[1] > 0
 
@@ -174,7 +174,7 @@ def test_a_grouped_split_takes_pairs_no_more_often_than_their_share():
         chosen = draw_validation(rows, "grouped", 0.3, seed, clusters=clusters)
         assert Counter(label for _, label in chosen) == {"a": 30, "b": 30}
         counts.append(sum(int(file[2:]) < 60 for file, _ in chosen))
-    # 0.3 of 120 pictures in pairs are 36; the mean of 20 draws has a standard error of about 1.6.
+    # 0.3 of 120 images in pairs are 36; the mean of 20 draws has a standard error of about 1.6.
     assert abs(np.mean(counts) - 36) < 6
 
 
@@ -204,13 +204,13 @@ def test_a_cluster_over_two_classes_stays_on_one_side():
 
 
 @pytest.mark.parametrize("strategy", ["stratified", "grouped"])
-def test_folds_part_the_pictures(doubled, strategy):
+def test_folds_part_the_images(doubled, strategy):
     folds = [load_splits(train_dir=doubled, split_strategy=strategy, fold=f"{i}/4") for i in (1, 2, 3, 4)]
     validated = [file for fold in folds for file in fold["validation"]["file"]]
     assert len(validated) == len(set(validated)) == 39
     for fold in folds:
         assert sorted([*fold["train"]["file"], *fold["validation"]["file"]]) == sorted(validated)
-        # 13 pictures of a class in four folds are 3 or 4 each; a pair may shift one more.
+        # 13 images of a class in four folds are 3 or 4 each; a pair may shift one more.
         assert all(2 <= count <= 5 for count in Counter(fold["validation"]["label"]).values())
         assert strategy == "stratified" or sides(doubled, set(fold["validation"]["file"])).keys() <= {0, 2}
 
@@ -229,7 +229,7 @@ def test_folds_depend_on_the_seed(tree):
         ({"fold": "6/5"}, "found 6/5"),
         ({"fold": "1/1"}, "found 1/1"),
         ({"fold": "2"}, "found 2$"),
-        ({"fold": "1/5"}, "at least 5 pictures of each class for 5 folds, found 4 of Maize"),
+        ({"fold": "1/5"}, "at least 5 images of each class for 5 folds, found 4 of Maize"),
         ({"fold": "1/2", "split_strategy": "random"}, "stratified or grouped, found random"),
         ({"fold": "1/2", "split_strategy": "mle_bench"}, "stratified or grouped, found mle_bench"),
     ],
@@ -239,8 +239,8 @@ def test_a_fold_that_is_none_is_refused(tree, flags, message):
         load_splits(train_dir=tree, **flags)
 
 
-def test_a_fold_of_pictures_with_a_validation_folder_is_refused(tree):
-    with pytest.raises(InputError, match="expected --fold for pictures in one place"):
+def test_a_fold_of_images_with_a_validation_folder_is_refused(tree):
+    with pytest.raises(InputError, match="expected --fold for images in one place"):
         load_splits(train_dir=tree, validation_dir=tree, fold="1/2")
 
 
@@ -254,7 +254,7 @@ def test_the_mle_bench_split_sorts_classes_then_files_and_asks_for_nothing_else(
         assert sorted(found) == sorted(expected)
 
 
-def test_the_mle_bench_split_of_4750_pictures_validates_666_as_its_sample_submission_has_rows():
+def test_the_mle_bench_split_of_4750_images_validates_666_as_its_sample_submission_has_rows():
     rows = [(f"{label}/{i:04}.png", label) for label in "abcdefghijkl" for i in range(396)][:4750]
     chosen = draw_validation(rows, "mle_bench", 0.3, 42)
     assert len(chosen) == 666
@@ -267,29 +267,29 @@ def test_the_mle_bench_split_of_4750_pictures_validates_666_as_its_sample_submis
 def test_a_grouped_split_of_the_seedlings_keeps_every_cluster_together(flags):
     splits = load_splits(train_dir=SEEDLINGS, split_strategy="grouped", **flags)
     files = sorted(SEEDLINGS.glob("*/*"))
-    validation = set(picture_paths(splits["validation"]))
+    validation = set(image_paths(splits["validation"]))
     side_of = {}
     for file, cluster in zip(files, cluster_duplicates(files), strict=True):
         assert side_of.setdefault(cluster, str(file) in validation) == (str(file) in validation)
     totals = Counter(file.parent.name for file in files)
     share = 0.2 if flags else 0.3
     for label, count in Counter(Path(file).parent.name for file in splits["validation"]["file"]).items():
-        # A fold shifts a cluster of three at most, a drawn share rounds to one picture.
+        # A fold shifts a cluster of three at most, a drawn share rounds to one image.
         assert abs(count - share * totals[label]) <= (3 if flags else 0.5)
 
 
-def test_a_class_of_one_picture_is_trained_on_with_a_warning(tmp_path, plant, caplog):
+def test_a_class_of_one_image_is_trained_on_with_a_warning(tmp_path, plant, caplog):
     splits = load_splits(train_dir=plant(tmp_path / "tree", Maize=1, Charlock=4))
-    assert "the class Maize has one picture" in caplog.text
+    assert "the class Maize has one image" in caplog.text
     assert Counter(name for _, name in rows(splits["train"])) == {"Maize": 1, "Charlock": 3}
 
 
 def test_a_class_that_a_random_split_leaves_without_training_is_named(tmp_path, plant, caplog):
     load_splits(train_dir=plant(tmp_path / "tree", A=1, B=1, C=1), split_strategy="random", train_val_split=0.6)
-    assert "no picture is left to train these classes: " in caplog.text
+    assert "no image is left to train these classes: " in caplog.text
 
 
-def test_fewer_pictures_are_taken_evenly_from_the_classes(tmp_path, plant):
+def test_fewer_images_are_taken_evenly_from_the_classes(tmp_path, plant):
     root = plant(tmp_path / "tree", Maize=20, Charlock=10, Cleavers=4)
     splits = load_splits(train_dir=root, train_val_split=0.5, max_train_samples=6, max_eval_samples=3)
     assert Counter(name for _, name in rows(splits["train"])) == {"Maize": 2, "Charlock": 2, "Cleavers": 2}
@@ -297,7 +297,7 @@ def test_fewer_pictures_are_taken_evenly_from_the_classes(tmp_path, plant):
     assert splits["train"]["index"] == list(range(6))
 
 
-def test_a_limit_above_the_number_of_pictures_changes_nothing(tree):
+def test_a_limit_above_the_number_of_images_changes_nothing(tree):
     limited = load_splits(train_dir=tree, max_train_samples=1000, max_eval_samples=1000)
     assert {s: rows(split) for s, split in limited.items()} == {
         s: rows(split) for s, split in load_splits(train_dir=tree).items()
@@ -336,7 +336,7 @@ def test_a_flat_test_folder_and_other_folders_are_left_out_with_a_notice(tmp_pat
         plant(tmp_path / split)
     shutil.copytree(tmp_path / "train" / "Maize", tmp_path / "test")
     assert load_folders(tmp_path).keys() == {"train"}
-    assert f"left out: {tmp_path / 'test'}, whose pictures are in no class folders" in caplog.text
+    assert f"left out: {tmp_path / 'test'}, whose images are in no class folders" in caplog.text
     assert "being no split: holdout" in caplog.text
 
 
@@ -365,7 +365,7 @@ def test_a_class_that_the_model_does_not_know_is_refused_by_name(tree):
         load_folder(tree, class_names=["Maize", "Oak"])
 
 
-# What is no picture of a class
+# What is no image of a class
 
 
 def test_strangers_are_left_out_with_one_notice(tree, caplog):
@@ -388,14 +388,14 @@ def test_strangers_are_left_out_with_one_notice(tree, caplog):
         (lambda root: (shutil.rmtree(root), root.write_text("")), "found a file there"),
         (lambda root: shutil.rmtree(root / "Maize"), "at least two classes in .* found Charlock"),
         (lambda root: [shutil.rmtree(root / name) for name in ("Maize", "Charlock")], "found none"),
-        (lambda root: (root / "Oak").mkdir(), "pictures in the class folder Oak .* found none; add some or remove it"),
+        (lambda root: (root / "Oak").mkdir(), "images in the class folder Oak .* found none; add some or remove it"),
         (lambda root: shutil.copytree(root / "Maize", root / "Maize" / "Maize"), "found the folder Maize in it"),
         (lambda root: shutil.move(root, root.with_name("x")) and shutil.move(root.with_name("x"), root / "Oak"),
          "found the folder Charlock in it; name the folder that holds the class folders"),
     ],
     ids=["missing", "file", "one class", "no class", "empty class", "class folder in itself", "a folder too high"],
 )  # fmt: skip
-def test_a_tree_without_two_classes_of_pictures_is_refused_with_the_reason(tree, make, message):
+def test_a_tree_without_two_classes_of_images_is_refused_with_the_reason(tree, make, message):
     make(tree)
     with pytest.raises(InputError, match=message):
         load_splits(train_dir=tree)
@@ -415,7 +415,7 @@ def test_a_name_that_is_not_utf8_is_refused(tree):
         load_splits(train_dir=tree)
 
 
-# Pictures of every kind
+# Images of every kind
 
 
 def write_16_bit(path: Path) -> None:
@@ -448,7 +448,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_picture_of_an_unusual_kind_is_trained_on(tree, name, tmp_path):
+def test_an_image_of_an_unusual_kind_is_trained_on(tree, name, tmp_path):
     GOOD[name](tree / "Maize" / name)
     splits = load_splits(train_dir=tree, train_val_split=0.01)
     transform = ExampleTransform(build_train_transform(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3))
@@ -459,7 +459,7 @@ def test_a_picture_of_an_unusual_kind_is_trained_on(tree, name, tmp_path):
     assert (f"Maize/{name}", "Maize") in read_split_csv(tmp_path / "split.csv")
 
 
-def test_a_link_out_of_the_tree_is_a_picture(tree, sample_dir):
+def test_a_link_out_of_the_tree_is_an_image(tree, sample_dir):
     target = sorted((sample_dir / "Maize").iterdir())[-1]
     (tree / "Maize" / "link.jpg").symlink_to(target)
     assert "Maize/link.jpg" in load_folder(tree)["file"]
@@ -492,7 +492,7 @@ def write_damaged_png(path: Path) -> None:
 
 BAD = {
     "empty.png": (lambda path: path.write_bytes(b""), "cannot identify image file"),
-    "text.png": (lambda path: path.write_text("This is no picture."), "cannot identify image file"),
+    "text.png": (lambda path: path.write_text("This is no image."), "cannot identify image file"),
     "cut.png": (write_cut_png, "truncated"),
     "damaged.png": (write_damaged_png, ""),
     "cut.jpg": (None, "truncated"),
@@ -507,38 +507,38 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_picture_is_refused_by_name_or_left_out(tree, name, caplog):
+def test_a_bad_image_is_refused_by_name_or_left_out(tree, name, caplog):
     write, reason = BAD[name]
     if write is None:
         cut(tree / "Maize" / name, next((tree / "Charlock").iterdir()))
     else:
         write(tree / "Maize" / name)
-    with pytest.raises(InputError, match=rf"found 1 of 10 that cannot: .*{name} \(.*{reason}.*\); .*skip_bad_pictures"):
+    with pytest.raises(InputError, match=rf"found 1 of 10 that cannot: .*{name} \(.*{reason}.*\); .*skip_bad_images"):
         load_splits(train_dir=tree)
-    splits = load_splits(train_dir=tree, skip_bad_pictures=True)
+    splits = load_splits(train_dir=tree, skip_bad_images=True)
     assert sum(map(len, splits.values())) == 9
-    assert "left out 1 of 10 pictures that cannot be decoded" in caplog.text
+    assert "left out 1 of 10 images that cannot be decoded" in caplog.text
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
-def test_a_picture_without_permission_is_refused_by_name(tree):
+def test_an_image_without_permission_is_refused_by_name(tree):
     file = next((tree / "Maize").iterdir())
     file.chmod(0)
     with pytest.raises(InputError, match=rf"{file.name} \(Permission denied\)"):
         load_splits(train_dir=tree)
 
 
-def test_a_class_of_bad_pictures_only_is_refused_though_they_may_be_skipped(tree):
+def test_a_class_of_bad_images_only_is_refused_though_they_may_be_skipped(tree):
     for file in (tree / "Maize").iterdir():
         file.write_bytes(b"")
     with pytest.raises(InputError, match="found none in Maize"):
-        load_splits(train_dir=tree, skip_bad_pictures=True)
+        load_splits(train_dir=tree, skip_bad_images=True)
 
 
-def test_bad_pictures_are_found_among_good_ones(tree):
+def test_bad_images_are_found_among_good_ones(tree):
     bad = tree / "Maize" / "bad.jpg"
     bad.write_bytes(b"")
-    assert [path for path, _ in find_bad_pictures(sorted(tree.glob("*/*")))] == [bad]
+    assert [path for path, _ in find_bad_images(sorted(tree.glob("*/*")))] == [bad]
 
 
 # split.csv
@@ -576,7 +576,7 @@ def test_a_split_that_a_spreadsheet_saved_is_read(tree, written):
     assert len(load_splits(train_dir=tree, split_file=written)["train"]) == 6
 
 
-def test_a_split_of_pictures_that_are_gone_is_refused_with_their_names(tree, written):
+def test_a_split_of_images_that_are_gone_is_refused_with_their_names(tree, written):
     gone = next((tree / "Maize").iterdir())
     gone.unlink()
     with pytest.raises(InputError, match=f"found 1 gone: Maize/{gone.name}; restore them or draw a new split"):
@@ -590,17 +590,17 @@ def test_a_split_with_another_label_is_refused_with_the_name(tree, written):
         load_splits(train_dir=tree, split_file=written)
 
 
-def test_pictures_that_a_split_does_not_know_are_left_out_with_a_warning(tree, written, plant, caplog):
+def test_images_that_a_split_does_not_know_are_left_out_with_a_warning(tree, written, plant, caplog):
     expected = {s: rows(split) for s, split in load_splits(train_dir=tree, split_file=written).items()}
     shutil.copyfile(next((tree / "Maize").iterdir()), tree / "Maize" / "new.jpg")
     assert {s: rows(split) for s, split in load_splits(train_dir=tree, split_file=written).items()} == expected
-    assert "left out 1 pictures that are not in" in caplog.text and "Maize/new.jpg" in caplog.text
+    assert "left out 1 images that are not in" in caplog.text and "Maize/new.jpg" in caplog.text
 
 
 def test_a_split_file_beside_a_validation_folder_is_refused(tmp_path, plant, written):
     for split in ("train", "val"):
         plant(tmp_path / "both" / split)
-    with pytest.raises(InputError, match="--split_file for pictures in one place"):
+    with pytest.raises(InputError, match="--split_file for images in one place"):
         load_splits(train_dir=tmp_path / "both", split_file=written)
 
 
@@ -646,15 +646,15 @@ def test_the_hash_knows_equal_names_in_two_split_folders(tmp_path, plant):
     assert hash_split(tmp_path / "both.csv") != hash_split(tmp_path / "train.csv")
 
 
-def test_a_table_shows_pictures_of_each_class_and_split(tree):
+def test_a_table_shows_images_of_each_class_and_split(tree):
     lines = [line.split() for line in describe_splits(load_splits(train_dir=tree)).splitlines()]
     assert lines == [["train", "validation"], ["Charlock", "3", "2"], ["Maize", "3", "1"], ["total", "6", "3"]]
 
 
-# Pictures to predict
+# Images to predict
 
 
-def test_pictures_are_listed_in_byte_order_without_strangers(tree):
+def test_images_are_listed_in_byte_order_without_strangers(tree):
     (tree / "Maize" / ".hidden.jpg").write_bytes(b"")
     (tree / "Maize" / "notes.txt").write_bytes(b"")
     (tree / ".cache").mkdir()
@@ -667,23 +667,23 @@ def test_a_folder_too_large_for_memory_is_listed_in_the_same_order(tree, monkeyp
     (tree / "Maize" / "\U0001f331.jpg").write_bytes(b"")
     (tree / "Maize" / "\uff21.jpg").write_bytes(b"")
     expected = list(list_images([tree]))
-    monkeypatch.setattr(picture_files, "MOST_NAMES_IN_MEMORY", 2)
+    monkeypatch.setattr(image_files, "MOST_NAMES_IN_MEMORY", 2)
     assert list(list_images([tree])) == expected == sorted(expected)
 
 
-def test_a_picture_is_read_upright(tmp_path):
+def test_an_image_is_read_upright(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").size == (4, 8)
+    assert read_image(tmp_path / "a.jpg").size == (4, 8)
 
 
-def test_a_picture_that_cannot_be_read_says_what_the_search_for_bad_ones_says(tree):
+def test_an_image_that_cannot_be_read_says_what_the_search_for_bad_ones_says(tree):
     bad = sorted(tree.glob("*/*"))[1]
     bad.write_bytes(bad.read_bytes()[:500])
-    ((_, reason),) = find_bad_pictures([bad])
+    ((_, reason),) = find_bad_images([bad])
     with pytest.raises(InputError) as error:
-        read_picture(bad)
+        read_image(bad)
     assert str(error.value) == reason
 
 
@@ -704,7 +704,7 @@ def test_a_link_to_a_folder_beside_is_followed(tree, tmp_path):
 
 
 def test_a_missing_path_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"expected a picture or a folder at .*nowhere, found nothing there"):
+    with pytest.raises(InputError, match=r"expected an image or a folder at .*nowhere, found nothing there"):
         list(list_images([tmp_path / "nowhere"]))
 
 
@@ -720,15 +720,13 @@ def hub(tmp_path, sample_dir, monkeypatch):
     def write(classes=("Maize", "Charlock"), image="image", label="label", **splits) -> str:
         folder = tmp_path / "hub"
         folder.mkdir()
-        for split, pictures in splits.items():
-            columns = {
-                image: [{"path": path, "bytes": data or bytes_of.get(name, b"")} for name, path, data in pictures]
-            }
+        for split, images in splits.items():
+            columns = {image: [{"path": path, "bytes": data or bytes_of.get(name, b"")} for name, path, data in images]}
             features = {image: ImageFeature()}
             if classes is None:
-                columns[label], features[label] = [name for name, *_ in pictures], Value("string")
+                columns[label], features[label] = [name for name, *_ in images], Value("string")
             else:
-                columns[label] = [-1 if name is None else classes.index(name) for name, *_ in pictures]
+                columns[label] = [-1 if name is None else classes.index(name) for name, *_ in images]
                 features[label] = ClassLabel(names=[*classes])
             Dataset.from_dict(columns, features=Features(features)).to_parquet(folder / f"{split}-0.parquet")
         return str(folder)
@@ -736,14 +734,14 @@ def hub(tmp_path, sample_dir, monkeypatch):
     return write
 
 
-def pictures(count: int, prefix: str = "", name: str | None = None, path: bool = True) -> list[tuple]:
+def images(count: int, prefix: str = "", name: str | None = None, path: bool = True) -> list[tuple]:
     return [
         (name or ("Maize", "Charlock")[i % 2], f"{prefix}{i}.jpg" if path else None, None) for i in range(count)
     ]  # fmt: skip
 
 
 def test_a_hub_data_set_keeps_its_classes_splits_and_path_names(hub):
-    splits = load_splits(dataset_name=hub(train=pictures(6), validation=pictures(4, "v"), test=pictures(2, "t")))
+    splits = load_splits(dataset_name=hub(train=images(6), validation=images(4, "v"), test=images(2, "t")))
     assert {s: len(split) for s, split in splits.items()} == {"train": 6, "validation": 4, "test": 2}
     assert splits["train"].features["label"].names == ["Maize", "Charlock"]
     assert splits["validation"]["file"] == ["v0.jpg", "v1.jpg", "v2.jpg", "v3.jpg"]
@@ -752,7 +750,7 @@ def test_a_hub_data_set_keeps_its_classes_splits_and_path_names(hub):
 
 
 def test_a_hub_data_set_without_validation_is_split_as_a_folder_is(hub, tmp_path):
-    name = hub(train=pictures(20))
+    name = hub(train=images(20))
     splits = load_splits(dataset_name=name, split_seed=3)
     assert Counter(rows_label for _, rows_label in rows(splits["validation"])) == {"Maize": 3, "Charlock": 3}
     assert splits["validation"]["index"] == list(range(6))
@@ -762,37 +760,37 @@ def test_a_hub_data_set_without_validation_is_split_as_a_folder_is(hub, tmp_path
     assert {s: rows(split) for s, split in again.items()} == {s: rows(split) for s, split in splits.items()}
 
 
-def test_pictures_of_the_hub_without_names_are_numbered(hub):
-    splits = load_splits(dataset_name=hub(train=pictures(4, path=False), validation=[("Maize", "same", None)] * 2))
+def test_images_of_the_hub_without_names_are_numbered(hub):
+    splits = load_splits(dataset_name=hub(train=images(4, path=False), validation=[("Maize", "same", None)] * 2))
     assert splits["train"]["file"] == [f"train/{i:08d}" for i in range(4)]
     assert splits["validation"]["file"] == ["validation/00000000", "validation/00000001"]
 
 
 def test_labels_of_the_hub_may_be_words_in_a_column_of_another_name(hub):
-    name = hub(classes=None, image="photo", label="species", train=pictures(4), validation=pictures(2))
+    name = hub(classes=None, image="photo", label="species", train=images(4), validation=images(2))
     splits = load_splits(dataset_name=name, image_column_name="photo", label_column_name="species")
     assert splits["train"].features["label"].names == ["Charlock", "Maize"]
     assert [label for _, label in rows(splits["validation"])] == ["Maize", "Charlock"]
 
 
 def test_a_hub_split_that_lacks_a_class_gets_the_numbers_of_training(hub):
-    splits = load_splits(dataset_name=hub(classes=None, train=pictures(4), validation=pictures(2, name="Maize")))
+    splits = load_splits(dataset_name=hub(classes=None, train=images(4), validation=images(2, name="Maize")))
     assert list(splits["validation"]["label"]) == [1, 1]
     assert splits["validation"].features == splits["train"].features
 
 
 def test_a_hub_test_split_without_labels_is_left_out_with_a_notice(hub, caplog):
     caplog.set_level(logging.INFO)
-    name = hub(train=pictures(4), validation=pictures(2), test=[(None, "t.jpg", None)])
+    name = hub(train=images(4), validation=images(2), test=[(None, "t.jpg", None)])
     assert load_splits(dataset_name=name).keys() == {"train", "validation"}
     assert "without labels: test" in caplog.text
 
 
-def test_a_bad_picture_of_the_hub_is_refused_by_name_or_left_out(hub):
-    name = hub(train=[*pictures(4), ("Maize", "bad.jpg", b"no picture")], validation=pictures(2))
+def test_a_bad_image_of_the_hub_is_refused_by_name_or_left_out(hub):
+    name = hub(train=[*images(4), ("Maize", "bad.jpg", b"no image")], validation=images(2))
     with pytest.raises(InputError, match=r"found 1 of 5 that cannot: bad.jpg \(cannot identify image file\)"):
         load_splits(dataset_name=name)
-    splits = load_splits(dataset_name=name, skip_bad_pictures=True)
+    splits = load_splits(dataset_name=name, skip_bad_images=True)
     assert splits["train"]["file"] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
     assert splits["train"]["index"] == [0, 1, 2, 3]
 
@@ -800,14 +798,14 @@ def test_a_bad_picture_of_the_hub_is_refused_by_name_or_left_out(hub):
 @pytest.mark.parametrize(
     ("data", "flags", "message"),
     [
-        ({"train": pictures(4)}, {"image_column_name": "photo"}, "column 'photo' in .* name it by --image_column_name"),
-        ({"train": pictures(4)}, {"label_column_name": "kind"}, "column 'kind' in .* name it by --label_column_name"),
-        ({"train": pictures(4)}, {"image_column_name": "label"}, "expected pictures in the column 'label'"),
-        ({"train": [*pictures(4), (None, "x.jpg", None)]}, {}, "a label for each picture .* found 1 without"),
-        ({"train": pictures(4, name="Maize")}, {}, "at least two classes in .* found Maize"),
-        ({"test": pictures(4)}, {}, "expected a split called train in .* found test"),
+        ({"train": images(4)}, {"image_column_name": "photo"}, "column 'photo' in .* name it by --image_column_name"),
+        ({"train": images(4)}, {"label_column_name": "kind"}, "column 'kind' in .* name it by --label_column_name"),
+        ({"train": images(4)}, {"image_column_name": "label"}, "expected images in the column 'label'"),
+        ({"train": [*images(4), (None, "x.jpg", None)]}, {}, "a label for each image .* found 1 without"),
+        ({"train": images(4, name="Maize")}, {}, "at least two classes in .* found Maize"),
+        ({"test": images(4)}, {}, "expected a split called train in .* found test"),
     ],
-    ids=["image column", "label column", "no pictures", "no label", "one class", "no train"],
+    ids=["image column", "label column", "no images", "no label", "one class", "no train"],
 )
 def test_a_hub_data_set_that_cannot_be_trained_on_is_refused(hub, data, flags, message):
     with pytest.raises(InputError, match=message):
@@ -815,7 +813,7 @@ def test_a_hub_data_set_that_cannot_be_trained_on_is_refused(hub, data, flags, m
 
 
 def test_a_hub_class_that_only_validates_is_refused_by_name(hub):
-    name = hub(classes=None, train=pictures(4), validation=pictures(1, name="Oak"))
+    name = hub(classes=None, train=images(4), validation=images(1, name="Oak"))
     with pytest.raises(InputError, match=r"expected the classes of its train split in .* found Oak besides"):
         load_splits(dataset_name=name)
 

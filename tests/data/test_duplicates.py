@@ -12,7 +12,7 @@ from seedling_hf.data.duplicates import (
     connect,
     find_exact_duplicates,
     find_near_duplicates,
-    fingerprint_pictures,
+    fingerprint_images,
 )
 
 SEEDLINGS = Path(__file__).resolve().parents[3] / "shared" / "seedlings"
@@ -20,7 +20,7 @@ SEEDLINGS = Path(__file__).resolve().parents[3] / "shared" / "seedlings"
 
 @pytest.fixture(scope="module")
 def files(sample_dir) -> list[Path]:
-    """Four pictures of each class."""
+    """Four images of each class."""
     return [file for folder in sorted(sample_dir.iterdir()) for file in sorted(folder.iterdir())[:4]]
 
 
@@ -37,7 +37,7 @@ def crop(image: Image.Image, share: float) -> Image.Image:
 
 
 def found_pairs(sources) -> set[tuple[int, int]]:
-    return {(pair.first, pair.second) for pair in find_near_duplicates(fingerprint_pictures(sources))}
+    return {(pair.first, pair.second) for pair in find_near_duplicates(fingerprint_images(sources))}
 
 
 ALTERATIONS = {
@@ -67,15 +67,15 @@ def test_it_does_not_matter_which_of_two_is_the_crop(files, name):
 
 
 def test_different_seedlings_of_a_class_are_no_duplicates(files):
-    fingerprints = fingerprint_pictures(files)
+    fingerprints = fingerprint_images(files)
     assert len(fingerprints) == 48
     assert find_near_duplicates(fingerprints) == []
     assert find_exact_duplicates(fingerprints) == []
 
 
-def test_the_one_pair_of_the_sample_is_found_among_its_480_pictures(sample_dir):
+def test_the_one_pair_of_the_sample_is_found_among_its_480_images(sample_dir):
     files = sorted(sample_dir.glob("*/*"))
-    (pair,) = find_near_duplicates(fingerprint_pictures(files))
+    (pair,) = find_near_duplicates(fingerprint_images(files))
     assert {files[pair.first].parent.name, files[pair.second].parent.name} == {"Common Chickweed"}
     assert pair.distance == 2
     assert 0.95 < pair.correlation < 1
@@ -84,34 +84,34 @@ def test_the_one_pair_of_the_sample_is_found_among_its_480_pictures(sample_dir):
 def test_exact_is_what_has_the_same_pixels_however_they_are_packed(files):
     original = Image.open(files[0]).convert("RGB")
     packed = [encode(original, "PNG"), encode(original, "BMP"), encode(original, "JPEG", quality=95)]
-    fingerprints = fingerprint_pictures([files[0], *packed, files[1]])
+    fingerprints = fingerprint_images([files[0], *packed, files[1]])
     assert find_exact_duplicates(fingerprints) == [[0, 1, 2]]
     assert [(pair.first, pair.second) for pair in find_near_duplicates(fingerprints)] == [(0, 3)]
 
 
-def test_pictures_of_equal_pixels_and_another_shape_are_not_exact_duplicates():
+def test_images_of_equal_pixels_and_another_shape_are_not_exact_duplicates():
     wide, high = (encode(Image.new("RGB", size, "green"), "PNG") for size in ((20, 10), (10, 20)))
-    assert find_exact_duplicates(fingerprint_pictures([wide, high])) == []
+    assert find_exact_duplicates(fingerprint_images([wide, high])) == []
 
 
-def test_blank_pictures_are_near_duplicates_of_nothing():
+def test_blank_images_are_near_duplicates_of_nothing():
     blank = [encode(Image.new("RGB", (20, 20), (i, i, i)), "PNG") for i in range(30)]
     assert found_pairs(blank) == set()
 
 
-def test_pictures_of_16_bits_are_told_apart_where_eight_would_not_do():
+def test_images_of_16_bits_are_told_apart_where_eight_would_not_do():
     dark, light = (
         encode(Image.fromarray(np.full((8, 8), value, np.uint16)), "PNG") for value in (1000, 60000)
     )  # PIL's own conversion clips both to 255
-    assert find_exact_duplicates(fingerprint_pictures([dark, light])) == []
+    assert find_exact_duplicates(fingerprint_images([dark, light])) == []
 
 
-def test_a_picture_that_is_turned_by_its_exif_counts_as_it_is_seen(files):
+def test_an_image_that_is_turned_by_its_exif_counts_as_it_is_seen(files):
     image = Image.open(files[0]).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
     lying = encode(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
-    assert find_exact_duplicates(fingerprint_pictures([files[0], lying])) == [[0, 1]]
+    assert find_exact_duplicates(fingerprint_images([files[0], lying])) == [[0, 1]]
 
 
 def test_there_are_eight_symmetries():
@@ -119,8 +119,8 @@ def test_there_are_eight_symmetries():
     assert len({symmetry(square).tobytes() for symmetry in SYMMETRIES}) == 8
 
 
-def test_no_pictures_have_no_duplicates():
-    fingerprints = fingerprint_pictures([])
+def test_no_images_have_no_duplicates():
+    fingerprints = fingerprint_images([])
     assert (len(fingerprints), find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints)) == (0, [], [])
     assert connect(0, [], []) == []
 
@@ -133,7 +133,7 @@ def test_a_cluster_holds_what_duplicates_lead_to(files):
 
 
 def test_the_number_of_threads_does_not_matter(files):
-    one, four = (fingerprint_pictures(files, num_threads) for num_threads in (1, 4))
+    one, four = (fingerprint_images(files, num_threads) for num_threads in (1, 4))
     assert one.digests == four.digests
     assert (one.hashes == four.hashes).all() and (one.inner_hashes == four.inner_hashes).all()
 
@@ -142,7 +142,7 @@ def test_the_number_of_threads_does_not_matter(files):
 @pytest.mark.skipif(not SEEDLINGS.is_dir(), reason=f"needs the 4,027 seedlings in {SEEDLINGS}")
 def test_the_seedlings_hold_54_pairs_that_were_looked_at_and_two_groups_of_equal_pixels():
     files = sorted(SEEDLINGS.glob("*/*"))
-    fingerprints = fingerprint_pictures(files)
+    fingerprints = fingerprint_images(files)
     exact, near = find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints)
     assert len(files) == 4027
     assert [[files[i].name for i in group] for group in exact] == [
@@ -154,13 +154,13 @@ def test_the_seedlings_hold_54_pairs_that_were_looked_at_and_two_groups_of_equal
 
 
 @pytest.mark.slow
-def test_twelve_thousand_pictures_are_compared_in_half_a_minute_of_one_core(files):
+def test_twelve_thousand_images_are_compared_in_half_a_minute_of_one_core(files):
     import dataclasses
     import time
 
     generator = np.random.default_rng(0)
     count = 12_500
-    some = fingerprint_pictures(files)
+    some = fingerprint_images(files)
     hashes = generator.integers(0, 2**64, (count, 9), np.uint64)
     many = dataclasses.replace(
         some,

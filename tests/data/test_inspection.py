@@ -11,10 +11,10 @@ from seedling_hf.commands import run
 from seedling_hf.commands.inspect_dataset import main
 from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.inspection import (
-    find_shared_pictures,
+    find_shared_images,
     inspect_folder,
     render_page,
-    report_shared_pictures,
+    report_shared_images,
     write_inspection,
 )
 from seedling_hf.data.splits import write_split_csv
@@ -22,7 +22,7 @@ from seedling_hf.data.splits import write_split_csv
 
 @pytest.fixture
 def tree(tmp_path, sample_dir) -> Path:
-    """Six pictures of Maize and six of Charlock, no two of them alike."""
+    """Six images of Maize and six of Charlock, no two of them alike."""
     for name in ("Maize", "Charlock"):
         (tmp_path / "tree" / name).mkdir(parents=True)
         for file in sorted((sample_dir / name).iterdir())[:6]:
@@ -51,7 +51,7 @@ def names(tree: Path, *numbers: int) -> list[str]:
 def test_a_tree_without_flaws_is_clean(tree):
     inspection = inspect_folder(tree)
     assert inspection.is_clean
-    assert inspection.num_pictures == 12
+    assert inspection.num_images == 12
     assert inspection.classes == {"train": {"Charlock": 6, "Maize": 6}}
 
 
@@ -68,7 +68,7 @@ def test_each_flaw_is_found_as_what_it_is(flawed):
     outliers = {(outlier["file"], outlier["what"]) for outlier in inspection.outliers}
     assert {("Charlock/grey <and> thin.png", side) for side in ("width", "height")} <= outliers
     assert inspection.classes == {"train": {"Charlock": 8, "Maize": 8}}
-    assert inspection.num_pictures == 17
+    assert inspection.num_images == 17
 
 
 def test_an_outlier_alone_is_no_flaw(tree):
@@ -78,7 +78,7 @@ def test_an_outlier_alone_is_no_flaw(tree):
     assert inspection.is_clean
 
 
-def test_a_picture_in_two_given_splits_is_found(tree, tmp_path):
+def test_an_image_in_two_given_splits_is_found(tree, tmp_path):
     for split in ("train", "val"):
         shutil.copytree(tree, tmp_path / "splits" / split)
     for file in sorted((tmp_path / "splits" / "val" / "Maize").iterdir())[1:]:
@@ -98,7 +98,7 @@ def test_the_page_asks_for_nothing_but_itself(flawed):
     assert "url(" not in page and "@import" not in page and "<script" not in page
 
 
-def test_the_page_shows_both_pictures_of_a_pair_and_the_reason_for_a_corrupt_one(flawed):
+def test_the_page_shows_both_images_of_a_pair_and_the_reason_for_a_corrupt_one(flawed):
     page = render_page(inspect_folder(flawed))
     near = page[page.index('id="near"') : page.index('id="outliers"')]
     assert near.count("<img") == 2
@@ -140,7 +140,7 @@ def test_a_missing_folder_is_a_mistake_and_not_a_finding(tmp_path, capsys):
     assert "found nothing there" in capsys.readouterr().err
 
 
-# Pictures that validate and are trained on
+# Images that validate and are trained on
 
 
 @pytest.fixture
@@ -156,18 +156,18 @@ def shared(flawed, tmp_path):
     return load_splits(train_dir=flawed, split_file=tmp_path / "split.csv")
 
 
-def test_validation_pictures_are_named_with_their_doubles_in_training(shared, flawed):
+def test_validation_images_are_named_with_their_doubles_in_training(shared, flawed):
     first, third = names(flawed, 0, 2)
-    assert set(find_shared_pictures(shared)) == {("Maize/copy.jpg", first), ("Maize/flipped.png", third)}
+    assert set(find_shared_images(shared)) == {("Maize/copy.jpg", first), ("Maize/flipped.png", third)}
 
 
-def test_training_warns_once_of_shared_pictures_and_writes_them_down(shared, tmp_path, caplog):
-    report_shared_pictures(shared, tmp_path / "near_duplicates.json")
+def test_training_warns_once_of_shared_images_and_writes_them_down(shared, tmp_path, caplog):
+    report_shared_images(shared, tmp_path / "near_duplicates.json")
     (message,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert message.startswith("2 of 2 validation pictures are nearly in training too: Maize/copy.jpg (as Maize/")
-    assert message.endswith("--split_strategy grouped keeps such pictures on one side")
+    assert message.startswith("2 of 2 validation images are nearly in training too: Maize/copy.jpg (as Maize/")
+    assert message.endswith("--split_strategy grouped keeps such images on one side")
     values = json.loads((tmp_path / "near_duplicates.json").read_text())
-    assert values["validation_pictures"] == 2
+    assert values["validation_images"] == 2
     assert [pair["validation"] for pair in values["pairs"]] == ["Maize/copy.jpg", "Maize/flipped.png"]
 
 
@@ -175,20 +175,20 @@ def test_a_grouped_split_gives_no_reason_to_warn(flawed, tmp_path, caplog):
     (flawed / "Maize" / "cut.jpg").unlink()
     for seed in range(3):
         splits = load_splits(train_dir=flawed, split_strategy="grouped", split_seed=seed)
-        report_shared_pictures(splits, tmp_path / "near_duplicates.json")
+        report_shared_images(splits, tmp_path / "near_duplicates.json")
         assert json.loads((tmp_path / "near_duplicates.json").read_text())["pairs"] == []
     assert caplog.text == ""
 
 
 def test_what_was_not_looked_for_leaves_no_file_behind(shared, tmp_path):
     (tmp_path / "near_duplicates.json").write_text("of an earlier run")
-    report_shared_pictures(shared, tmp_path / "near_duplicates.json", look=False)
+    report_shared_images(shared, tmp_path / "near_duplicates.json", look=False)
     assert not (tmp_path / "near_duplicates.json").exists()
 
 
-def test_more_pictures_than_can_be_compared_soon_are_said_to_be_unchecked(shared, tmp_path, caplog, monkeypatch):
+def test_more_images_than_can_be_compared_soon_are_said_to_be_unchecked(shared, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("seedling_hf.data.inspection.MOST_COMPARED", 10)
     caplog.set_level(logging.INFO)
-    report_shared_pictures(shared, tmp_path / "near_duplicates.json")
-    assert "16 pictures are more than 10; inspect_dataset finds them" in caplog.text
+    report_shared_images(shared, tmp_path / "near_duplicates.json")
+    assert "16 images are more than 10; inspect_dataset finds them" in caplog.text
     assert not (tmp_path / "near_duplicates.json").exists()

@@ -17,7 +17,7 @@ def test_an_epoch_depends_on_seed_and_epoch_alone():
     assert epoch_of(one, 5) != epoch_of(EpochSampler(100, batch_size=8, seed=4), 5)
 
 
-def test_no_picture_comes_twice_in_an_epoch():
+def test_no_image_comes_twice_in_an_epoch():
     drawn = [i for batch in epoch_of(EpochSampler(100, batch_size=8), 0) for i in batch]
     assert len(drawn) == len(set(drawn)) == 96
 
@@ -29,7 +29,7 @@ def test_starting_inside_an_epoch_gives_its_very_tail():
 
 
 @pytest.mark.parametrize("processes, accumulation", [(1, 1), (2, 1), (1, 2), (4, 2), (2, 4)])
-def test_a_global_batch_holds_the_same_pictures_however_it_is_divided(processes, accumulation):
+def test_a_global_batch_holds_the_same_images_however_it_is_divided(processes, accumulation):
     size = 16 // processes // accumulation
     shares = [
         epoch_of(
@@ -46,6 +46,6 @@ def test_a_global_batch_holds_the_same_pictures_however_it_is_divided(processes,
         assert sorted(found) == sorted(expected)
 
 
-def test_too_few_pictures_for_one_step_are_refused_with_both_figures():
-    with pytest.raises(InputError, match=r"batch of 64 .* found 63 pictures"):
+def test_too_few_images_for_one_step_are_refused_with_both_figures():
+    with pytest.raises(InputError, match=r"batch of 64 .* found 63 images"):
         EpochSampler(63, batch_size=16, num_processes=4)

@@ -1,4 +1,4 @@
-"""A stream gives each picture once a pass, from any place on, on any number of processes."""
+"""A stream gives each image once a pass, from any place on, on any number of processes."""
 
 from collections import Counter
 from itertools import islice, takewhile
@@ -17,12 +17,12 @@ from seedling_hf.commands.train import main
 from seedling_hf.data import stream as streaming
 from seedling_hf.data.collator import Collator
 from seedling_hf.data.hub_dataset import load_streamed
-from seedling_hf.data.stream import PictureStream, Place
+from seedling_hf.data.stream import ImageStream, Place
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
 
 CLASSES = ["Charlock", "Maize"]
-SHARDS = [10, 9, 11]  # pictures
+SHARDS = [10, 9, 11]  # images
 
 
 def write_split(folder: Path, split: str, shards: list[int], files: list[Path], broken: int | None = None) -> None:
@@ -32,7 +32,7 @@ def write_split(folder: Path, split: str, shards: list[int], files: list[Path], 
         rows = {"image": [], "label": []}
         for _ in range(count):
             file = files[number % len(files)]
-            data = b"no picture" if number == broken else file.read_bytes()
+            data = b"no image" if number == broken else file.read_bytes()
             rows["image"].append({"path": f"{number}.jpg", "bytes": data})
             rows["label"].append(CLASSES.index(file.parent.name))
             number += 1
@@ -54,11 +54,11 @@ def write(tmp_path, sample_dir, monkeypatch):
     return make
 
 
-def stream_of(name: str, **settings) -> PictureStream:
+def stream_of(name: str, **settings) -> ImageStream:
     transform = ExampleTransform(build_train_transform(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3), seed=1)
     collator = Collator(len(CLASSES), mixup_prob=0.5, seed=1)
     settings = {"batch_size": 1, "seed": 1} | settings
-    return PictureStream(load_streamed(name)["train"], transform, collator, **settings)
+    return ImageStream(load_streamed(name)["train"], transform, collator, **settings)
 
 
 def indices(batches) -> list[int]:
@@ -66,7 +66,7 @@ def indices(batches) -> list[int]:
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 4])
-def test_a_pass_has_each_picture_once_on_any_number_of_processes(write, num_processes):
+def test_a_pass_has_each_image_once_on_any_number_of_processes(write, num_processes):
     name, seen = write(), Counter()
     for rank in range(num_processes):
         stream = stream_of(name, process_index=rank, num_processes=num_processes)
@@ -109,19 +109,19 @@ def test_a_worker_gives_what_the_process_itself_gives(write):
         assert Place(*found["place"]) == expected["place"]
 
 
-def test_a_bad_picture_is_named_or_left_out(write):
+def test_a_bad_image_is_named_or_left_out(write):
     name = write(broken=7)
-    with pytest.raises(InputError, match=r"found 7\.jpg: cannot identify image file.*leave such pictures out by"):
+    with pytest.raises(InputError, match=r"found 7\.jpg: cannot identify image file.*leave such images out by"):
         for batch in stream_of(name):
             streaming.pop_place([batch])
-    kept = indices(islice(stream_of(name, skip_bad_pictures=True), sum(SHARDS) - 1))
+    kept = indices(islice(stream_of(name, skip_bad_images=True), sum(SHARDS) - 1))
     assert len(set(kept)) == sum(SHARDS) - 1
     assert 7 not in kept
 
 
-def test_a_stream_of_bad_pictures_only_ends(write):
+def test_a_stream_of_bad_images_only_ends(write):
     name = write(shards=[1], broken=0)
-    (batch,) = stream_of(name, skip_bad_pictures=True)
+    (batch,) = stream_of(name, skip_bad_images=True)
     assert "found none in a whole pass" in batch["error"]
 
 
@@ -142,7 +142,7 @@ def test_a_column_of_another_kind_is_refused(write):
     [
         ({"max_steps": -1}, "--max_steps and --eval_steps with --streaming"),
         ({"eval_steps": None}, "--max_steps and --eval_steps with --streaming"),
-        ({"dataset_name": None, "train_dir": "pictures"}, "--dataset_name with --streaming"),
+        ({"dataset_name": None, "train_dir": "images"}, "--dataset_name with --streaming"),
         ({"dataloader_num_workers": 2}, "of 0 or 1 with --streaming, found 2"),
     ],
 )
@@ -153,10 +153,10 @@ def test_flags_that_do_not_go_with_a_stream_are_refused(changes, message):
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_run_on_a_stream_that_is_killed_ends_as_if_nothing_had_happened(write, tmp_path, pictures, num_processes):
+def test_a_run_on_a_stream_that_is_killed_ends_as_if_nothing_had_happened(write, tmp_path, images, num_processes):
     name = write()
     settings = {"num_processes": num_processes, "num_workers": 1, "data": ("--dataset_name", name, "--streaming")}
-    reference, killed = (Run(tmp_path / folder, pictures, **settings) for folder in ("reference", "killed"))
+    reference, killed = (Run(tmp_path / folder, images, **settings) for folder in ("reference", "killed"))
     reference.finish()
     processes = killed.start()
     checkpoint = killed.folder / "run" / "checkpoints" / "step-00000010"
@@ -169,11 +169,11 @@ def test_a_run_on_a_stream_that_is_killed_ends_as_if_nothing_had_happened(write,
     assert killed.contents() == reference.contents()
 
 
-def test_another_number_of_processes_is_refused(write, tmp_path, pictures):
+def test_another_number_of_processes_is_refused(write, tmp_path, images):
     settings = {"data": ("--dataset_name", write(), "--streaming"), "accumulation": 1}
-    run = Run(tmp_path / "run", pictures, num_processes=2, **settings)
+    run = Run(tmp_path / "run", images, num_processes=2, **settings)
     run.finish()
-    alone = Run(tmp_path / "alone", pictures, **settings)
+    alone = Run(tmp_path / "alone", images, **settings)
     (run.folder / "run").rename(alone.folder / "run")
     alone.finish(expected=2)
     assert "expected 2 processes, as many as read the stream" in alone.output

@@ -23,19 +23,19 @@ def same_random_numbers(seed: int, transform, image) -> torch.Tensor:
     return transform(image)
 
 
-def test_a_picture_is_turned_as_torchvision_turns_it_but_less_softly(images):
+def test_an_image_is_turned_as_torchvision_turns_it_but_less_softly(images):
     ours = RandomRotation(180, SIZE, MEAN)
     theirs = v2.RandomRotation(180, interpolation=InterpolationMode.BILINEAR, fill=list(MEAN))
     prepare = v2.Compose([v2.PILToTensor(), v2.Resize((SIZE, SIZE)), v2.ToDtype(torch.float32, scale=True)])
     soften = v2.GaussianBlur(15, 3.0)  # then bilinear and bicubic are nearly the same
     gains = []
-    for seed, image in enumerate(images):
-        picture = soften(prepare(image))
-        found, expected = (same_random_numbers(seed, transform, picture) for transform in (ours, theirs))
+    for seed, original in enumerate(images):
+        image = soften(prepare(original))
+        found, expected = (same_random_numbers(seed, transform, image) for transform in (ours, theirs))
         # All but torchvision's seam, of two pixels along four edges.
         equal = (found - expected).abs().amax(0) < 0.01
         assert equal.float().mean() > 1 - 4 * 3 * SIZE / SIZE**2
-        found, expected = (same_random_numbers(seed, transform, prepare(image)) for transform in (ours, theirs))
+        found, expected = (same_random_numbers(seed, transform, prepare(original)) for transform in (ours, theirs))
         middle = slice(SIZE // 3, -SIZE // 3)
         gains.append(roughness(found[:, middle, middle]) / roughness(expected[:, middle, middle]))
     assert min(gains) > 1.02 and sum(gains) / len(gains) > 1.04
@@ -46,18 +46,18 @@ def roughness(image: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_quarter_turn_moves_pixels_and_mixes_none(images):
-    picture = v2.functional.pil_to_tensor(images[0].resize((SIZE, SIZE)))
+    image = v2.functional.pil_to_tensor(images[0].resize((SIZE, SIZE)))
     torch.manual_seed(0)
-    seen = [RandomQuarterTurn(1.0)(picture) for _ in range(40)]
-    turns = [torch.rot90(picture, k, (1, 2)) for k in range(4)]
-    counts = [sum(torch.equal(image, turn) for image in seen) for turn in turns]
+    seen = [RandomQuarterTurn(1.0)(image) for _ in range(40)]
+    turns = [torch.rot90(image, k, (1, 2)) for k in range(4)]
+    counts = [sum(torch.equal(each, turn) for each in seen) for turn in turns]
     assert sum(counts) == 40 and min(counts) > 3
-    assert all(torch.equal(RandomQuarterTurn(0.0)(picture), picture) for _ in range(9))
+    assert all(torch.equal(RandomQuarterTurn(0.0)(image), image) for _ in range(9))
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
-def test_a_picture_that_nothing_random_is_done_to_is_what_the_processor_makes_of_it(images, resample):
-    """Softer pictures in training than in evaluation cost nano one point in a hundred."""
+def test_an_image_that_nothing_random_is_done_to_is_what_the_processor_makes_of_it(images, resample):
+    """Softer images in training than in evaluation cost nano one point in a hundred."""
     processor = RepLKNetImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE, resample=resample)
     ours = build_train_transform(
         image_size=SIZE, mean=processor.image_mean, std=processor.image_std, resample=processor.resample,
@@ -69,8 +69,8 @@ def test_a_picture_that_nothing_random_is_done_to_is_what_the_processor_makes_of
         torch.testing.assert_close(ours(image), expected, rtol=0, atol=1.01 / 255 / min(STD))
 
 
-def test_a_picture_is_made_the_jpeg_that_pillow_makes_and_as_often_as_asked(images):
-    """Nano, trained without, named 542 of 564 pictures as JPEGs and 552 as PNGs."""
+def test_an_image_is_made_the_jpeg_that_pillow_makes_and_as_often_as_asked(images):
+    """Nano, trained without, named 542 of 564 images as JPEGs and 552 as PNGs."""
     processor = RepLKNetImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE)
     nothing = {"min_crop_scale": 1, "horizontal_flip": 0, "vertical_flip": 0, "rotation_degrees": 0, "color_jitter": 0}
 

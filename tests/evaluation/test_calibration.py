@@ -57,8 +57,8 @@ def test_a_zero_probability_is_scaled_to_a_number():
     np.testing.assert_allclose(scaled.sum(1), 1)
 
 
-def test_no_picture_has_a_part_in_its_own_temperature(sure_of_itself):
-    """The temperature of a picture stays where its own label changes, and moves where one of the other half does."""
+def test_no_image_has_a_part_in_its_own_temperature(sure_of_itself):
+    """The temperature of an image stays where its own label changes, and moves where one of the other half does."""
     _, probabilities, labels = (part[:40] for part in sure_of_itself)
     first, second = halves(40, seed=5)
     before = cross_fit(probabilities, labels, 5)
@@ -75,7 +75,7 @@ def test_the_halves_hold_every_example_once():
     assert abs(len(first) - len(second)) == 1
 
 
-def test_the_temperature_of_other_pictures_scales_these(sure_of_itself):
+def test_the_temperature_of_other_images_scales_these(sure_of_itself):
     _, probabilities, labels = sure_of_itself
     found = calibrate(probabilities[:50], labels[:50], seed=0, num_bins=15, fitted=(probabilities[50:], labels[50:]))
     temperature = fit_temperature(probabilities[50:], labels[50:])
@@ -132,7 +132,7 @@ def test_the_bootstrap_is_the_same_for_the_same_seed_and_another_for_another():
     assert bootstrap_intervals(matrix, 1) != bootstrap_intervals(matrix, 2)
 
 
-def test_the_bootstrap_interval_of_many_pictures_is_the_normal_one():
+def test_the_bootstrap_interval_of_many_images_is_the_normal_one():
     matrix = np.array([[450, 50], [50, 450]])
     half = 1.96 * np.sqrt(0.9 * 0.1 / 1000)
     # 2,000 resamples: the ends have a standard error of about 0.0006.

@@ -22,7 +22,7 @@ def counts(both: int, only_first: int, only_second: int, neither: int) -> tuple[
     return np.array(first), np.array(second)
 
 
-def test_mcnemars_test_is_the_binomial_of_the_pictures_that_tell_apart():
+def test_mcnemars_test_is_the_binomial_of_the_images_that_tell_apart():
     found = mcnemar_test(*counts(50, 3, 12, 7))
     tail = sum(comb(15, k) for k in range(4)) / 2**15
     assert found["p_value"] == pytest.approx(2 * tail, rel=1e-12)
@@ -30,7 +30,7 @@ def test_mcnemars_test_is_the_binomial_of_the_pictures_that_tell_apart():
     assert found["difference"] == 9 / 72
 
 
-def test_pictures_that_both_get_right_say_nothing():
+def test_images_that_both_get_right_say_nothing():
     assert mcnemar_test(*counts(5, 3, 12, 7))["p_value"] == mcnemar_test(*counts(5000, 3, 12, 0))["p_value"]
 
 
@@ -60,22 +60,22 @@ def stub(answers: list[int], names: list[str] = SPECIES) -> dict:
     }  # fmt: skip
 
 
-def test_pictures_that_all_get_wrong_are_different_but_do_not_tell():
-    found = compare_models(["a", "b"], [stub([0, 1, 0, 0]), stub([0, 2, 1, 3])], "pictures")
+def test_images_that_all_get_wrong_are_different_but_do_not_tell():
+    found = compare_models(["a", "b"], [stub([0, 1, 0, 0]), stub([0, 2, 1, 3])], "images")
     assert found["agreement"] == 0.25
     assert found["num_differences"] == 3
     assert [row["file"] for row in found["differences"]] == ["1.png", "3.png"], "2.png is wrong twice"
 
 
 def test_three_models_are_three_pairs():
-    found = compare_models(["a", "b", "c"], [stub([0, 1, 2, 3]), stub([0, 1, 0, 0]), stub([1, 1, 1, 1])], "pictures")
+    found = compare_models(["a", "b", "c"], [stub([0, 1, 2, 3]), stub([0, 1, 0, 0]), stub([1, 1, 1, 1])], "images")
     assert [(p["first"], p["second"]) for p in found["pairs"]] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert [p["only_first"] for p in found["pairs"]] == [2, 3, 1]
 
 
 def test_models_of_other_species_are_refused():
     with pytest.raises(InputError, match="found 3 others in b"):
-        compare_models(["a", "b"], [stub([0]), stub([0], SPECIES[:3])], "pictures")
+        compare_models(["a", "b"], [stub([0]), stub([0], SPECIES[:3])], "images")
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def models(tmp_path_factory, sample_dir) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory, sample_dir) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory, sample_dir) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for name in SPECIES:
         (folder / name).mkdir()
         for file in sorted((sample_dir / name).iterdir())[:5]:
@@ -104,10 +104,10 @@ def pictures(tmp_path_factory, sample_dir) -> Path:
 
 
 @pytest.fixture(scope="module")
-def output(models, pictures, tmp_path_factory) -> Path:
+def output(models, images, tmp_path_factory) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("comparison") / "new"
-    words = ["--models", *map(str, models), "--data_dir", str(pictures), "--output_dir", str(folder)]
+    words = ["--models", *map(str, models), "--data_dir", str(images), "--output_dir", str(folder)]
     assert run(compare.main, words) == 0
     return folder
 
@@ -147,12 +147,12 @@ def test_the_markdown_names_both_and_says_whether_it_is_chance(output):
         (["--models", "{0}"], "expected two or more --models, found 1"),
         (["--models", "{0}", "{0}"], "found one twice"),
         (["--models", "{0}", "no/such/model"], "no/such/model"),
-        (["--models", "{0}", "{1}", "--data_dir", "no/such/pictures"], "no/such/pictures"),
+        (["--models", "{0}", "{1}", "--data_dir", "no/such/images"], "no/such/images"),
     ],
 )
-def test_compare_says_what_is_wrong_in_one_sentence(models, pictures, tmp_path, capsys, words, named):
+def test_compare_says_what_is_wrong_in_one_sentence(models, images, tmp_path, capsys, words, named):
     words = [word.format(*models) for word in words]
-    flags = ["--data_dir", str(pictures), "--output_dir", str(tmp_path / "new"), *words]
+    flags = ["--data_dir", str(images), "--output_dir", str(tmp_path / "new"), *words]
     assert run(compare.main, flags) == 2
     error = capsys.readouterr().err
     assert named in error

@@ -16,8 +16,8 @@ from seedling_hf.evaluation.comparison import compare_models, write_comparison
 from seedling_hf.evaluation.html_report import (
     describe_not_sure,
     describe_pair_of_models,
+    image_uri,
     percent,
-    picture_uri,
     render_report,
 )
 from seedling_hf.evaluation.report import evaluate_model, write_report
@@ -26,7 +26,7 @@ from seedling_hf.inference.prediction import build_accelerator, build_model
 
 @pytest.fixture(scope="module")
 def dataset(sample_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for name in SPECIES:
         (folder / name).mkdir()
         for file in sorted((sample_dir / name).iterdir())[:8]:
@@ -39,13 +39,13 @@ def dataset(sample_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def reports(dataset, sample_dir, tmp_path_factory) -> list[dict]:
     found = []
-    for pictures in (4, 2):
-        folder = tmp_path_factory.mktemp("models") / f"of-{pictures}-pictures"
-        write_model(folder, sample_dir, pictures=pictures)
+    for images in (4, 2):
+        folder = tmp_path_factory.mktemp("models") / f"of-{images}-images"
+        write_model(folder, sample_dir, images=images)
         model, image_processor = build_model(str(folder))
         found.append(
             evaluate_model(
-                model, image_processor, dataset, build_accelerator("no"), batch_size=16, data_name="pictures",
+                model, image_processor, dataset, build_accelerator("no"), batch_size=16, data_name="images",
                 target_accuracy=0.7, test_time_augmentation=True,
             )
         )  # fmt: skip
@@ -65,8 +65,8 @@ def browser():
         yield browser
 
 
-def overlays(pictures, answers):
-    return [Image.new("RGB", picture.size, "#ff00aa") for picture in pictures]
+def overlays(images, answers):
+    return [Image.new("RGB", image.size, "#ff00aa") for image in images]
 
 
 def text_of(page) -> str:
@@ -87,7 +87,7 @@ def test_no_request_leaves_the_page_and_nothing_overflows(browser, folder, width
     page.close()
 
 
-def test_every_picture_is_there_to_be_seen(browser, folder, reports):
+def test_every_image_is_there_to_be_seen(browser, folder, reports):
     page, _, _ = visit(browser, (folder / "report.html").as_uri())
     sizes = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.width])")
     assert len(sizes) == 3 + len(reports[0]["worst_mistakes"])
@@ -131,12 +131,12 @@ def test_a_name_of_a_file_is_text_and_no_markup(reports, dataset, tmp_path):
     assert "&lt;script&gt;" in page
 
 
-def test_overlays_stand_beside_the_pictures_and_are_asked_for_once(browser, folder, reports, dataset):
+def test_overlays_stand_beside_the_images_and_are_asked_for_once(browser, folder, reports, dataset):
     asked = []
 
-    def saliency(pictures, answers):
+    def saliency(images, answers):
         asked.append(list(answers))
-        return overlays(pictures, answers)
+        return overlays(images, answers)
 
     path = folder / "with_saliency.html"
     path.write_text(render_report(reports[0], folder, dataset, saliency), encoding="utf-8")
@@ -147,14 +147,14 @@ def test_overlays_stand_beside_the_pictures_and_are_asked_for_once(browser, fold
     page.close()
 
 
-def test_without_pictures_the_gallery_has_names(reports, tmp_path):
+def test_without_images_the_gallery_has_names(reports, tmp_path):
     page = render_report(reports[0], tmp_path)
     assert "data:image" not in page
     assert reports[0]["worst_mistakes"][0]["label"] in page
 
 
 def test_a_comparison_is_a_page_without_requests_too(browser, reports, dataset, tmp_path):
-    comparison = compare_models(["first", "second"], reports, "pictures")
+    comparison = compare_models(["first", "second"], reports, "images")
     write_comparison(comparison, dataset, tmp_path)
     address = (tmp_path / "comparison.html").as_uri()
     page, requests, complaints = visit(browser, address, width=390)
@@ -166,11 +166,11 @@ def test_a_comparison_is_a_page_without_requests_too(browser, reports, dataset, 
     page.close()
 
 
-def test_a_picture_in_the_page_is_small_and_the_same():
-    picture = Image.linear_gradient("L").resize((900, 300)).convert("RGB")
-    content = base64.b64decode(picture_uri(picture).removeprefix("data:image/jpeg;base64,"))
+def test_an_image_in_the_page_is_small_and_the_same():
+    image = Image.linear_gradient("L").resize((900, 300)).convert("RGB")
+    content = base64.b64decode(image_uri(image).removeprefix("data:image/jpeg;base64,"))
     assert len(content) < 20_000
-    assert picture.size == (900, 300), "the caller's picture stays as it is"
+    assert image.size == (900, 300), "the caller's image stays as it is"
 
 
 @pytest.mark.parametrize(

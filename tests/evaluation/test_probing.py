@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 @pytest.fixture(scope="module")
 def test_dir(tmp_path_factory, sample_dir) -> Path:
-    """Five pictures of each of four species."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Five images of each of four species."""
+    folder = tmp_path_factory.mktemp("images")
     for name in SPECIES:
         (folder / name).mkdir()
         for file in sorted((sample_dir / name).iterdir())[:5]:
@@ -49,8 +49,8 @@ def named(name: str) -> Probe:
     return next(each for each in PROBES if each.name == name)
 
 
-def altered(name: str, picture: Image.Image) -> np.ndarray:
-    return np.asarray(named(name).alter(picture, generator())).astype(int)
+def altered(name: str, image: Image.Image) -> np.ndarray:
+    return np.asarray(named(name).alter(image, generator())).astype(int)
 
 
 # Patches
@@ -58,29 +58,29 @@ def altered(name: str, picture: Image.Image) -> np.ndarray:
 
 @pytest.mark.parametrize("patches", [2, 4, 8])
 def test_patches_change_places_and_stay_whole(patches):
-    picture = torch.arange(3 * 32 * 48).reshape(3, 32, 48)
-    shuffled = shuffle_patches(picture, patches, generator())
+    image = torch.arange(3 * 32 * 48).reshape(3, 32, 48)
+    shuffled = shuffle_patches(image, patches, generator())
     high, wide = 32 // patches, 48 // patches
 
     def cut(pixels):
         return [pixels[:, y : y + high, x : x + wide] for y in range(0, 32, high) for x in range(0, 48, wide)]
 
-    before, after = cut(picture), cut(shuffled)
+    before, after = cut(image), cut(shuffled)
     assert {tuple(p.flatten().tolist()) for p in before} == {tuple(p.flatten().tolist()) for p in after}
     assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_what_division_leaves_over_stays():
-    picture = torch.rand(3, 34, 35)
-    shuffled = shuffle_patches(picture, 4, generator())
-    assert torch.equal(shuffled[:, 32:], picture[:, 32:])
-    assert torch.equal(shuffled[:, :, 32:], picture[:, :, 32:])
-    assert not torch.equal(shuffled, picture)
+    image = torch.rand(3, 34, 35)
+    shuffled = shuffle_patches(image, 4, generator())
+    assert torch.equal(shuffled[:, 32:], image[:, 32:])
+    assert torch.equal(shuffled[:, :, 32:], image[:, :, 32:])
+    assert not torch.equal(shuffled, image)
 
 
 def test_the_order_of_patches_is_that_of_the_seed():
-    picture = torch.rand(3, 32, 32)
-    first, same, other = (shuffle_patches(picture, 4, generator(seed)) for seed in (0, 0, 1))
+    image = torch.rand(3, 32, 32)
+    first, same, other = (shuffle_patches(image, 4, generator(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 
@@ -122,14 +122,14 @@ def test_a_drawn_plant_is_found():
     assert (mask != expected).mean() < 0.02
 
 
-def test_the_plant_of_a_real_picture_is_kept_and_the_rest_is_grey(charlock):
+def test_the_plant_of_a_real_image_is_kept_and_the_rest_is_grey(charlock):
     mask, pixels = plant_mask(charlock), altered("plant_only", charlock)
     assert 0.1 < mask.mean() < 0.6
     assert np.array_equal(pixels[mask], np.asarray(charlock)[mask])
     assert (pixels[~mask] == probing.GREY).all()
 
 
-def test_the_background_of_a_real_picture_has_no_green_left_and_is_else_the_same(charlock):
+def test_the_background_of_a_real_image_has_no_green_left_and_is_else_the_same(charlock):
     pixels, mask = altered("background_only", charlock), plant_mask(charlock)
     threshold = probing.otsu_threshold(probing.excess_green(np.asarray(charlock)))
     green = probing.excess_green(pixels) > threshold
@@ -138,7 +138,7 @@ def test_the_background_of_a_real_picture_has_no_green_left_and_is_else_the_same
     assert np.array_equal(pixels[far], np.asarray(charlock)[far])
 
 
-def test_a_picture_that_is_all_plant_has_a_background_all_the_same():
+def test_an_image_that_is_all_plant_has_a_background_all_the_same():
     image = Image.new("RGB", (20, 20), (40, 160, 40))
     assert altered("background_only", image).shape == (20, 20, 3)
     assert altered("plant_only", image).shape == (20, 20, 3)
@@ -152,7 +152,7 @@ def test_a_silhouette_has_two_colors(charlock):
 # The other probes
 
 
-def test_every_probe_leaves_the_size_and_changes_the_picture(charlock):
+def test_every_probe_leaves_the_size_and_changes_the_image(charlock):
     for each in PROBES:
         if each.alter is not None:
             output = each.alter(charlock, generator())
@@ -178,7 +178,7 @@ def test_a_quarter_turn_is_exact(charlock):
     assert np.array_equal(altered("rotation_180", square), np.rot90(np.asarray(square), 2))
 
 
-def test_probes_have_names_of_their_own_and_begin_with_the_plain_picture():
+def test_probes_have_names_of_their_own_and_begin_with_the_plain_image():
     assert len({each.name for each in PROBES}) == len(PROBES) == len({each.title for each in PROBES})
     assert PROBES[0] == Probe("plain", "plain", "plain")
 
@@ -215,7 +215,7 @@ def test_the_plain_accuracy_is_that_of_the_predictions(result, model_dir, test_d
     assert plain["change"] == 0 and plain["change_interval"] == [0, 0]
 
 
-def test_a_probe_is_the_accuracy_on_pictures_that_were_altered_by_hand(result, model_dir, test_dir):
+def test_a_probe_is_the_accuracy_on_images_that_were_altered_by_hand(result, model_dir, test_dir):
     model, image_processor = build_model(str(model_dir))
     dataset, transform = load_folder(test_dir, class_names=SPECIES), build_eval_transform(image_processor)
     pixels = torch.stack([transform(Image.fromarray(np.rot90(np.asarray(to_rgb(row["image"]))))) for row in dataset])
@@ -234,7 +234,7 @@ def test_the_change_is_that_of_the_accuracy_and_lies_in_its_interval(result):
     assert (result["num_examples"], result["guess"]) == (20, 0.25)
 
 
-def test_a_selection_with_numbers_that_are_not_in_order_is_answered_picture_by_picture(model_dir, test_dir, result):
+def test_a_selection_with_numbers_that_are_not_in_order_is_answered_image_by_image(model_dir, test_dir, result):
     model, image_processor = build_model(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES)
     turned = dataset.select(list(range(19, -1, -1)))
@@ -242,7 +242,7 @@ def test_a_selection_with_numbers_that_are_not_in_order_is_answered_picture_by_p
     assert [row["accuracy"] for row in found["probes"]] == [row["accuracy"] for row in result["probes"][:2]]
 
 
-def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_pictures():
+def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_images():
     differences = generator().choice([-1.0, 0.0, 1.0], 4000, p=[0.3, 0.6, 0.1])
     low, high = probing.bootstrap_interval(differences)
     half = 1.96 * differences.std() / 4000**0.5
@@ -251,7 +251,7 @@ def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_pictures():
     assert high == pytest.approx(differences.mean() + half, abs=half / 10)
 
 
-def test_the_command_writes_figures_table_and_pictures(model_dir, test_dir, tmp_path, capsys):
+def test_the_command_writes_figures_table_and_images(model_dir, test_dir, tmp_path, capsys):
     words = ["--model_name_or_path", str(model_dir), "--test_dir", str(test_dir), "--output_dir", str(tmp_path / "out")]
     assert run(main, [*words, "--max_samples", "8"]) == 0
     result = json.loads((tmp_path / "out" / "probes.json").read_text())
@@ -271,7 +271,7 @@ def test_the_command_writes_figures_table_and_pictures(model_dir, test_dir, tmp_
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(model_dir, test_dir, result, tmp_path):
     words = ["--model_name_or_path", str(model_dir), "--test_dir", str(test_dir), "--output_dir", str(tmp_path / "out")]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "scripts/probe.py"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "seedling_hf", "probe"]
     subprocess.run(
         [sys.executable, *launch, *words, "--per_device_eval_batch_size", "3"],
         cwd=Path(__file__).resolve().parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,

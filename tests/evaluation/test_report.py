@@ -25,8 +25,8 @@ from seedling_hf.inference.prediction import build_accelerator, build_dataloader
 
 @pytest.fixture(scope="module")
 def test_dir(tmp_path_factory, sample_dir) -> Path:
-    """Seven pictures of one species, six of the others: 25, which no batch size of these tests divides."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Seven images of one species, six of the others: 25, which no batch size of these tests divides."""
+    folder = tmp_path_factory.mktemp("images")
     for name in SPECIES:
         (folder / name).mkdir()
         for file in sorted((sample_dir / name).iterdir())[: 7 if name == "Maize" else 6]:
@@ -39,14 +39,14 @@ def report(model_dir, test_dir) -> dict:
     model, image_processor = build_model(str(model_dir))
     dataset, accelerator = load_folder(test_dir, class_names=SPECIES), build_accelerator("no")
     return evaluate_model(
-        model, image_processor, dataset, accelerator, batch_size=4, data_name="pictures", target_accuracy=0.8,
+        model, image_processor, dataset, accelerator, batch_size=4, data_name="images", target_accuracy=0.8,
         test_time_augmentation=True,
     )  # fmt: skip
 
 
 @pytest.fixture
 def report_of_mistakes() -> dict:
-    """Figures of 60 pictures of three species, of which one has none; 15 mistakes of two kinds."""
+    """Figures of 60 images of three species, of which one has none; 15 mistakes of two kinds."""
     matrix = [[30, 0, 10], [0, 0, 0], [5, 0, 15]]
     per_class = {
         "Black-grass": {"precision": 30 / 35, "recall": 0.75, "f1": 0.8, "support": 40},
@@ -92,7 +92,7 @@ def test_the_figures_are_those_of_the_model_and_its_image_processor_alone(report
     assert report["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
 
 
-def test_each_picture_has_one_row_with_its_own_label(report, test_dir):
+def test_each_image_has_one_row_with_its_own_label(report, test_dir):
     rows = report["predictions"]
     assert [row["file"] for row in rows] == [f.relative_to(test_dir).as_posix() for f in sorted(test_dir.glob("*/*"))]
     assert all(row["label"] == Path(row["file"]).parent.name for row in rows)
@@ -112,14 +112,14 @@ def test_rows_out_of_order_keep_their_labels(report, model_dir, test_dir):
     assert shuffled["confusion_matrix"] == report["confusion_matrix"]
 
 
-def test_workers_that_load_pictures_change_nothing(report, model_dir, test_dir):
+def test_workers_that_load_images_change_nothing(report, model_dir, test_dir):
     model, image_processor = build_model(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES)
     again = evaluate_model(model, image_processor, dataset, build_accelerator("no"), batch_size=4, num_workers=1)
     assert again["predictions"] == report["predictions"]
 
 
-def test_pictures_reach_the_model_as_the_image_processor_makes_them(model_dir, test_dir):
+def test_images_reach_the_model_as_the_image_processor_makes_them(model_dir, test_dir):
     _, image_processor = build_model(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES)
     loader = build_dataloader(dataset, image_processor, build_accelerator("no"), batch_size=3, num_workers=0)
@@ -130,7 +130,7 @@ def test_pictures_reach_the_model_as_the_image_processor_makes_them(model_dir, t
 def test_the_report_says_how_it_was_made(report, model_dir):
     provenance = report["provenance"]
     assert provenance["model"] == str(model_dir)
-    assert provenance["data"] == "pictures"
+    assert provenance["data"] == "images"
     assert provenance["num_processes"] == 1
     assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
     assert provenance["num_parameters"] > 10_000
@@ -162,24 +162,24 @@ def test_the_files_of_a_report_are_whole_and_no_other_is_left(report, tmp_path):
 def test_the_markdown_has_every_figure_of_a_species_in_its_row(report_of_mistakes):
     lines = markdown_report(report_of_mistakes).splitlines()
     assert "| Black-grass | 85.7% | 75.0% | 0.800 | 40 |" in lines
-    assert "| accuracy | 75.0% | 45 of 60 pictures; 95% interval 62.8% to 84.2%, bootstrap 65.0% to 85.0% |" in lines
+    assert "| accuracy | 75.0% | 45 of 60 images; 95% interval 62.8% to 84.2%, bootstrap 65.0% to 85.0% |" in lines
     assert "| Black-grass | Loose Silky-bent | 10 of 40 (25%) |" in lines
     assert any("3,000,000 parameters" in line for line in lines)
 
 
-def test_a_name_cannot_break_a_table_and_a_species_without_pictures_has_no_recall(report_of_mistakes):
+def test_a_name_cannot_break_a_table_and_a_species_without_images_has_no_recall(report_of_mistakes):
     assert "| a\\|b | 0.0% | – | 0.000 | 0 |" in markdown_report(report_of_mistakes).splitlines()
 
 
 def test_a_report_without_mistakes_says_so(report_of_mistakes):
-    assert "No picture was taken for another species." in markdown_report(report_of_mistakes | {"top_confusions": []})
+    assert "No image was taken for another species." in markdown_report(report_of_mistakes | {"top_confusions": []})
 
 
 def test_the_columns_on_a_terminal_stand_under_each_other(report_of_mistakes):
     lines = format_report(report_of_mistakes).splitlines()
     head = next(line for line in lines if "precision" in line)
     rows = [line for line in lines if line.lstrip().startswith(("Black-grass  ", "Loose Silky-bent  ")) and "%" in line]
-    for column, figures in [("precision", ("85.7%", "60.0%")), ("pictures", ("40", "20"))]:
+    for column, figures in [("precision", ("85.7%", "60.0%")), ("images", ("40", "20"))]:
         end = head.index(column) + len(column)
         for row, figure in zip(rows[:2], figures, strict=True):
             assert row[:end].endswith(figure)
@@ -235,13 +235,13 @@ def test_scikit_learn_gives_the_figures_of_each_species_again(raw, figures):
         assert found == pytest.approx([expected[name][k] for k in ("precision", "recall", "f1-score", "support")])
 
 
-def test_the_bootstrap_interval_is_that_of_pictures_drawn_again(raw, figures):
+def test_the_bootstrap_interval_is_that_of_images_drawn_again(raw, figures):
     probabilities, labels = raw
     answers, generator = probabilities.argmax(1), np.random.default_rng(0)
     draws = [generator.integers(len(labels), size=len(labels)) for _ in range(600)]
     accuracy = [np.mean(answers[d] == labels[d]) for d in draws]
     macro_f1 = [f1_score(labels[d], answers[d], average="macro") for d in draws]
-    # Ends of 600 other draws: their standard error is about 0.01, and an accuracy of 25 pictures has steps of 0.04.
+    # Ends of 600 other draws: their standard error is about 0.01, and an accuracy of 25 images has steps of 0.04.
     assert figures["bootstrap"]["accuracy"] == pytest.approx(np.percentile(accuracy, [2.5, 97.5]), abs=0.041)
     assert figures["bootstrap"]["macro_f1"] == pytest.approx(np.percentile(macro_f1, [2.5, 97.5]), abs=0.041)
 
@@ -268,7 +268,7 @@ def test_no_temperature_near_it_has_a_smaller_loss(raw, figures):
     best = figures["calibration"]["temperature"]
     assert loss(best) < min(loss(0.98 * best), loss(1.02 * best))
     assert figures["calibration"]["num_fitted"] == 25
-    assert figures["calibration"]["fitted_on"] == "pictures"
+    assert figures["calibration"]["fitted_on"] == "images"
 
 
 def test_the_loss_after_scaling_is_that_of_halves_that_scale_each_other(raw, figures):
@@ -339,7 +339,7 @@ def test_the_worst_mistakes_are_wrong_and_the_surest_comes_first(report):
     assert wrong
 
 
-def test_test_time_augmentation_is_the_mean_over_turned_and_mirrored_pictures(report, model_dir, test_dir):
+def test_test_time_augmentation_is_the_mean_over_turned_and_mirrored_images(report, model_dir, test_dir):
     model, image_processor = build_model(str(model_dir))
     files = sorted(test_dir.glob("*/*"))
     pixels = image_processor([Image.open(file) for file in files], return_tensors="pt")["pixel_values"].numpy()
@@ -367,7 +367,7 @@ def test_gain_is_what_augmentation_mends_less_what_it_spoils(report):
     assert augmented["accuracy"] == pytest.approx(report["accuracy"] + gain)
 
 
-def test_a_temperature_of_other_pictures_is_said_to_be_theirs(model_dir, test_dir, sample_dir, tmp_path):
+def test_a_temperature_of_other_images_is_said_to_be_theirs(model_dir, test_dir, sample_dir, tmp_path):
     for name in SPECIES:
         (tmp_path / name).mkdir()
         for file in sorted((sample_dir / name).iterdir())[10:13]:
@@ -382,17 +382,17 @@ def test_a_temperature_of_other_pictures_is_said_to_be_theirs(model_dir, test_di
     assert found["calibration"]["temperature"] == pytest.approx(own["calibration"]["temperature"], rel=1e-4)
     assert not found["calibration"]["cross_fitted"]
     text = markdown_report(found)
-    assert "fitted on 12 pictures: three others a species" in text
-    assert "They are none of the pictures that are judged here" in text
+    assert "fitted on 12 images: three others a species" in text
+    assert "They are none of the images that are judged here" in text
 
 
-def test_the_report_says_that_its_temperature_was_fitted_on_its_own_pictures(report):
+def test_the_report_says_that_its_temperature_was_fitted_on_its_own_images(report):
     text = markdown_report(report)
-    assert "fitted on 25 pictures: pictures." in text
-    assert "no picture judges its own fit" in text
+    assert "fitted on 25 images: images." in text
+    assert "no image judges its own fit" in text
 
 
-def test_one_picture_has_a_report(model_dir, test_dir, tmp_path):
+def test_one_image_has_a_report(model_dir, test_dir, tmp_path):
     model, image_processor = build_model(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES).select([0])
     report = evaluate_model(model, image_processor, dataset, build_accelerator("no"), batch_size=4)

@@ -36,8 +36,8 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPET = re.search(r"```python\n(import json, numpy as np, onnxruntime\n.*?)```", README, re.DOTALL)[1]
-PICTURE = re.search(r"Image\.open\((\".*?\")\)", SNIPPET)[1]
-NORMALISE = re.search(r"`(\(\(np\.asarray\(picture\).*?)`", README)[1]
+IMAGE = re.search(r"Image\.open\((\".*?\")\)", SNIPPET)[1]
+NORMALISE = re.search(r"`(\(\(np\.asarray\(image\).*?)`", README)[1]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def model_dir(tmp_path_factory, sample_dir) -> Path:
 
 
 def write_steady_model(folder: Path, sample_dir: Path) -> None:
-    """A small model that answers the species whose pictures have the nearest mean of features.
+    """A small model that answers the species whose images have the nearest mean of features.
 
     Its logits change little where pixels do, as those of a trained model.
     """
@@ -56,8 +56,8 @@ def write_steady_model(folder: Path, sample_dir: Path) -> None:
     model, image_processor = build_model(str(folder), merge=False)
     with torch.no_grad():
         means = torch.stack([
-            torch.stack([model.replknet(x).pooler_output[0] for x in processed(image_processor, pictures)]).mean(0)
-            for pictures in (sorted((sample_dir / name).iterdir())[:20] for name in SPECIES)
+            torch.stack([model.replknet(x).pooler_output[0] for x in processed(image_processor, images)]).mean(0)
+            for images in (sorted((sample_dir / name).iterdir())[:20] for name in SPECIES)
         ])  # fmt: skip
         means = means - means.mean(0)
         scale = 1 / means.square().sum(1).mean()
@@ -68,13 +68,13 @@ def write_steady_model(folder: Path, sample_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def files(sample_dir) -> list[Path]:
-    """Six pictures of each of four species."""
+    """Six images of each of four species."""
     return [file for name in SPECIES for file in sorted((sample_dir / name).iterdir())[4:10]]
 
 
 @pytest.fixture(scope="module")
 def expected(model_dir, files) -> np.ndarray:
-    """Logits of the model as it was trained, neither merged nor folded, one picture at a time."""
+    """Logits of the model as it was trained, neither merged nor folded, one image at a time."""
     model, image_processor = build_model(str(model_dir), merge=False)
     with torch.inference_mode():
         return np.concatenate([model(pixel_values).logits for pixel_values in processed(image_processor, files)])
@@ -94,7 +94,7 @@ def exported(model_dir, files, tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def bare(model_dir, files, tmp_path_factory) -> Path:
-    """An export that takes normalised pictures."""
+    """An export that takes normalised images."""
     path = tmp_path_factory.mktemp("bare") / "seedlings.onnx"
     export(model_dir, path, files)
     return path
@@ -113,12 +113,12 @@ def inputs(model_dir: Path, files: list[Path], include_preprocessing: bool) -> n
 
 @pytest.mark.parametrize("include_preprocessing", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_onnx_runtime_gives_the_logits_of_the_trained_model_for_real_pictures(
+def test_onnx_runtime_gives_the_logits_of_the_trained_model_for_real_images(
     include_preprocessing, batch_size, exported, bare, model_dir, files, expected
 ):
     path = exported["folder"] / "seedlings.onnx" if include_preprocessing else bare
-    run, pictures = run_onnx(path), inputs(model_dir, files, include_preprocessing)
-    found = np.concatenate([run(pictures[i : i + batch_size]) for i in range(0, len(pictures), batch_size)])
+    run, images = run_onnx(path), inputs(model_dir, files, include_preprocessing)
+    found = np.concatenate([run(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
     # 1e-4: merged kernels and another library sum float32 in another order.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert len(set(expected.argmax(1))) == len(SPECIES), "the test needs answers that differ"
@@ -172,11 +172,11 @@ def without_torch(code: str, python: str = sys.executable, **values: object) -> 
     return answer.stdout
 
 
-def for_each_picture(snippet: str, model_file: Path, files: list[Path]) -> str:
+def for_each_image(snippet: str, model_file: Path, files: list[Path]) -> str:
     """The README's lines, run for each of `files`, printing the logits too."""
-    lines = snippet.replace('"seedlings.onnx"', repr(str(model_file))).replace(PICTURE, "file")
-    assert lines.count("file)") == 1, "the picture of the snippet was replaced"
-    lines += "print(json.dumps(np.asarray(picture).tolist()))\n"
+    lines = snippet.replace('"seedlings.onnx"', repr(str(model_file))).replace(IMAGE, "file")
+    assert lines.count("file)") == 1, "the image of the snippet was replaced"
+    lines += "print(json.dumps(np.asarray(image).tolist()))\n"
     body = "".join(f"    {line}\n" for line in lines.splitlines())
     return f"for file in {[str(file) for file in files]}:\n{body}    print(json.dumps(logits[0].tolist()))\n"
 
@@ -200,13 +200,13 @@ def check_answers(printed: str, model_dir: Path, files: list[Path]) -> None:
 
 
 def test_the_snippet_of_the_readme_gives_the_same_answers_without_torch(exported, model_dir, files):
-    printed = without_torch(for_each_picture(SNIPPET, exported["folder"] / "seedlings.onnx", files))
+    printed = without_torch(for_each_image(SNIPPET, exported["folder"] / "seedlings.onnx", files))
     check_answers(printed, model_dir, files)
 
 
 def test_the_readmes_normalisation_gives_the_same_answers_without_preprocessing_inside(bare, model_dir, files):
-    snippet = SNIPPET.replace("np.asarray(picture)[None]", NORMALISE)
-    check_answers(without_torch(for_each_picture(snippet, bare, files)), model_dir, files)
+    snippet = SNIPPET.replace("np.asarray(image)[None]", NORMALISE)
+    check_answers(without_torch(for_each_image(snippet, bare, files)), model_dir, files)
 
 
 def test_a_processor_that_squeezes_is_followed_by_the_snippet(tmp_path, sample_dir, files):
@@ -216,7 +216,7 @@ def test_a_processor_that_squeezes_is_followed_by_the_snippet(tmp_path, sample_d
     squeezed.save_pretrained(tmp_path / "model")
     export(tmp_path / "model", tmp_path / "seedlings.onnx", files[:3], include_preprocessing=True)
     assert read_metadata(tmp_path / "seedlings.onnx")["image_size"] == [64, 96]
-    printed = without_torch(for_each_picture(SNIPPET, tmp_path / "seedlings.onnx", files[:3]))
+    printed = without_torch(for_each_image(SNIPPET, tmp_path / "seedlings.onnx", files[:3]))
     check_answers(printed, tmp_path / "model", files[:3])
 
 
@@ -228,7 +228,7 @@ def test_the_snippet_runs_in_a_new_environment_of_three_packages(exported, model
     install = [python, "-m", "pip", "install", "--quiet", "onnxruntime", "pillow", "numpy"]
     if subprocess.run(install).returncode:
         pytest.skip("onnxruntime, pillow and numpy can be installed only with a network")
-    code = for_each_picture(SNIPPET, exported["folder"] / "seedlings.onnx", files)
+    code = for_each_image(SNIPPET, exported["folder"] / "seedlings.onnx", files)
     answer = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 1
@@ -256,8 +256,8 @@ def test_the_pointwise_convolutions_of_the_stages_alone_are_in_8_bits(exported):
 def test_a_program_of_torch_export_gives_the_same_logits_in_batches_of_any_size(model_dir, files, expected, tmp_path):
     path = tmp_path / "seedlings.pt2"
     export(model_dir, path, files)
-    run, pictures = run_torch_export(path), inputs(model_dir, files, False)
-    for batch in (pictures[:1], pictures[:5]):
+    run, images = run_torch_export(path), inputs(model_dir, files, False)
+    for batch in (images[:1], images[:5]):
         np.testing.assert_allclose(run(batch), expected[: len(batch)], rtol=0, atol=1e-4)  # as above
     assert read_metadata(path)["classes"] == SPECIES
 
@@ -270,7 +270,7 @@ def test_logits_that_differ_are_refused_and_nothing_is_written(model_dir, files,
 
 def test_logits_that_are_no_numbers_are_refused():
     logits = {PYTORCH: np.zeros((2, 3)), ONNX_FLOAT: np.array([[0, 0, np.nan], [0, 0, 0]])}
-    with pytest.raises(InputError, match="a difference of nan on 2 pictures"):
+    with pytest.raises(InputError, match="a difference of nan on 2 images"):
         check_logits(logits, ONNX_FLOAT, 1e-4)
 
 
@@ -286,7 +286,7 @@ def test_a_processor_that_crops_in_its_own_way_is_refused():
         describe_preprocessing(ConvNextImageProcessor())
 
 
-def test_pictures_to_check_on_are_taken_from_the_whole_list():
+def test_images_to_check_on_are_taken_from_the_whole_list():
     assert take_evenly(list("abcdefghi"), 3) == ["a", "e", "i"]
     assert take_evenly(list("ab"), 5) == ["a", "b"]
 
@@ -299,20 +299,20 @@ def flags(**values: object) -> list[str]:
     ]
 
 
-def test_the_command_tells_the_accuracy_of_float_and_int8_on_labelled_pictures(model_dir, files, tmp_path, capsys):
+def test_the_command_tells_the_accuracy_of_float_and_int8_on_labelled_images(model_dir, files, tmp_path, capsys):
     for file in files:
-        (tmp_path / "pictures" / file.parent.name).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "pictures" / file.parent.name / file.name).symlink_to(file)
+        (tmp_path / "images" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / file.parent.name / file.name).symlink_to(file)
     words = flags(
         model_name_or_path=model_dir, output_file=tmp_path / "out" / "seedlings.onnx", int8=True,
-        train_dir=tmp_path / "pictures", eval_dir=tmp_path / "pictures",
+        train_dir=tmp_path / "images", eval_dir=tmp_path / "images",
     )  # fmt: skip
     assert run(export_command, words) == 0
     shown = capsys.readouterr().out
     labels = np.array([SPECIES.index(file.parent.name) for file in files])
-    pictures = inputs(model_dir, files, False)
+    images = inputs(model_dir, files, False)
     for name, file in (("ONNX float32", "seedlings.onnx"), ("ONNX int8", "seedlings.int8.onnx")):
-        accuracy = (run_onnx(tmp_path / "out" / file)(pictures).argmax(1) == labels).mean()
+        accuracy = (run_onnx(tmp_path / "out" / file)(images).argmax(1) == labels).mean()
         row = next(line for line in shown.splitlines() if line.startswith(f"| {name} |"))
         assert row.split(" | ")[-1].startswith(f"{accuracy:.1%} (")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"seedlings.onnx", "seedlings.int8.onnx"}
@@ -322,7 +322,7 @@ def test_the_command_tells_the_accuracy_of_float_and_int8_on_labelled_pictures(m
     ("changes", "message"),
     [
         ({"model_name_or_path": "./nowhere"}, "expected a model folder at ./nowhere, found nothing there"),
-        ({"images": "./nothing"}, "expected a picture or a folder at nothing, found nothing there"),
+        ({"images": "./nothing"}, "expected an image or a folder at nothing, found nothing there"),
         ({"output_file": "seedlings.pt2"}, "expected --output_file to be a file NAME.onnx, found seedlings.pt2"),
         ({"int8": True}, "expected --train_dir and --format onnx for --int8, found none"),
         ({"tolerance": 0}, "expected --tolerance above 0, found 0"),
@@ -338,7 +338,7 @@ def test_a_mistake_ends_with_code_2_and_one_sentence_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_picture_is_refused_by_name(model_dir, files, tmp_path, capsys):
+def test_a_broken_image_is_refused_by_name(model_dir, files, tmp_path, capsys):
     (tmp_path / "broken.jpg").write_bytes(files[0].read_bytes()[:500])
     words = flags(model_name_or_path=model_dir, output_file=tmp_path / "x" / "x.onnx", images=tmp_path)
     assert run(export_command, words) == 2

@@ -112,9 +112,9 @@ def test_a_name_stays_in_its_cell_and_in_its_section():
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ({}, "The split was drawn at random from each species, 30% of its pictures for validation, seed 42."),
+        ({}, "The split was drawn at random from each species, 30% of its images for validation, seed 42."),
         ({"split_strategy": "random"}, "drawn at random from the sorted files, 30% for validation, random state 42."),
-        ({"split_strategy": "grouped"}, "30% of its pictures for validation, seed 42, near-duplicates on one side."),
+        ({"split_strategy": "grouped"}, "30% of its images for validation, seed 42, near-duplicates on one side."),
         ({"split_strategy": "mle_bench"}, "The split was that of MLE-bench, 14% of the sorted files for validation"),
         ({"fold": "2/5"}, "drawn at random from each species, fold 2/5 for validation, seed 42."),
         ({"fold": "2/5", "split_strategy": "grouped"}, "fold 2/5 for validation, seed 42, near-duplicates on one"),
@@ -128,7 +128,7 @@ def test_a_name_stays_in_its_cell_and_in_its_section():
     ],
 )
 def test_it_is_told_how_the_split_came_about(flags, sentence):
-    drawn = {"train_dir": "pictures", "split_strategy": "stratified", "train_val_split": 0.3, "split_seed": 42}
+    drawn = {"train_dir": "images", "split_strategy": "stratified", "train_val_split": 0.3, "split_seed": 42}
     assert sentence in describe_split(drawn | flags)
 
 

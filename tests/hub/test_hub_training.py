@@ -36,8 +36,8 @@ REPORT = {
 
 
 @pytest.fixture(scope="module")
-def pictures(sample_dir, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "pictures"
+def images(sample_dir, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "images"
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
         for path in sorted((sample_dir / name).glob("*.jpg"))[:8]:
@@ -46,10 +46,10 @@ def pictures(sample_dir, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(pictures, tmp_path_factory) -> Path:
+def plain(images, tmp_path_factory) -> Path:
     """A run that never heard of a Hub."""
     folder = tmp_path_factory.mktemp("plain")
-    result = Client(None, folder / "home").train(**FLAGS, train_dir=pictures, output_dir=folder / "run").finish()
+    result = Client(None, folder / "home").train(**FLAGS, train_dir=images, output_dir=folder / "run").finish()
     assert result.returncode == 0, result.stdout
     return folder / "run"
 
@@ -70,10 +70,10 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 
 def test_a_run_that_is_launched_pushes_its_checkpoints_and_another_machine_goes_on(
-    client, pictures, plain, repository, tmp_path
+    client, images, plain, repository, tmp_path
 ):
     folder = tmp_path / "run"
-    flags = FLAGS | HUB | {"hub_strategy": "checkpoint", "hub_tag": "v1", "train_dir": pictures, "output_dir": folder}
+    flags = FLAGS | HUB | {"hub_strategy": "checkpoint", "hub_tag": "v1", "train_dir": images, "output_dir": folder}
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", *([] if value is True else [value]))]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", ROOT / "scripts" / "train.py"]
     result = subprocess.run(
@@ -96,25 +96,25 @@ def test_a_run_that_is_launched_pushes_its_checkpoints_and_another_machine_goes_
     assert_answers_alike(client, folder, tmp_path)
 
     first = [sha for sha, _ in repository.stored.history(repository.head)][-2]
-    assert_goes_on(client, first, pictures, plain, tmp_path / "elsewhere")
+    assert_goes_on(client, first, images, plain, tmp_path / "elsewhere")
 
 
 def assert_answers_alike(client: Client, folder: Path, tmp_path: Path) -> None:
-    picture = sorted((ROOT / "scripts" / "sample" / "seedlings" / "Maize").glob("*.jpg"))[0]
+    image = sorted((ROOT / "scripts" / "sample" / "seedlings" / "Maize").glob("*.jpg"))[0]
     elsewhere = Client(client.hub, tmp_path / "empty", fresh=True)
-    result = elsewhere.python(LOAD, folder, "alice/seedlings", "v1", picture)
+    result = elsewhere.python(LOAD, folder, "alice/seedlings", "v1", image)
     assert result.returncode == 0, result.stdout
     here, there = json.loads(result.stdout.split("REPORT")[1])
     assert here["logits"] == there["logits"]
     assert here["answers"] == there["answers"]
 
 
-def assert_goes_on(client: Client, commit: str, pictures: Path, plain: Path, folder: Path) -> None:
+def assert_goes_on(client: Client, commit: str, images: Path, plain: Path, folder: Path) -> None:
     """From the first push on, another machine gets to the same end, to the bit."""
     elsewhere = Client(client.hub, folder.with_name("empty home"))
     source = f"alice/seedlings@{commit}"
     result = elsewhere.train(
-        **FLAGS, train_dir=pictures, output_dir=folder, resume_from_checkpoint=source
+        **FLAGS, train_dir=images, output_dir=folder, resume_from_checkpoint=source
     ).finish()  # fmt: skip
     assert result.returncode == 0, result.stdout
     assert "resumed at step 2 from" in result.stdout
@@ -122,9 +122,9 @@ def assert_goes_on(client: Client, commit: str, pictures: Path, plain: Path, fol
 
 
 @pytest.mark.parametrize("strategy", ["end", "best", "every_save"])
-def test_each_strategy_ends_with_the_whole_model_on_the_hub(client, pictures, plain, repository, tmp_path, strategy):
+def test_each_strategy_ends_with_the_whole_model_on_the_hub(client, images, plain, repository, tmp_path, strategy):
     folder = tmp_path / "run"
-    result = client.train(**FLAGS, **HUB, hub_strategy=strategy, train_dir=pictures, output_dir=folder).finish()
+    result = client.train(**FLAGS, **HUB, hub_strategy=strategy, train_dir=images, output_dir=folder).finish()
     assert result.returncode == 0, result.stdout
     assert_same_run(folder, plain)
     assert set(repository.tree()) == MODEL | REPORT
@@ -133,10 +133,10 @@ def test_each_strategy_ends_with_the_whole_model_on_the_hub(client, pictures, pl
     assert events <= {"end": {"end"}, "best": {"best", "end"}, "every_save": {"save", "end"}}[strategy]
 
 
-def test_a_hub_that_fails_does_not_hurt_the_training(client, pictures, plain, repository, tmp_path):
+def test_a_hub_that_fails_does_not_hurt_the_training(client, images, plain, repository, tmp_path):
     folder = tmp_path / "run"
     client.hub.faults.append(Fault(path="/commit/", method="POST", status=503))
-    flags = FLAGS | HUB | {"hub_timeout": 1, "train_dir": pictures, "output_dir": folder}
+    flags = FLAGS | HUB | {"hub_timeout": 1, "train_dir": images, "output_dir": folder}
     result = client.train(**flags).finish()
     assert result.returncode == 0, result.stdout
     assert_same_run(folder, plain)
@@ -157,10 +157,10 @@ def test_a_hub_that_fails_does_not_hurt_the_training(client, pictures, plain, re
     "answer", [{"status": 503}, {"status": 429}, {"drop": "request"}, {"drop": "response"}], ids=str
 )
 @pytest.mark.parametrize("where", FAULTS)
-def test_no_fault_hurts_the_training(client, pictures, plain, repository, tmp_path, where, answer, times):
+def test_no_fault_hurts_the_training(client, images, plain, repository, tmp_path, where, answer, times):
     folder = tmp_path / "run"
     client.hub.faults.append(Fault(**FAULTS[where], **answer, times=times))
-    flags = FLAGS | HUB | {"hub_strategy": "best", "hub_timeout": 5, "train_dir": pictures, "output_dir": folder}
+    flags = FLAGS | HUB | {"hub_strategy": "best", "hub_timeout": 5, "train_dir": images, "output_dir": folder}
     result = client.train(**flags).finish()
     assert result.returncode == 0, result.stdout
     assert_same_run(folder, plain)
@@ -173,9 +173,9 @@ def test_no_fault_hurts_the_training(client, pictures, plain, repository, tmp_pa
         assert "seedling-hf push_to_hub --output_dir" in result.stdout
 
 
-def test_a_hub_that_is_not_there_is_one_warning(pictures, plain, tmp_path):
+def test_a_hub_that_is_not_there_is_one_warning(images, plain, tmp_path):
     folder = tmp_path / "run"
-    flags = FLAGS | HUB | {"hub_timeout": 1, "train_dir": pictures, "output_dir": folder}
+    flags = FLAGS | HUB | {"hub_timeout": 1, "train_dir": images, "output_dir": folder}
     result = Client(None, tmp_path / "home").train(**flags).finish()
     assert result.returncode == 0, result.stdout
     assert_same_run(folder, plain)
@@ -184,20 +184,20 @@ def test_a_hub_that_is_not_there_is_one_warning(pictures, plain, tmp_path):
     assert "seedling-hf push_to_hub --output_dir" in result.stdout
 
 
-def test_a_token_that_may_only_read_is_refused_before_the_first_step(client, pictures, tmp_path):
+def test_a_token_that_may_only_read_is_refused_before_the_first_step(client, images, tmp_path):
     reader = Client(client.hub, tmp_path / "home", "hf_reader_secret")
-    result = reader.train(**FLAGS, **HUB, train_dir=pictures, output_dir=tmp_path / "run").finish()
+    result = reader.train(**FLAGS, **HUB, train_dir=images, output_dir=tmp_path / "run").finish()
     assert result.returncode == 2, result.stdout
     assert "error: expected a repository on the Hub to push to at alice/seedlings, found: the Hub" in result.stdout
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_run_that_is_asked_to_stop_pushes_what_it_has_saved(client, pictures, repository, tmp_path):
+def test_a_run_that_is_asked_to_stop_pushes_what_it_has_saved(client, images, repository, tmp_path):
     folder = tmp_path / "run"
     flags = (
         FLAGS | HUB | {"hub_strategy": "checkpoint", "max_steps": 10_000, "logging_steps": 1000, "save_steps": 10_000}
     )
-    process = client.train(**flags, train_dir=pictures, output_dir=folder)
+    process = client.train(**flags, train_dir=images, output_dir=folder)
     process.wait_for("step     2  validation")
     os.kill(process.id, signal.SIGTERM)
     result = process.finish()
@@ -208,8 +208,8 @@ def test_a_run_that_is_asked_to_stop_pushes_what_it_has_saved(client, pictures, 
     assert (folder / "checkpoints" / f"step-{step:08d}").is_dir()
 
 
-def test_what_is_on_the_hub_is_fine_tuned_for_other_classes(client, pictures, tmp_path, sample_dir):
-    pushed = client.train(**FLAGS, **HUB, hub_tag="v1", train_dir=pictures, output_dir=tmp_path / "run").finish()
+def test_what_is_on_the_hub_is_fine_tuned_for_other_classes(client, images, tmp_path, sample_dir):
+    pushed = client.train(**FLAGS, **HUB, hub_tag="v1", train_dir=images, output_dir=tmp_path / "run").finish()
     assert pushed.returncode == 0, pushed.stdout
     weeds = tmp_path / "weeds"
     for name in ("Black-grass", "Cleavers"):

@@ -93,14 +93,14 @@ def test_the_results_are_a_table_with_the_interval_and_each_species(finished_run
         assert (
             f"| {name} | {row['precision']:.1%} | {row['recall']:.1%} | {row['f1']:.3f} | {row['support']} |" in results
         )
-    assert "On the validation pictures of seedlings, 24 pictures:" in results
+    assert "On the validation images of seedlings, 24 images:" in results
     assert "](confusion_matrix.png)" in results
 
 
 def test_the_data_are_told_by_the_hash_and_the_counts_of_the_split(finished_run, card):
     data = section(card, "data")
     assert f"`{hash_split(finished_run / 'split.csv')}`" in data
-    assert "drawn at random from each species, 30% of its pictures for validation, seed 42." in data
+    assert "drawn at random from each species, 30% of its images for validation, seed 42." in data
     assert "| species | train | validation |" in data
     assert "| Maize | 4 | 2 |" in data
     assert "| all | 48 | 24 |" in data
@@ -131,19 +131,19 @@ def test_the_model_is_told_from_its_config_and_its_weights(finished_run, card):
 @pytest.mark.parametrize(
     ("count", "sentence"),
     [
-        (0, "Of the 24 validation pictures none is in training too, exactly or nearly."),
-        (1, "Of the 24 validation pictures 1 is in training too, exactly or nearly."),
-        (3, "Of the 24 validation pictures 3 are in training too, exactly or nearly."),
-        (None, "Whether nearly the same picture is in two parts of the split was not looked for."),
+        (0, "Of the 24 validation images none is in training too, exactly or nearly."),
+        (1, "Of the 24 validation images 1 is in training too, exactly or nearly."),
+        (3, "Of the 24 validation images 3 are in training too, exactly or nearly."),
+        (None, "Whether nearly the same image is in two parts of the split was not looked for."),
     ],
 )
-def test_the_limits_say_whether_validation_pictures_were_trained_on(folder, count, sentence):
-    assert read(folder, "near_duplicates.json")["validation_pictures"] == 24  # as the run wrote it
+def test_the_limits_say_whether_validation_images_were_trained_on(folder, count, sentence):
+    assert read(folder, "near_duplicates.json")["validation_images"] == 24  # as the run wrote it
     if count is None:
         (folder / "near_duplicates.json").unlink()
     else:
         pairs = [{"validation": "a.png", "training": "b.png"}] * count
-        (folder / "near_duplicates.json").write_text(json.dumps({"validation_pictures": 24, "pairs": pairs}))
+        (folder / "near_duplicates.json").write_text(json.dumps({"validation_images": 24, "pairs": pairs}))
     assert f"- {sentence}\n" in section(render_card(folder), "limits")
 
 

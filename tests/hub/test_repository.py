@@ -452,9 +452,9 @@ def test_a_card_that_the_hub_refuses_does_not_hold_up_the_weights(client, folder
 
 def test_what_is_on_the_hub_answers_to_the_bit_as_the_folder(client, folder, sample_dir):
     run(client, folder, saves=2, pusher={"tag": "v1"})
-    picture = sorted((sample_dir / "Maize").glob("*.jpg"))[0]
+    image = sorted((sample_dir / "Maize").glob("*.jpg"))[0]
     elsewhere = Client(client.hub, client.home.with_name("empty"), fresh=True)
-    result = elsewhere.python(LOAD, folder, "alice/seedlings", "v1", picture)
+    result = elsewhere.python(LOAD, folder, "alice/seedlings", "v1", image)
     assert result.returncode == 0, result.stdout
     here, there = json.loads(result.stdout.split("REPORT")[1])
     assert here["logits"] == there["logits"]

@@ -49,9 +49,9 @@ def test_a_pushed_space_runs_from_its_own_files(client, hub, model_dir, sample_d
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(space.read(name))
     assert header((folder / "README.md").read_text(encoding="utf-8"))["sdk"] == "gradio"
-    picture = sorted((sample_dir / "Maize").iterdir())[0]
+    image = sorted((sample_dir / "Maize").iterdir())[0]
     answer = subprocess.run(
-        [sys.executable, "-c", ANSWER, str(ROOT), str(folder), str(picture)],
+        [sys.executable, "-c", ANSWER, str(ROOT), str(folder), str(image)],
         cwd=folder, capture_output=True, text=True, env={"PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr

@@ -47,7 +47,7 @@ def test_a_probability_that_equals_the_threshold_is_sure():
     assert {row["certainty"] for row in csv.DictReader(write("csv", 0.5).splitlines())} == {"sure"}
 
 
-def test_jsonl_has_an_object_a_picture():
+def test_jsonl_has_an_object_an_image():
     rows = [json.loads(line) for line in write("jsonl", 0.6).splitlines()]
     assert rows[1] == {
         "file": "b/2.jpg", "species": "Charlock", "probability": 0.5, "certainty": "not sure",

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory, sample_dir) -> Path:
-    """Seven pictures of one species, six of the others: 25, which no batch size of these tests divides."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory, sample_dir) -> Path:
+    """Seven images of one species, six of the others: 25, which no batch size of these tests divides."""
+    folder = tmp_path_factory.mktemp("images")
     for name in SPECIES:
         (folder / name).mkdir()
         for file in sorted((sample_dir / name).iterdir())[: 7 if name == "Maize" else 6]:
@@ -35,9 +35,9 @@ def pictures(tmp_path_factory, sample_dir) -> Path:
 
 
 @pytest.fixture(scope="module")
-def embeddings_file(model_dir, pictures, tmp_path_factory) -> Path:
+def embeddings_file(model_dir, images, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("embeddings") / "new" / "features.parquet"
-    assert embed(model_dir, path, images=pictures, per_device_eval_batch_size=4) == 0
+    assert embed(model_dir, path, images=images, per_device_eval_batch_size=4) == 0
     return path
 
 
@@ -52,35 +52,35 @@ def load(path: Path, folder: Path):
     return load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(folder))
 
 
-def test_datasets_loads_files_class_names_and_vectors(embeddings_file, pictures, tmp_path):
+def test_datasets_loads_files_class_names_and_vectors(embeddings_file, images, tmp_path):
     rows = load(embeddings_file, tmp_path)
     assert rows.column_names == ["file", "label", "embedding"]
     assert rows.features["label"].names == SPECIES
     assert (rows.features["embedding"].length, rows.features["embedding"].feature.dtype) == (64, "float32")
-    assert rows["file"][:] == [str(file) for file in sorted(pictures.glob("*/*"))]
+    assert rows["file"][:] == [str(file) for file in sorted(images.glob("*/*"))]
     assert [SPECIES[i] for i in rows["label"]] == [Path(file).parent.name for file in rows["file"]]
 
 
-def test_the_vectors_are_the_pooled_features_of_the_trained_model(embeddings_file, model_dir, pictures, tmp_path):
+def test_the_vectors_are_the_pooled_features_of_the_trained_model(embeddings_file, model_dir, images, tmp_path):
     model, image_processor = build_model(str(model_dir), merge=False)
-    images = [Image.open(file) for file in sorted(pictures.glob("*/*"))]
+    opened = [Image.open(file) for file in sorted(images.glob("*/*"))]
     with torch.inference_mode():
-        expected = model.replknet(image_processor(images, return_tensors="pt").pixel_values).pooler_output
+        expected = model.replknet(image_processor(opened, return_tensors="pt").pixel_values).pooler_output
     found = torch.tensor(load(embeddings_file, tmp_path)["embedding"][:])
     # 1e-4: merged kernels sum float32 in another order.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_each_picture_is_its_own_nearest(embeddings_file, pictures, model_dir, capsys):
-    for file in sorted(pictures.glob("*/*"))[::8]:
+def test_each_image_is_its_own_nearest(embeddings_file, images, model_dir, capsys):
+    for file in sorted(images.glob("*/*"))[::8]:
         assert embed(model_dir, embeddings_file, query=file, top_k=3) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 3
         assert lines[0].startswith(f"1.0000  {file} ") and lines[0].endswith(f"  {file.parent.name}")
 
 
-def test_a_picture_saved_anew_is_found_again(embeddings_file, pictures, model_dir, tmp_path, capsys):
-    file = sorted(pictures.glob("Maize/*"))[3]
+def test_an_image_saved_anew_is_found_again(embeddings_file, images, model_dir, tmp_path, capsys):
+    file = sorted(images.glob("Maize/*"))[3]
     Image.open(file).save(tmp_path / "again.jpg", quality=90)
     assert embed(model_dir, embeddings_file, query=tmp_path / "again.jpg") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -100,12 +100,12 @@ def test_the_nearest_are_those_of_all_cosines(embeddings_file, monkeypatch):
     assert [row["label"] for row in rows] == [Path(row["file"]).parent.name for row in rows]
 
 
-def test_more_nearest_than_pictures_are_all_pictures(embeddings_file):
+def test_more_nearest_than_images_are_all_images(embeddings_file):
     assert len({row["file"] for row in find_nearest(embeddings_file, np.ones(64), 100)}) == 25
 
 
-def test_normalised_vectors_have_length_1_and_the_same_direction(embeddings_file, model_dir, pictures, tmp_path):
-    assert embed(model_dir, tmp_path / "unit.parquet", images=pictures, normalize=True) == 0
+def test_normalised_vectors_have_length_1_and_the_same_direction(embeddings_file, model_dir, images, tmp_path):
+    assert embed(model_dir, tmp_path / "unit.parquet", images=images, normalize=True) == 0
     unit = np.array(load(tmp_path / "unit.parquet", tmp_path)["embedding"][:])
     plain = np.array(load(embeddings_file, tmp_path)["embedding"][:])
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)  # float32
@@ -113,33 +113,33 @@ def test_normalised_vectors_have_length_1_and_the_same_direction(embeddings_file
     np.testing.assert_allclose(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), rtol=0, atol=1e-4)
 
 
-def test_workers_that_load_pictures_change_nothing(embeddings_file, model_dir, pictures, tmp_path):
+def test_workers_that_load_images_change_nothing(embeddings_file, model_dir, images, tmp_path):
     words = {"per_device_eval_batch_size": 4, "dataloader_num_workers": 2}
-    assert embed(model_dir, tmp_path / "workers.parquet", images=pictures, **words) == 0
+    assert embed(model_dir, tmp_path / "workers.parquet", images=images, **words) == 0
     assert parquet.read_table(tmp_path / "workers.parquet").equals(parquet.read_table(embeddings_file))
 
 
-def test_many_batches_become_few_parts(embeddings_file, model_dir, pictures, tmp_path, monkeypatch):
+def test_many_batches_become_few_parts(embeddings_file, model_dir, images, tmp_path, monkeypatch):
     assert parquet.ParquetFile(embeddings_file).num_row_groups == 1
     monkeypatch.setattr(embedding, "ROWS_OF_A_PART", 10)
     path = tmp_path / "parts.parquet"
-    assert embed(model_dir, path, images=pictures, per_device_eval_batch_size=4) == 0
+    assert embed(model_dir, path, images=images, per_device_eval_batch_size=4) == 0
     file = parquet.ParquetFile(path)
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [12, 12, 1]
     assert file.read().equals(parquet.read_table(embeddings_file))
 
 
-def test_pictures_in_no_class_folders_have_no_label(model_dir, pictures, tmp_path):
-    assert embed(model_dir, tmp_path / "maize.parquet", images=pictures / "Maize") == 0
+def test_images_in_no_class_folders_have_no_label(model_dir, images, tmp_path):
+    assert embed(model_dir, tmp_path / "maize.parquet", images=images / "Maize") == 0
     assert parquet.read_schema(tmp_path / "maize.parquet").names == ["file", "embedding"]
     assert "label" not in find_nearest(tmp_path / "maize.parquet", np.ones(64), 1)[0]
 
 
-def test_a_picture_beside_the_class_folders_has_an_empty_label(model_dir, pictures, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    for source in (pictures / "Maize", sorted(pictures.glob("Maize/*"))[0]):
-        (tmp_path / "pictures" / source.name).symlink_to(source)
-    assert embed(model_dir, tmp_path / "some.parquet", images=tmp_path / "pictures") == 0
+def test_an_image_beside_the_class_folders_has_an_empty_label(model_dir, images, tmp_path):
+    (tmp_path / "images").mkdir()
+    for source in (images / "Maize", sorted(images.glob("Maize/*"))[0]):
+        (tmp_path / "images" / source.name).symlink_to(source)
+    assert embed(model_dir, tmp_path / "some.parquet", images=tmp_path / "images") == 0
     rows = parquet.read_table(tmp_path / "some.parquet").to_pylist()
     assert [row["label"] for row in rows if "/Maize/" in row["file"]] == [0] * 7
     assert [row["label"] for row in rows if "/Maize/" not in row["file"]] == [None]
@@ -156,15 +156,15 @@ def test_folders_with_folders_inside_are_no_classes(tmp_path):
 
 
 @pytest.fixture
-def with_a_broken_one(pictures, tmp_path) -> Path:
+def with_a_broken_one(images, tmp_path) -> Path:
     folder = tmp_path / "broken"
     folder.mkdir()
-    for i, file in enumerate(sorted(pictures.glob("Maize/*"))):
+    for i, file in enumerate(sorted(images.glob("Maize/*"))):
         (folder / file.name).write_bytes(file.read_bytes()[: 500 if i == 5 else None])
     return folder
 
 
-def test_a_broken_picture_ends_with_its_name_and_the_old_file_stays(
+def test_a_broken_image_ends_with_its_name_and_the_old_file_stays(
     with_a_broken_one, embeddings_file, model_dir, tmp_path, capsys
 ):
     target = tmp_path / "out" / "features.parquet"
@@ -176,19 +176,19 @@ def test_a_broken_picture_ends_with_its_name_and_the_old_file_stays(
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_broken_pictures_may_be_left_out_and_are_listed(with_a_broken_one, model_dir, tmp_path, capsys):
-    words = {"per_device_eval_batch_size": 1, "skip_bad_pictures": True}
+def test_broken_images_may_be_left_out_and_are_listed(with_a_broken_one, model_dir, tmp_path, capsys):
+    words = {"per_device_eval_batch_size": 1, "skip_bad_images": True}
     assert embed(model_dir, tmp_path / "some.parquet", images=with_a_broken_one, **words) == 0
     shown = capsys.readouterr()
     files = [str(file) for file in sorted(with_a_broken_one.iterdir())]
-    assert "6 pictures embedded" in shown.out
+    assert "6 images embedded" in shown.out
     assert f"{files[5]}: " in shown.err
     assert parquet.read_table(tmp_path / "some.parquet")["file"].to_pylist() == files[:5] + files[6:]
 
 
-def test_a_file_of_another_model_is_not_searched(embeddings_file, sample_dir, pictures, tmp_path, capsys):
-    write_model(tmp_path / "other", sample_dir, pictures=5)
-    assert embed(tmp_path / "other", embeddings_file, query=sorted(pictures.glob("*/*"))[0]) == 2
+def test_a_file_of_another_model_is_not_searched(embeddings_file, sample_dir, images, tmp_path, capsys):
+    write_model(tmp_path / "other", sample_dir, images=5)
+    assert embed(tmp_path / "other", embeddings_file, query=sorted(images.glob("*/*"))[0]) == 2
     assert "found it written with other weights; write it anew" in capsys.readouterr().err
 
 
@@ -205,10 +205,10 @@ def test_the_hash_of_a_model_is_that_of_its_weights(model_dir, embeddings_file):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"images": "./nothing"}, "expected a picture or a folder at nothing, found nothing there"),
-        ({"images": "."}, "expected pictures in ., found none; name another folder"),
+        ({"images": "./nothing"}, "expected an image or a folder at nothing, found nothing there"),
+        ({"images": "."}, "expected images in ., found none; name another folder"),
         ({}, "expected --images to write embeddings of, or --query to search for, found neither"),
-        ({"query": "nothing.jpg"}, "expected a picture as --query, found none at nothing.jpg"),
+        ({"query": "nothing.jpg"}, "expected an image as --query, found none at nothing.jpg"),
         ({"query": __file__}, "expected embeddings at features.parquet, found nothing there"),
         ({"images": ".", "top_k": 0}, "expected --top_k at least 1, found 0"),
     ],
@@ -222,16 +222,16 @@ def test_a_mistake_ends_with_code_2_and_one_sentence_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_query_that_is_no_picture_is_refused(embeddings_file, model_dir, capsys):
+def test_a_query_that_is_no_image_is_refused(embeddings_file, model_dir, capsys):
     assert embed(model_dir, embeddings_file, query=__file__) == 2
-    assert "expected a picture that can be decoded, found" in capsys.readouterr().err
+    assert "expected an image that can be decoded, found" in capsys.readouterr().err
 
 
-def test_another_parquet_file_is_refused(tmp_path, model_dir, pictures, capsys):
+def test_another_parquet_file_is_refused(tmp_path, model_dir, images, capsys):
     import pyarrow
 
     parquet.write_table(pyarrow.table({"file": ["a"]}), tmp_path / "other.parquet")
-    assert embed(model_dir, tmp_path / "other.parquet", query=sorted(pictures.glob("*/*"))[0]) == 2
+    assert embed(model_dir, tmp_path / "other.parquet", query=sorted(images.glob("*/*"))[0]) == 2
     assert "found another Parquet file" in capsys.readouterr().err
 
 
@@ -241,9 +241,9 @@ def test_a_terminal_shows_similarity_file_and_species_in_columns():
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_pictures(model_dir, pictures, tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images(model_dir, images, tmp_path):
     """Peak memory of a process that embeds 2,000 links and of one that embeds 8,000."""
-    sources = sorted(pictures.glob("*/*"))
+    sources = sorted(images.glob("*/*"))
     peaks = []
     for count in (2_000, 8_000):
         folder = tmp_path / str(count)
@@ -259,5 +259,5 @@ def test_memory_does_not_grow_with_the_number_of_pictures(model_dir, pictures, t
         answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         peaks.append(int(answer.stdout.split()[-1]) / 1e3)
         assert parquet.read_metadata(f"{folder}.parquet").num_rows == count
-    # MB; the 6,000 pictures more would take 295 MB as they enter the model. 25 is the allocator's coming and going.
+    # MB; the 6,000 images more would take 295 MB as they enter the model. 25 is the allocator's coming and going.
     assert peaks[1] - peaks[0] < 25, peaks

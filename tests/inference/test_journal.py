@@ -10,11 +10,11 @@ from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Answer, Plant
 from seedling_hf.inference.journal import Claim, Journal, Part, discard, find_equal_name, prepare
 
-PICTURES = [f"{i:03d}.jpg" for i in range(11)]
+IMAGES = [f"{i:03d}.jpg" for i in range(11)]
 
 
-def make(folder, pictures=PICTURES, batch_size=3, num_parts=1, **identity) -> Journal:
-    return prepare(folder / "run", pictures, identity=identity, batch_size=batch_size, num_parts=num_parts)
+def make(folder, images=IMAGES, batch_size=3, num_parts=1, **identity) -> Journal:
+    return prepare(folder / "run", images, identity=identity, batch_size=batch_size, num_parts=num_parts)
 
 
 def answer(journal: Journal, part: int = 0, batches: int | None = None) -> None:
@@ -29,11 +29,11 @@ def answered(journal: Journal) -> list[str]:
 
 def test_the_batches_are_the_list_in_its_order(tmp_path):
     journal = make(tmp_path)
-    assert [*journal] == [PICTURES[0:3], PICTURES[3:6], PICTURES[6:9], PICTURES[9:]]
+    assert [*journal] == [IMAGES[0:3], IMAGES[3:6], IMAGES[6:9], IMAGES[9:]]
 
 
-def test_batches_of_one_picture_are_all_there(tmp_path):
-    assert [*make(tmp_path, batch_size=1)] == [[name] for name in PICTURES]
+def test_batches_of_one_image_are_all_there(tmp_path):
+    assert [*make(tmp_path, batch_size=1)] == [[name] for name in IMAGES]
 
 
 def test_names_with_line_breaks_and_foreign_bytes_come_back(tmp_path):
@@ -53,7 +53,7 @@ def test_answers_of_three_processes_are_in_the_order_of_the_list(tmp_path):
     journal = make(tmp_path, num_parts=3)
     for part in (2, 0, 1):
         answer(journal, part)
-    assert answered(journal) == PICTURES
+    assert answered(journal) == IMAGES
 
 
 def test_a_part_cut_anywhere_goes_on_without_a_lost_or_doubled_answer(tmp_path):
@@ -73,12 +73,12 @@ def test_zeros_that_a_power_cut_leaves_are_cut_off(tmp_path):
     with open(journal.folder / "answers-00000.jsonl", "ab") as stream:
         stream.write(bytes(100) + b"\n")
     answer(journal)
-    assert answered(journal) == PICTURES
+    assert answered(journal) == IMAGES
 
 
 def test_the_list_of_a_run_that_stopped_is_not_made_anew(tmp_path):
     answer(make(tmp_path, top_k=1), batches=1)
-    assert make(tmp_path, ["another.jpg"], top_k=1).num_pictures == 11
+    assert make(tmp_path, ["another.jpg"], top_k=1).num_images == 11
 
 
 def test_a_run_with_other_arguments_is_refused_by_name(tmp_path):
@@ -93,20 +93,20 @@ def test_a_list_that_was_killed_half_written_is_begun_anew(tmp_path):
     journal = make(tmp_path)
     answer(journal)
     (journal.folder / "run.json").unlink()
-    journal = make(tmp_path, PICTURES[:4])
-    assert [*journal] == [PICTURES[:3], PICTURES[3:4]]
+    journal = make(tmp_path, IMAGES[:4])
+    assert [*journal] == [IMAGES[:3], IMAGES[3:4]]
     assert not (journal.folder / "answers-00000.jsonl").exists()
 
 
 def test_missing_answers_are_noticed(tmp_path):
     journal = make(tmp_path)
     answer(journal, batches=3)
-    with pytest.raises(RuntimeError, match="each of 11 pictures, found 9"):
+    with pytest.raises(RuntimeError, match="each of 11 images, found 9"):
         answered(journal)
 
 
 def test_an_empty_list_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(InputError, match="expected pictures, found none"):
+    with pytest.raises(InputError, match="expected images, found none"):
         make(tmp_path, [])
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -135,12 +135,12 @@ def test_a_discarded_journal_leaves_the_lock_alone(tmp_path):
     claim.release()
 
 
-def test_an_answer_of_a_bad_picture_keeps_its_reason(tmp_path):
+def test_an_answer_of_a_bad_image_keeps_its_reason(tmp_path):
     journal = make(tmp_path, ["a.jpg"])
     with Part(journal, 0) as part:
         part.append([Answer("a.jpg", [], "image file is truncated")])
     assert [*journal.answers()] == [Answer("a.jpg", [], "image file is truncated")]
-    assert json.loads((journal.folder / "run.json").read_text())["num_pictures"] == 1
+    assert json.loads((journal.folder / "run.json").read_text())["num_images"] == 1
 
 
 def test_the_plants_of_a_photograph_are_kept_with_it(tmp_path):

@@ -1,4 +1,4 @@
-"""What a watch knows of the pictures that it has answered."""
+"""What a watch knows of the images that it has answered."""
 
 import os
 import time
@@ -11,9 +11,9 @@ from seedling_hf.inference.ledger import SETTLED_S, Ledger
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / "1.jpg"
-    path.write_bytes(b"picture")
+    path.write_bytes(b"image")
     settle(path)
     return path
 
@@ -22,43 +22,43 @@ def settle(path, ago: float = 60) -> None:
     os.utime(path, (time.time() - ago,) * 2)
 
 
-def test_a_picture_is_new_until_it_is_answered(tmp_path, picture):
+def test_an_image_is_new_until_it_is_answered(tmp_path, image):
     with Ledger(tmp_path / "ledger", {}) as ledger:
-        assert [*ledger.new([picture])] == [str(picture)]
-        ledger.enter([Answer(str(picture), [("Maize", 1.0)])], 10)
-        assert [*ledger.new([picture])] == []
+        assert [*ledger.new([image])] == [str(image)]
+        ledger.enter([Answer(str(image), [("Maize", 1.0)])], 10)
+        assert [*ledger.new([image])] == []
         assert (ledger.count, ledger.length) == (1, 10)
 
 
-def test_what_was_entered_outlives_the_process(tmp_path, picture):
+def test_what_was_entered_outlives_the_process(tmp_path, image):
     with Ledger(tmp_path / "ledger", {"top_k": 1}) as ledger:
-        ledger.enter([Answer(str(picture), [("Maize", 1.0)])], 10)
+        ledger.enter([Answer(str(image), [("Maize", 1.0)])], 10)
     with Ledger(tmp_path / "ledger", {"top_k": 1}) as ledger:
-        assert [*ledger.new([picture])] == []
+        assert [*ledger.new([image])] == []
         assert ledger.length == 10
 
 
-def test_a_picture_that_is_being_written_waits(picture):
-    settle(picture, ago=SETTLED_S / 2)
+def test_an_image_that_is_being_written_waits(image):
+    settle(image, ago=SETTLED_S / 2)
     with Ledger("", {}) as ledger:
-        assert [*ledger.new([picture])] == []
-        settle(picture, ago=SETTLED_S * 2)
-        assert [*ledger.new([picture])] == [str(picture)]
+        assert [*ledger.new([image])] == []
+        settle(image, ago=SETTLED_S * 2)
+        assert [*ledger.new([image])] == [str(image)]
 
 
-def test_a_bad_picture_is_looked_at_again_once_it_is_written_anew(picture):
+def test_a_bad_image_is_looked_at_again_once_it_is_written_anew(image):
     with Ledger("", {}) as ledger:
-        ledger.enter([Answer(str(picture), [], "truncated")], 0)
-        assert [*ledger.new([picture])] == []
-        assert [(bad.file, bad.reason) for bad in ledger.bad()] == [(str(picture), "truncated")]
-        picture.write_bytes(b"the whole picture")
-        settle(picture)
-        assert [*ledger.new([picture])] == [str(picture)]
-        ledger.enter([Answer(str(picture), [("Maize", 1.0)])], 0)
+        ledger.enter([Answer(str(image), [], "truncated")], 0)
+        assert [*ledger.new([image])] == []
+        assert [(bad.file, bad.reason) for bad in ledger.bad()] == [(str(image), "truncated")]
+        image.write_bytes(b"the whole image")
+        settle(image)
+        assert [*ledger.new([image])] == [str(image)]
+        ledger.enter([Answer(str(image), [("Maize", 1.0)])], 0)
         assert [*ledger.bad()] == []
 
 
-def test_a_picture_that_is_gone_is_not_new(tmp_path):
+def test_an_image_that_is_gone_is_not_new(tmp_path):
     with Ledger("", {}) as ledger:
         assert [*ledger.new([tmp_path / "gone.jpg"])] == []
 

@@ -11,12 +11,12 @@ pytest.importorskip("skimage", reason="scikit-image finds the plants: pip instal
 
 TRAY = Path(__file__).resolve().parents[2] / "scripts" / "sample" / "tray.jpg"
 GROUND = (110, 105, 100)
-PLACES = [(60, 50), (300, 80), (560, 40), (90, 330), (330, 360), (600, 320)]  # of the upper left corner of a picture
+PLACES = [(60, 50), (300, 80), (560, 40), (90, 330), (330, 360), (600, 320)]  # of the upper left corner of an image
 
 
 @pytest.fixture(scope="module")
 def seedlings(sample_dir) -> list[Path]:
-    """Real pictures of one plant each that does not touch the edge."""
+    """Real images of one plant each that does not touch the edge."""
     files = (f for name in ("Charlock", "Common Chickweed", "Fat Hen") for f in sorted((sample_dir / name).iterdir()))
     chosen = list(islice((file for file in files if is_one_plant(Image.open(file))), 6))
     assert len(chosen) == 6
@@ -48,7 +48,7 @@ def test_each_plant_of_a_tray_has_one_square_box_in_its_place(tray, seedlings):
         middle = (x + np.median(columns), y + np.median(rows))
         (box,) = [b for b in boxes if b[0] <= middle[0] < b[2] and b[1] <= middle[1] < b[3]]
         assert box[2] - box[0] == box[3] - box[1]
-        # Nearly all that is clearly green is inside, and the box is not the whole picture and more.
+        # Nearly all that is clearly green is inside, and the box is not the whole image and more.
         inside = (columns + x >= box[0]) & (columns + x < box[2]) & (rows + y >= box[1]) & (rows + y < box[3])
         assert inside.mean() > 0.95
         assert box[2] - box[0] <= 1.25 * 150

@@ -28,7 +28,7 @@ PLACE = ("left", "top", "right", "bottom")
 
 @pytest.fixture
 def trays(tmp_path) -> Path:
-    """Two folders with a photograph of one name, bare ground, and a file that is no picture."""
+    """Two folders with a photograph of one name, bare ground, and a file that is no image."""
     folder = tmp_path / "trays"
     for day, box in (("monday", (0, 0, 618, 640)), ("tuesday", (618, 210, 1240, 640))):
         (folder / day).mkdir(parents=True)
@@ -39,7 +39,7 @@ def trays(tmp_path) -> Path:
 
 
 def predict_tiles(model_dir: Path, images: Path | list[Path], output: Path, **further) -> int | None:
-    further = {"tiles": True, "skip_bad_pictures": True, "per_device_eval_batch_size": 4} | further
+    further = {"tiles": True, "skip_bad_images": True, "per_device_eval_batch_size": 4} | further
     images = images if isinstance(images, list) else [images]
     return run(predict.main, flags(model_name_or_path=model_dir, images=images, output_file=output, **further))
 
@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_to_the_very_same_files(model_dir, trays, tmp_path)
 
     def words(out: Path) -> list[str]:
         return flags(model_name_or_path=model_dir, images=[trays], output_file=out / "a.csv", tiles=True,
-                     boxes_dir=out / "drawn", skip_bad_pictures=True)  # fmt: skip
+                     boxes_dir=out / "drawn", skip_bad_images=True)  # fmt: skip
 
     def files(out: Path) -> dict[str, bytes]:
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -178,8 +178,8 @@ def test_a_watched_folder_is_answered_plant_by_plant(model_dir, tmp_path):
     inbox.mkdir()
     process = start(tmp_path, flags(model_name_or_path=model_dir, images=[inbox], output_file=output, tiles=True,
                                     watch=True))  # fmt: skip
-    for name, picture in (("bare.png", Image.new("RGB", (99, 99))), ("tray.png", Image.open(TRAY))):
-        picture.save(tmp_path / name)
+    for name, image in (("bare.png", Image.new("RGB", (99, 99))), ("tray.png", Image.open(TRAY))):
+        image.save(tmp_path / name)
         os.utime(tmp_path / name, (1e9, 1e9))  # as of long ago: not being written any more
         (tmp_path / name).rename(inbox / name)
     wait_for_rows(process, output, 18)

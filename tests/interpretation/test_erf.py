@@ -18,7 +18,7 @@ from seedling_hf.interpretation.erf import (
     area_ratios,
     build_untrained,
     contribution_scores,
-    load_pictures,
+    load_images,
     measure_erf,
     scale_scores,
     settle_batch_norms,
@@ -73,18 +73,18 @@ class AuthorsNetwork:
 
 
 def authors_scores(weights: dict[str, Tensor], pixel_values: Tensor) -> np.ndarray:
-    """Picture by picture, as the authors' script does it: backwards from the centre, positive parts, mean."""
+    """Image by image, as the authors' script does it: backwards from the centre, positive parts, mean."""
     network, maps = AuthorsNetwork(weights), []
-    for picture in pixel_values.double():
-        picture = picture[None].requires_grad_()
-        output = network(picture)
+    for image in pixel_values.double():
+        image = image[None].requires_grad_()
+        output = network(image)
         F.relu(output[0, :, output.shape[2] // 2, output.shape[3] // 2]).sum().backward()
-        maps.append(picture.grad[0].clamp(min=0).sum(0))
+        maps.append(image.grad[0].clamp(min=0).sum(0))
     return torch.stack(maps).mean(0).numpy()
 
 
 @pytest.fixture(scope="module")
-def pictures(sample_dir) -> list[Path]:
+def images(sample_dir) -> list[Path]:
     return [sorted(folder.iterdir())[0] for folder in sorted(sample_dir.iterdir()) if folder.is_dir()][:4]
 
 
@@ -149,8 +149,8 @@ def test_weights_that_have_run_away_are_refused():
         measure_erf(model, [torch.rand(1, 3, 64, 64)])
 
 
-def test_no_pictures_are_refused():
-    with pytest.raises(InputError, match="expected at least one picture"):
+def test_no_images_are_refused():
+    with pytest.raises(InputError, match="expected at least one image"):
         measure_erf(load_model(read_checkpoint(GOLDEN / "three_stages.pth")), [])
 
 
@@ -189,13 +189,13 @@ def test_the_ratios_of_the_paper_are_taken_after_the_logarithm():
     assert (row["threshold"], row["side"], row["area_ratio_linear"]) == (0.5, 7, 1 / 81)
 
 
-def test_contribution_at_the_border_needs_the_whole_picture():
+def test_contribution_at_the_border_needs_the_whole_image():
     scores = np.zeros((8, 8))
     scores[0, 0] = 1.0
     assert smallest_square(scores, 0.2) == (8, 1.0)
 
 
-def test_an_even_picture_has_its_centre_where_the_authors_have_it():
+def test_an_even_image_has_its_centre_where_the_authors_have_it():
     scores = np.zeros((8, 8))
     scores[4, 4] = 1.0
     assert smallest_square(scores, 0.99) == (1, 1 / 64)
@@ -205,11 +205,11 @@ def test_an_even_picture_has_its_centre_where_the_authors_have_it():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_kernels_of_31_see_further_than_kernels_of_3(seed, pictures):
+def test_kernels_of_31_see_further_than_kernels_of_3(seed, images):
     ratios = {}
     for name in ("tiny:31", "tiny:3"):
         model, image_processor = build_untrained(name, seed)
-        pixel_values = torch.cat(list(load_pictures(pictures[:2], image_processor, 256)))
+        pixel_values = torch.cat(list(load_images(images[:2], image_processor, 256)))
         settle_batch_norms(model, [pixel_values])
         ratios[name] = area_ratios(measure_erf(model, [pixel_values]))
     for large, small in zip(ratios["tiny:31"], ratios["tiny:3"], strict=True):
@@ -218,13 +218,13 @@ def test_kernels_of_31_see_further_than_kernels_of_3(seed, pictures):
 
 
 @pytest.mark.slow
-def test_nano_with_kernels_of_31_sees_the_whole_of_512_pixels_and_with_kernels_of_3_the_middle(pictures):
+def test_nano_with_kernels_of_31_sees_the_whole_of_512_pixels_and_with_kernels_of_3_the_middle(images):
     ratios = {}
     for name in ("nano", "nano:3"):
         model, image_processor = build_untrained(name)
-        settle_batch_norms(model, load_pictures(pictures, image_processor, 512))
+        settle_batch_norms(model, load_images(images, image_processor, 512))
         ratios[name] = [
-            row["area_ratio"] for row in area_ratios(measure_erf(model, load_pictures(pictures, image_processor, 512)))
+            row["area_ratio"] for row in area_ratios(measure_erf(model, load_images(images, image_processor, 512)))
         ]
     assert all(large > 2 * small for large, small in zip(ratios["nano"], ratios["nano:3"], strict=True))
     assert ratios["nano"][-1] > 0.95
@@ -262,9 +262,9 @@ def test_settled_batch_norms_have_no_chance_in_them():
     assert np.array_equal(*(measure_erf(model, [pixel_values]) for model in models))
 
 
-def test_settled_batch_norms_keep_the_values_of_a_random_network_alive(pictures):
+def test_settled_batch_norms_keep_the_values_of_a_random_network_alive(images):
     model, image_processor = build_untrained("tiny")
-    pixel_values = torch.cat(list(load_pictures(pictures, image_processor, 64)))
+    pixel_values = torch.cat(list(load_images(images, image_processor, 64)))
     settle_batch_norms(model, pixel_values.split(2))
     assert not model.training
     assert model.replknet.normalization.momentum == 0.1
@@ -275,13 +275,13 @@ def test_settled_batch_norms_keep_the_values_of_a_random_network_alive(pictures)
 # The command
 
 
-def test_pictures_are_squeezed_into_squares_and_normalised(tmp_path):
+def test_images_are_squeezed_into_squares_and_normalised(tmp_path):
     Image.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "red.png")
-    (picture,) = load_pictures(
+    (image,) = load_images(
         [tmp_path / "red.png"], RepLKNetImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3), 48
     )
-    assert picture.shape == (1, 3, 48, 48)
-    assert torch.equal(picture[0, :, 5, 5], torch.tensor([2.0, -2.0, -2.0]))
+    assert image.shape == (1, 3, 48, 48)
+    assert torch.equal(image[0, :, 5, 5], torch.tensor([2.0, -2.0, -2.0]))
 
 
 def test_the_command_writes_map_table_and_figure_of_models_side_by_side(tmp_path, sample_dir, capsys):
@@ -307,9 +307,9 @@ def test_the_command_writes_map_table_and_figure_of_models_side_by_side(tmp_path
     ("words", "message"),
     [
         (["--images", "."], "expected --model_name_or_path or --untrained, found neither"),
-        (["--images", "nowhere", "--untrained", "tiny"], "expected a picture or a folder at nowhere"),
-        (["--images", str(GOLDEN), "--untrained", "tiny"], "expected pictures in"),
-        (["--images", str(GOLDEN / "README.md"), "--untrained", "tiny"], "expected pictures that can be decoded"),
+        (["--images", "nowhere", "--untrained", "tiny"], "expected an image or a folder at nowhere"),
+        (["--images", str(GOLDEN), "--untrained", "tiny"], "expected images in"),
+        (["--images", str(GOLDEN / "README.md"), "--untrained", "tiny"], "expected images that can be decoded"),
         (["--images", ".", "--untrained", "tiny", "--image_size", "8"], "expected --image_size at least 32, found 8"),
     ],
 )

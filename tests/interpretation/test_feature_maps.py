@@ -99,7 +99,7 @@ def test_a_stage_that_is_not_there_is_refused(pixel_values):
 
 
 def test_a_last_map_of_one_pixel_is_refused():
-    with pytest.raises(InputError, match="give larger pictures"):
+    with pytest.raises(InputError, match="give larger images"):
         map_layer(replknet(), torch.rand(1, 3, 32, 32), -1)
 
 

@@ -54,7 +54,7 @@ def test_without_targets_the_answers_are_explained(model_dir, pixel_values):
     assert not np.array_equal(saliency_maps(model, pixel_values), saliency_maps(model, pixel_values, (answers + 1) % 4))
 
 
-def test_a_picture_is_explained_alike_alone_and_in_a_batch(model_dir, pixel_values):
+def test_an_image_is_explained_alike_alone_and_in_a_batch(model_dir, pixel_values):
     model, _ = build_model(str(model_dir))
     together = saliency_maps(model, pixel_values)
     # 1e-4: as above.
@@ -106,19 +106,19 @@ def test_captum_is_not_imported_before_it_is_needed():
 # Overlays
 
 
-def test_an_overlay_has_the_picture_where_the_map_is_nought_and_heat_where_it_is_one():
-    picture = Image.new("RGB", (40, 30), (10, 200, 30))
+def test_an_overlay_has_the_image_where_the_map_is_nought_and_heat_where_it_is_one():
+    image = Image.new("RGB", (40, 30), (10, 200, 30))
     saliency = np.zeros((6, 8), np.float32)
     saliency[:, 4:] = 1
-    covered = np.asarray(overlay(picture, saliency)).astype(int)
+    covered = np.asarray(overlay(image, saliency)).astype(int)
     assert covered.shape == (30, 40, 3)
     assert (covered[:, :15] == (10, 200, 30)).all()
     assert np.abs(covered[:, 25:] - (10, 200, 30)).max(-1).min() > 50
 
 
-def test_an_overlay_without_strength_is_the_picture():
-    picture = Image.effect_noise((20, 20), 50).convert("RGB")
-    assert np.array_equal(np.asarray(overlay(picture, np.ones((4, 4)), strength=0.0)), np.asarray(picture))
+def test_an_overlay_without_strength_is_the_image():
+    image = Image.effect_noise((20, 20), 50).convert("RGB")
+    assert np.array_equal(np.asarray(overlay(image, np.ones((4, 4)), strength=0.0)), np.asarray(image))
 
 
 @pytest.mark.parametrize(
@@ -133,19 +133,19 @@ def test_an_overlay_without_strength_is_the_picture():
     ],
 )
 def test_the_part_that_the_model_sees_is_found_for_any_image_processor(image_processor, size, expected):
-    picture = Image.effect_noise(size, 80).convert("RGB").resize((size[0] // 4, size[1] // 4)).resize(size)
-    seen = crop_to_view(picture, image_processor)
+    image = Image.effect_noise(size, 80).convert("RGB").resize((size[0] // 4, size[1] // 4)).resize(size)
+    seen = crop_to_view(image, image_processor)
     # 2 pixels: colours of 8 bits, and what the processor rounds.
     assert np.abs(np.subtract(seen.size, expected)).max() <= 2
     middle = [(whole - part) // 2 for whole, part in zip(size, seen.size, strict=True)]
-    cut = picture.crop((*middle, middle[0] + seen.size[0], middle[1] + seen.size[1]))
+    cut = image.crop((*middle, middle[0] + seen.size[0], middle[1] + seen.size[1]))
     assert np.abs(np.subtract(cut, seen, dtype=int)).mean() < 25
 
 
 # The command
 
 
-def test_the_command_writes_an_overlay_of_each_picture_and_a_sheet(model_dir, sample_dir, tmp_path, capsys):
+def test_the_command_writes_an_overlay_of_each_image_and_a_sheet(model_dir, sample_dir, tmp_path, capsys):
     words = [
         "--model_name_or_path",
         str(model_dir),
@@ -159,7 +159,7 @@ def test_the_command_writes_an_overlay_of_each_picture_and_a_sheet(model_dir, sa
     assert "saliency.png" in files
     assert sum(name.startswith("Maize_") for name in files) == 2
     assert Image.open(tmp_path / "out" / files[0]).width > 1000
-    assert "3 pictures in" in capsys.readouterr().out
+    assert "3 images in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_command_writes_an_overlay_of_each_picture_and_a_sheet(model_dir, sa
     [
         (["--target", "Oak"], "expected --target of Black-grass, Charlock, Loose Silky-bent, Maize, found Oak"),
         (["--stage", "0"], "expected --stage at most -1, found 0"),
-        (["--images", str(Path(__file__))], "expected pictures that can be decoded, found 1 that cannot"),
+        (["--images", str(Path(__file__))], "expected images that can be decoded, found 1 that cannot"),
     ],
 )
 def test_the_command_refuses_bad_input_in_one_line(words, message, model_dir, sample_dir, tmp_path, capsys):
@@ -178,6 +178,6 @@ def test_the_command_refuses_bad_input_in_one_line(words, message, model_dir, sa
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_of_one_name_get_files_of_their_own():
+def test_images_of_one_name_get_files_of_their_own():
     files = [Path("a/x.jpg"), Path("b/a/x.png"), Path("b/x.png"), Path("saliency.png")]
     assert list(file_names(files).values()) == ["a_x.png", "a_x_2.png", "b_x.png", "saliency_2.png"]

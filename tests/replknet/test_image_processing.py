@@ -10,20 +10,20 @@ from transformers.image_utils import load_image
 from seedling_hf.replknet import RepLKNetImageProcessor
 
 
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+def random_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
 
 
 @pytest.mark.parametrize(("width", "height"), [(150, 150), (300, 200), (224, 500), (31, 57)])
-def test_pictures_of_any_shape_become_224_by_224(width, height):
-    pixel_values = RepLKNetImageProcessor()(picture(width, height), return_tensors="pt").pixel_values
+def test_images_of_any_shape_become_224_by_224(width, height):
+    pixel_values = RepLKNetImageProcessor()(random_image(width, height), return_tensors="pt").pixel_values
     assert pixel_values.shape == (1, 3, 224, 224)
     assert pixel_values.dtype == torch.float32
 
 
-def test_a_list_of_pictures_of_different_shapes_becomes_one_batch():
-    images = [picture(150, 150), picture(300, 200), picture(90, 400)]
+def test_a_list_of_images_of_different_shapes_becomes_one_batch():
+    images = [random_image(150, 150), random_image(300, 200), random_image(90, 400)]
     assert RepLKNetImageProcessor()(images, return_tensors="pt").pixel_values.shape == (3, 3, 224, 224)
 
 
@@ -51,8 +51,8 @@ def test_the_shortest_edge_is_resized_before_the_crop():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "1"])
-def test_pictures_of_every_mode_are_taken_as_rgb(mode):
-    assert RepLKNetImageProcessor()(picture(64, 64, mode), return_tensors="pt").pixel_values.shape[1] == 3
+def test_images_of_every_mode_are_taken_as_rgb(mode):
+    assert RepLKNetImageProcessor()(random_image(64, 64, mode), return_tensors="pt").pixel_values.shape[1] == 3
 
 
 def test_xl_has_the_mean_and_std_of_inception():
@@ -68,10 +68,10 @@ def test_other_variants_have_the_mean_and_std_of_imagenet():
 def test_below_384_seven_eighths_of_the_shortest_edge_are_kept(image_size, edge):
     processor = RepLKNetImageProcessor.from_variant("nano", image_size=image_size)
     assert processor.size.shortest_edge == edge
-    assert processor(picture(150, 200), return_tensors="pt").pixel_values.shape[2:] == (image_size, image_size)
+    assert processor(random_image(150, 200), return_tensors="pt").pixel_values.shape[2:] == (image_size, image_size)
 
 
-def test_from_384_on_the_whole_picture_is_squeezed():
+def test_from_384_on_the_whole_image_is_squeezed():
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, :10] = 255
     processor = RepLKNetImageProcessor.from_variant("31B", image_size=384, do_normalize=False)
@@ -99,7 +99,7 @@ def test_a_saved_processor_loads_the_same(tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(loaded) is RepLKNetImageProcessor
-    image = picture(150, 200)
+    image = random_image(150, 200)
     assert torch.equal(
         loaded(image, return_tensors="pt").pixel_values, processor(image, return_tensors="pt").pixel_values
     )
@@ -112,7 +112,7 @@ def test_a_saved_processor_brings_its_code(tmp_path):
     assert "class RepLKNetImageProcessor(" in (tmp_path / "image_processing_replknet.py").read_text()
 
 
-def test_a_real_picture_looks_as_with_pillow(sample_dir):
+def test_a_real_image_looks_as_with_pillow(sample_dir):
     path = sorted(sample_dir.glob("*/*.jpg"))[0]
     processor = RepLKNetImageProcessor(do_normalize=False)
     pixel_values = processor(load_image(str(path)), return_tensors="pt").pixel_values[0]

@@ -416,7 +416,7 @@ def test_an_even_kernel_is_refused_by_the_module():
         DepthwiseConv2d(2, 4)(torch.randn(1, 2, 9, 9))
 
 
-def test_one_picture_without_a_batch_is_refused():
+def test_one_image_without_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"expected x of shape \(N, C, H, W\) .*found \(2, 9, 9\)"):
         depthwise_conv2d(torch.randn(2, 9, 9), torch.randn(2, 1, 5, 5))
 

@@ -29,7 +29,7 @@ def small_config(**values) -> RepLKNetConfig:
     return RepLKNetConfig(**{**defaults, **values})
 
 
-def pictures(number: int = 2, size: int = 32, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def random_images(number: int = 2, size: int = 32, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(number, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
@@ -125,7 +125,7 @@ def test_a_variant_has_its_number_of_parameters(variant, millions):
 
 
 def test_shapes_of_the_outputs():
-    outputs = RepLKNetModel(small_config())(pictures(size=64), output_hidden_states=True)
+    outputs = RepLKNetModel(small_config())(random_images(size=64), output_hidden_states=True)
     assert [tuple(h.shape) for h in outputs.hidden_states] == [
         (2, 8, 16, 16),
         (2, 8, 16, 16),
@@ -138,7 +138,7 @@ def test_shapes_of_the_outputs():
 
 def test_pooler_output_is_the_mean_of_the_normalised_last_features():
     model = with_used_norms(RepLKNetModel(small_config())).eval()
-    outputs = model(pictures())
+    outputs = model(random_images())
     expected = model.normalization(outputs.last_hidden_state).mean((2, 3))
     assert torch.equal(outputs.pooler_output, expected)
 
@@ -148,15 +148,15 @@ def test_the_whole_model_works_in_channels_last():
     model = RepLKNetModel(small_config())
     for module in model.modules():
         module.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    model(pictures())
+    model(random_images())
     maps = [output for output in seen if isinstance(output, torch.Tensor)]
     assert len(maps) > 50
     assert all(output.is_contiguous(memory_format=torch.channels_last) for output in maps)
 
 
-def test_the_memory_format_of_the_pictures_changes_nothing():
+def test_the_memory_format_of_the_images_changes_nothing():
     model = RepLKNetModel(small_config()).eval()
-    images = pictures()
+    images = random_images()
     expected = model(images).pooler_output
     assert torch.equal(model(images.contiguous(memory_format=torch.channels_last)).pooler_output, expected)
 
@@ -164,8 +164,8 @@ def test_the_memory_format_of_the_pictures_changes_nothing():
 def test_a_tuple_holds_what_the_dict_holds():
     model = RepLKNetForImageClassification(small_config()).eval()
     labels = torch.tensor([0, 4])
-    as_dict = model(pictures(), labels=labels, output_hidden_states=True)
-    as_tuple = model(pictures(), labels=labels, output_hidden_states=True, return_dict=False)
+    as_dict = model(random_images(), labels=labels, output_hidden_states=True)
+    as_tuple = model(random_images(), labels=labels, output_hidden_states=True, return_dict=False)
     assert isinstance(as_tuple, tuple)
     assert torch.equal(as_tuple[0], as_dict.loss)
     assert torch.equal(as_tuple[1], as_dict.logits)
@@ -174,18 +174,18 @@ def test_a_tuple_holds_what_the_dict_holds():
 
 def test_hidden_states_come_only_when_asked_for():
     model = RepLKNetModel(small_config()).eval()
-    assert model(pictures()).hidden_states is None
+    assert model(random_images()).hidden_states is None
     model.config.output_hidden_states = True
-    assert len(model(pictures()).hidden_states) == 4
+    assert len(model(random_images()).hidden_states) == 4
 
 
 def test_chosen_hidden_states_can_be_counted_from_the_end():
-    hidden_states = RepLKNetModel(small_config()).eval()(pictures(), output_hidden_states=[0, -1]).hidden_states
+    hidden_states = RepLKNetModel(small_config()).eval()(random_images(), output_hidden_states=[0, -1]).hidden_states
     assert [h is not None for h in hidden_states] == [True, False, False, True]
 
 
 def test_gradients_reach_the_hidden_states():
-    outputs = RepLKNetModel(small_config())(pictures(), output_hidden_states=True)
+    outputs = RepLKNetModel(small_config())(random_images(), output_hidden_states=True)
     for hidden_state in outputs.hidden_states:
         hidden_state.retain_grad()
     outputs.pooler_output.square().sum().backward()
@@ -194,24 +194,24 @@ def test_gradients_reach_the_hidden_states():
 
 def test_every_parameter_gets_a_gradient():
     model = RepLKNetForImageClassification(small_config())
-    model(pictures(), labels=torch.tensor([0, 1])).loss.backward()
+    model(random_images(), labels=torch.tensor([0, 1])).loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_in_eval_mode_a_picture_does_not_depend_on_its_batch():
+def test_in_eval_mode_an_image_does_not_depend_on_its_batch():
     model = with_used_norms(RepLKNetModel(small_config())).double().eval()
-    images = pictures(3, dtype=torch.float64)
+    images = random_images(3, dtype=torch.float64)
     together = model(images).pooler_output
     alone = torch.cat([model(image[None]).pooler_output for image in images])
     torch.testing.assert_close(alone, together, rtol=1e-12, atol=1e-12)  # float64, another order of summation
 
 
-def test_missing_pictures_are_refused():
+def test_missing_images_are_refused():
     with pytest.raises(ValueError, match="expected pixel_values, found None"):
         RepLKNetModel(small_config())()
 
 
-def test_pictures_with_another_number_of_channels_are_refused():
+def test_images_with_another_number_of_channels_are_refused():
     with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\), found \(2, 1, 32, 32\)"):
         RepLKNetModel(small_config())(torch.zeros(2, 1, 32, 32))
 
@@ -226,7 +226,7 @@ def test_the_model_compiles_without_a_graph_break():
     model = RepLKNetForImageClassification(small_config()).eval()
     compiled = torch.compile(model, fullgraph=True)
     # 1e-4: compiled kernels sum in another order.
-    torch.testing.assert_close(compiled(pictures()).logits, model(pictures()).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled(random_images()).logits, model(random_images()).logits, rtol=1e-4, atol=1e-4)
 
 
 # Stochastic depth
@@ -251,7 +251,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 def test_drop_path_does_nothing_in_eval_mode():
     config = small_config(drop_path_rate=0.9)
     model = RepLKNetModel(config).eval()
-    assert torch.equal(model(pictures()).pooler_output, model(pictures()).pooler_output)
+    assert torch.equal(model(random_images()).pooler_output, model(random_images()).pooler_output)
 
 
 # Losses
@@ -260,7 +260,7 @@ def test_drop_path_does_nothing_in_eval_mode():
 def test_class_indices_give_the_cross_entropy():
     model = RepLKNetForImageClassification(small_config()).eval()
     labels = torch.tensor([1, 3])
-    outputs = model(pictures(), labels=labels)
+    outputs = model(random_images(), labels=labels)
     torch.testing.assert_close(outputs.loss, F.cross_entropy(outputs.logits, labels))
     assert model.config.problem_type == "single_label_classification"
 
@@ -268,27 +268,27 @@ def test_class_indices_give_the_cross_entropy():
 def test_soft_labels_give_the_cross_entropy_with_soft_targets():
     model = RepLKNetForImageClassification(small_config()).eval()
     labels = torch.tensor([[0.7, 0.3, 0, 0, 0], [0, 0, 0, 0.5, 0.5]])
-    outputs = model(pictures(), labels=labels)
+    outputs = model(random_images(), labels=labels)
     torch.testing.assert_close(outputs.loss, -(labels * outputs.logits.log_softmax(1)).sum(1).mean())
 
 
 def test_one_hot_soft_labels_give_the_loss_of_class_indices():
     model = RepLKNetForImageClassification(small_config()).eval()
     labels = torch.tensor([1, 3])
-    soft = model(pictures(), labels=F.one_hot(labels, 5).float()).loss
-    torch.testing.assert_close(soft, model(pictures(), labels=labels).loss)
+    soft = model(random_images(), labels=F.one_hot(labels, 5).float()).loss
+    torch.testing.assert_close(soft, model(random_images(), labels=labels).loss)
 
 
 def test_soft_labels_leave_the_problem_type_alone():
     model = RepLKNetForImageClassification(small_config())
-    model(pictures(), labels=torch.full((2, 5), 0.2))
+    model(random_images(), labels=torch.full((2, 5), 0.2))
     assert model.config.problem_type is None
 
 
 def test_multi_label_targets_give_the_binary_cross_entropy():
     model = RepLKNetForImageClassification(small_config(problem_type="multi_label_classification")).eval()
     labels = torch.tensor([[1.0, 1, 0, 0, 0], [0, 0, 0, 0, 1]])
-    outputs = model(pictures(), labels=labels)
+    outputs = model(random_images(), labels=labels)
     torch.testing.assert_close(outputs.loss, F.binary_cross_entropy_with_logits(outputs.logits, labels))
 
 
@@ -296,7 +296,7 @@ def test_multi_label_targets_give_the_binary_cross_entropy():
 def test_regression_targets_give_the_squared_error(num_labels):
     model = RepLKNetForImageClassification(small_config(num_labels=num_labels, problem_type="regression")).eval()
     labels = torch.arange(2.0 * num_labels).view(2, num_labels)
-    outputs = model(pictures(), labels=labels)
+    outputs = model(random_images(), labels=labels)
     torch.testing.assert_close(outputs.loss, F.mse_loss(outputs.logits, labels))
 
 
@@ -338,14 +338,14 @@ def test_a_saved_model_loads_bit_for_bit(cls, tmp_path):
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same_state(state(loaded), state(model))
     assert not loaded.training
-    found, expected = loaded(pictures(), return_dict=False), model(pictures(), return_dict=False)
+    found, expected = loaded(random_images(), return_dict=False), model(random_images(), return_dict=False)
     for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
         assert torch.equal(one, other)
 
 
 def test_the_statistics_of_batchnorm_survive_training_and_a_load(tmp_path):
     model = RepLKNetModel(small_config())
-    model(pictures())
+    model(random_images())
     model.save_pretrained(tmp_path)
     norm = RepLKNetModel.from_pretrained(tmp_path).normalization
     assert norm.num_batches_tracked == 1
@@ -377,7 +377,7 @@ def test_a_dtype_casts_all_but_the_counters(tmp_path):
     dtypes = {name.rsplit(".")[-1]: tensor.dtype for name, tensor in model.state_dict().items()}
     assert dtypes.pop("num_batches_tracked") == torch.int64
     assert set(dtypes.values()) == {torch.bfloat16}
-    assert model(pictures(dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
+    assert model(random_images(dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
 
 
 def test_a_head_of_another_size_is_refused_unless_asked_for(tmp_path):
@@ -436,10 +436,10 @@ def test_a_copied_model_is_independent_and_the_same():
     model = RepLKNetModel(small_config())
     model.activation_checkpointing_enable()
     twin = copy.deepcopy(model)
-    twin(pictures()).pooler_output.sum().backward()
+    twin(random_images()).pooler_output.sum().backward()
     assert model.normalization.num_batches_tracked == 0
     assert all(parameter.grad is None for parameter in model.parameters())
-    model(pictures()).pooler_output.sum().backward()
+    model(random_images()).pooler_output.sum().backward()
     assert_same_state(state(model), state(twin))
 
 
@@ -453,7 +453,7 @@ def trained(every_n_layers: int | None, **kwargs) -> RepLKNetForImageClassificat
         model.activation_checkpointing_enable(every_n_layers=every_n_layers, **kwargs)
     torch.manual_seed(1)
     for _ in range(2):
-        model(pictures(4, dtype=torch.float64), labels=torch.tensor([0, 1, 2, 3])).loss.backward()
+        model(random_images(4, dtype=torch.float64), labels=torch.tensor([0, 1, 2, 3])).loss.backward()
     return model
 
 
@@ -474,7 +474,7 @@ def test_checkpointing_computes_the_layers_twice():
     for module in model.modules():
         if type(module).__name__ == "RepLKNetLargeKernel":
             module.register_forward_hook(lambda *_: calls.append(1))
-    model(pictures()).pooler_output.sum().backward()
+    model(random_images()).pooler_output.sum().backward()
     assert len(calls) == 2 * 4
 
 
@@ -494,7 +494,7 @@ def test_checkpointing_can_be_switched_off_again():
 def test_a_form_for_inference_computes_the_same(form, small_kernel_size):
     config = small_config(small_kernel_size=small_kernel_size, dw_ratio=1.5)
     model = with_used_norms(RepLKNetForImageClassification(config)).double().eval()
-    images = pictures(dtype=torch.float64)
+    images = random_images(dtype=torch.float64)
     before = model(images, output_hidden_states=True)
     assert getattr(model, form)() is model
     after = model(images, output_hidden_states=True)
@@ -543,7 +543,7 @@ def test_a_form_for_inference_saves_and_loads_as_such(form, tmp_path):
     loaded, report = RepLKNetForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert loaded.config.reparameterized and loaded.config.fused == (form == "fuse_batch_norms")
-    assert torch.equal(loaded(pictures()).logits, model(pictures()).logits)
+    assert torch.equal(loaded(random_images()).logits, model(random_images()).logits)
 
 
 def test_merging_leaves_the_configuration_of_other_models_alone():
@@ -571,17 +571,17 @@ def test_merging_takes_the_running_statistics_also_in_training_mode():
 def test_a_merged_model_refuses_training(form):
     model = getattr(RepLKNetForImageClassification(small_config()), form)().train()
     with pytest.raises(ValueError, match=r"train the model from before reparameterize\(\), or call eval\(\)"):
-        model(pictures(), labels=torch.tensor([0, 1]))
+        model(random_images(), labels=torch.tensor([0, 1]))
 
 
 def test_a_merged_backbone_refuses_training():
     with pytest.raises(ValueError, match="found a merged one"):
-        RepLKNetBackbone(small_config()).reparameterize().train()(pictures())
+        RepLKNetBackbone(small_config()).reparameterize().train()(random_images())
 
 
-def test_a_merged_model_still_gives_gradients_of_pictures_in_eval_mode():
+def test_a_merged_model_still_gives_gradients_of_images_in_eval_mode():
     model = RepLKNetForImageClassification(small_config()).reparameterize().eval()
-    images = pictures().requires_grad_()
+    images = random_images().requires_grad_()
     model(images).logits[:, 0].sum().backward()
     assert images.grad.abs().sum() > 0
 
@@ -607,7 +607,7 @@ def test_a_model_of_which_a_part_was_merged_alone_is_not_saved(tmp_path):
 def test_feature_maps_are_the_chosen_hidden_states():
     config = small_config(out_features=["stem", "stage2", "stage3"])
     backbone = RepLKNetBackbone(config).eval()
-    outputs = backbone(pictures(), output_hidden_states=True)
+    outputs = backbone(random_images(), output_hidden_states=True)
     assert len(outputs.feature_maps) == len(backbone.channels) == 3
     for feature_map, channels, index in zip(outputs.feature_maps, [8, 12, 16], [0, 2, 3], strict=True):
         assert feature_map.shape[1] == channels
@@ -616,7 +616,7 @@ def test_feature_maps_are_the_chosen_hidden_states():
 
 
 def test_a_backbone_keeps_its_hidden_states_to_itself_unless_asked():
-    outputs = RepLKNetBackbone(small_config()).eval()(pictures())
+    outputs = RepLKNetBackbone(small_config()).eval()(random_images())
     assert "hidden_states" not in outputs
     assert len(outputs.feature_maps) == 1
 
@@ -628,8 +628,8 @@ def test_a_backbone_loads_from_a_classifiers_folder(tmp_path):
         tmp_path, out_features=["stage1", "stage3"], output_loading_info=True
     )
     assert not report["missing_keys"]
-    expected = classifier(pictures(), output_hidden_states=True).hidden_states
-    outputs = backbone(pictures())
+    expected = classifier(random_images(), output_hidden_states=True).hidden_states
+    outputs = backbone(random_images())
     assert torch.equal(outputs.feature_maps[0], expected[1])
     assert torch.equal(outputs.feature_maps[1], expected[3])
 
@@ -638,7 +638,7 @@ def test_norm_intermediate_features_normalises_each_stage():
     config = small_config(norm_intermediate_features=True, out_features=["stem", "stage1", "stage3"])
     backbone = RepLKNetBackbone(config).train()
     assert list(backbone.hidden_states_norms) == ["stage1", "stage3"]
-    for feature_map in backbone(pictures(4)).feature_maps[1:]:
+    for feature_map in backbone(random_images(4)).feature_maps[1:]:
         mean, variance = feature_map.mean((0, 2, 3)), feature_map.var((0, 2, 3), correction=0)
         torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-5, rtol=0)
         torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-2, rtol=0)  # eps of small variances

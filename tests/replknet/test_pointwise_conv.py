@@ -11,7 +11,7 @@ from seedling_hf.replknet import pointwise_conv
 from seedling_hf.replknet.pointwise_conv import ROWS_FOR_CONVOLUTION, PointwiseConv2d
 
 CHANNELS_LAST = torch.channels_last
-# (N, C in, C out, H, W): few rows, many rows, an oblong map, one position, no picture
+# (N, C in, C out, H, W): few rows, many rows, an oblong map, one position, no image
 SHAPES = [(2, 24, 40, 7, 7), (3, 8, 16, 32, 32), (2, 5, 3, 4, 9), (1, 16, 8, 1, 1), (0, 8, 8, 4, 4)]
 
 

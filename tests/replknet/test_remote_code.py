@@ -25,7 +25,7 @@ class Blocker:
             raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
 
 sys.meta_path.insert(0, Blocker())
-folder, picture, resaved = sys.argv[1:]
+folder, image, resaved = sys.argv[1:]
 try:
     import seedling_hf
 except ModuleNotFoundError:
@@ -41,10 +41,10 @@ config = AutoConfig.from_pretrained(folder, **trust)
 report["config"] = type(config).__name__
 processor = AutoImageProcessor.from_pretrained(folder, **trust)
 pipe = pipeline("image-classification", model=folder, trust_remote_code=True, top_k=3)
-report["predictions"] = pipe(picture)
+report["predictions"] = pipe(image)
 
 from PIL import Image
-inputs = processor(Image.open(picture), return_tensors="pt")
+inputs = processor(Image.open(image), return_tensors="pt")
 model = AutoModelForImageClassification.from_pretrained(folder, **trust)
 with torch.no_grad():
     report["logits"] = model(**inputs).logits.tolist()
@@ -68,7 +68,7 @@ print("REPORT" + json.dumps(report))
 
 
 @pytest.fixture(scope="module")
-def picture(sample_dir) -> Path:
+def image(sample_dir) -> Path:
     return sorted((sample_dir / "Maize").glob("*.jpg"))[0]
 
 
@@ -89,7 +89,7 @@ def resaved(folder) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(folder, picture, resaved) -> dict:
+def report(folder, image, resaved) -> dict:
     """What the program says that loads `folder` without the package."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))},
@@ -97,17 +97,17 @@ def report(folder, picture, resaved) -> dict:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-P", "-c", PROGRAM, str(folder), str(picture), str(resaved)]
+    command = [sys.executable, "-P", "-c", PROGRAM, str(folder), str(image), str(resaved)]
     result = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.split("REPORT")[1])
 
 
 @torch.no_grad()
-def logits_here(folder: Path, picture: Path) -> torch.Tensor:
+def logits_here(folder: Path, image: Path) -> torch.Tensor:
     model = RepLKNetForImageClassification.from_pretrained(folder)
     processor = RepLKNetImageProcessor.from_pretrained(folder)
-    return model(**processor(Image.open(picture), return_tensors="pt")).logits
+    return model(**processor(Image.open(image), return_tensors="pt")).logits
 
 
 def test_the_package_is_really_absent(report):
@@ -120,13 +120,13 @@ def test_the_classes_come_from_the_folder(report):
     assert report["config"] == "RepLKNetConfig"
 
 
-def test_the_remote_classifier_gives_the_same_logits(report, folder, picture):
+def test_the_remote_classifier_gives_the_same_logits(report, folder, image):
     # 1e-5: the two processes may choose another number of threads and so another order of summation.
-    torch.testing.assert_close(torch.tensor(report["logits"]), logits_here(folder, picture), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(report["logits"]), logits_here(folder, image), rtol=1e-5, atol=1e-5)
 
 
-def test_the_remote_pipeline_names_the_species(report, folder, picture):
-    probabilities = logits_here(folder, picture)[0].softmax(0)
+def test_the_remote_pipeline_names_the_species(report, folder, image):
+    probabilities = logits_here(folder, image)[0].softmax(0)
     found = {prediction["label"]: prediction["score"] for prediction in report["predictions"]}
     assert found == pytest.approx(dict(zip(CLASS_NAMES, probabilities.tolist(), strict=True)), abs=1e-5)
 
@@ -148,25 +148,25 @@ def test_a_folder_saved_from_remote_classes_is_complete(report, folder, resaved)
     assert copied["reparameterized"] and not original["reparameterized"]
 
 
-def test_the_pipeline_works_with_the_package_too(folder, picture):
-    predictions = pipeline("image-classification", model=str(folder), top_k=3)(str(picture))
-    expected = logits_here(folder, picture)[0].softmax(0)
+def test_the_pipeline_works_with_the_package_too(folder, image):
+    predictions = pipeline("image-classification", model=str(folder), top_k=3)(str(image))
+    expected = logits_here(folder, image)[0].softmax(0)
     found = {prediction["label"]: prediction["score"] for prediction in predictions}
     assert found == pytest.approx(dict(zip(CLASS_NAMES, expected.tolist(), strict=True)), abs=1e-6)
 
 
-def test_the_pipeline_of_features_gives_the_pooled_ones(folder, picture):
-    features = pipeline("image-feature-extraction", model=str(folder), pool=True)(str(picture))
+def test_the_pipeline_of_features_gives_the_pooled_ones(folder, image):
+    features = pipeline("image-feature-extraction", model=str(folder), pool=True)(str(image))
     model = RepLKNetForImageClassification.from_pretrained(folder)
-    inputs = RepLKNetImageProcessor.from_pretrained(folder)(Image.open(picture), return_tensors="pt")
+    inputs = RepLKNetImageProcessor.from_pretrained(folder)(Image.open(image), return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(features), model.replknet(**inputs).pooler_output)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_pipeline_works_in_half_precision(dtype, folder, picture):
-    predictions = pipeline("image-classification", model=str(folder), top_k=3, dtype=dtype)(str(picture))
-    expected = dict(zip(CLASS_NAMES, logits_here(folder, picture)[0].softmax(0).tolist(), strict=True))
+def test_the_pipeline_works_in_half_precision(dtype, folder, image):
+    predictions = pipeline("image-classification", model=str(folder), top_k=3, dtype=dtype)(str(image))
+    expected = dict(zip(CLASS_NAMES, logits_here(folder, image)[0].softmax(0).tolist(), strict=True))
     # 0.02: bfloat16 keeps eight bits, and errors add up over the layers.
     assert {p["label"]: p["score"] for p in predictions} == pytest.approx(expected, abs=0.02)
 

@@ -25,11 +25,11 @@ THREE = [(0, 0.5), (1, 0.6), (2, 0.7)]
 
 def result(row, seed, accuracy, plan="trial"):
     return {
-        "plan": plan, "row": row, "seed": seed, "cpu_minutes": 6.0, "steps": 400, "pictures": 12800,
-        "pictures_per_cpu_second": 35.5, "validation_pictures": 1000, "right": round(1000 * accuracy),
+        "plan": plan, "row": row, "seed": seed, "cpu_minutes": 6.0, "steps": 400, "images": 12800,
+        "images_per_cpu_second": 35.5, "validation_images": 1000, "right": round(1000 * accuracy),
         "accuracy": accuracy, "macro_f1": 0.5, "loss": 1.0, "device": "Some CPU",
         "command": f"seedling-hf train --seed {seed} --x '[3, 4]'",
-        "right_pictures": np.packbits(np.arange(1000) < 1000 * accuracy).tobytes().hex(),
+        "right_images": np.packbits(np.arange(1000) < 1000 * accuracy).tobytes().hex(),
     }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_the_table_has_the_best_row_first_with_the_mean_over_the_seeds_and_its_i
     assert np.allclose(interval_of([result("base", s, a) for s, a in THREE]), (0.3516, 0.8484), atol=1e-4)
     assert "35.2% to 84.8%" in text
     assert "- base: `seedling-hf train --seed 0" in text
-    assert "| +400 −0, p 7.7e-121 |" in text  # 0.5 ** 399, of pictures that only `better` has right
+    assert "| +400 −0, p 7.7e-121 |" in text  # 0.5 ** 399, of images that only `better` has right
 
 
 def test_a_plan_is_trained_row_by_row_and_goes_on_where_it_stopped(
@@ -100,24 +100,24 @@ def test_a_plan_is_trained_row_by_row_and_goes_on_where_it_stopped(
 ):
     monkeypatch.setattr(study, "CALIBRATION_STEPS", 4)
     measure = study._cpu_seconds_of_a_step
-    # However busy the machine, there are steps enough for a turned picture to have another loss.
+    # However busy the machine, there are steps enough for a turned image to have another loss.
     monkeypatch.setattr(study, "_cpu_seconds_of_a_step", lambda *arguments: min(measure(*arguments), 0.02))
     flags = ["--plan", str(plan_file), "--train_dir", str(sample_dir), "--output_dir", str(tmp_path / "runs")]
     assert run(study_command.main, flags) == 0
     results = read_results(tmp_path / "results.csv")
     assert [r["row"] for r in results] == ["base", "kernels 3", "eight", "soup"]
-    assert results[3]["right_pictures"] == results[0]["right_pictures"] and results[3]["loss"] == results[0]["loss"]
+    assert results[3]["right_images"] == results[0]["right_images"] and results[3]["loss"] == results[0]["loss"]
     assert "eight symmetries" in results[2]["command"] and results[2]["loss"] != results[0]["loss"]
     for row in results:
-        assert np.unpackbits(np.frombuffer(bytes.fromhex(row["right_pictures"]), np.uint8)).sum() == row["right"]
+        assert np.unpackbits(np.frombuffer(bytes.fromhex(row["right_images"]), np.uint8)).sum() == row["right"]
     costs = json.loads((tmp_path / "results_costs.json").read_text())
     assert len(costs) == 2 and all("--variant tiny" in flags for flags in costs)
     for row, cost in zip(results[:2], costs.values(), strict=True):
         assert row["steps"] == max(1, int(PLAN["minutes"] * 60 / cost))
         assert abs(row["cpu_minutes"] - row["steps"] * cost / 60) < 1e-4
     for row in results[:2]:
-        assert row["steps"] >= 1 and row["pictures"] == 8 * row["steps"]
-        assert row["validation_pictures"] == 24 and abs(row["accuracy"] - row["right"] / 24) < 1e-4
+        assert row["steps"] >= 1 and row["images"] == 8 * row["steps"]
+        assert row["validation_images"] == 24 and abs(row["accuracy"] - row["right"] / 24) < 1e-4
         assert row["command"].startswith("seedling-hf train --train_dir seedlings ")
     config = json.loads((tmp_path / "runs" / "trial_kernels_3_0" / "config.json").read_text())
     assert config["kernel_sizes"] == [3, 3, 3, 3]
@@ -146,9 +146,9 @@ def test_the_cost_of_a_step_is_measured_once_for_all_rows_that_do_the_same_work(
         (folder / "train_results.json").write_text(json.dumps({"train_cpu_time": next(seconds)}))
 
     monkeypatch.setattr(study, "_train", train)
-    # Growing pictures: two thirds of the passes between the first size and the last, one third at the last.
+    # Growing images: two thirds of the passes between the first size and the last, one third at the last.
     expected = {"base": 1.0, "slow": 2.0, "other rate": 1.0, "growing": 2 / 3 * (0.5 + 1.5) / 2 + 1.5 / 3}
-    measure = [plan, tmp_path / "results.csv", "pictures", tmp_path / "runs"]
+    measure = [plan, tmp_path / "results.csv", "images", tmp_path / "runs"]
     costs = study.measure_costs(*measure)
     assert len(runs) == 4 and costs == pytest.approx(expected, abs=1e-4)
     assert study.measure_costs(*measure) == costs and len(runs) == 4
@@ -172,7 +172,7 @@ def test_a_row_is_measured_when_its_turn_comes_and_once_for_all_seeds(tmp_path, 
 
     monkeypatch.setattr(study, "_cpu_seconds_of_a_step", cost)
     monkeypatch.setattr(study, "train_row", train)
-    study.run_plan(plan, tmp_path / "results.csv", "pictures", tmp_path / "runs")
+    study.run_plan(plan, tmp_path / "results.csv", "images", tmp_path / "runs")
     expected = ["measure base", "train base 0", "measure taught", "train taught 0", "train base 1", "train taught 1"]
     assert events == expected
 

@@ -105,19 +105,19 @@ def test_growth_is_measured_and_drawn(tmp_path, monkeypatch):
     assert Image.open(tmp_path / "growth.png").format == "PNG"
 
 
-def test_loading_is_measured_beside_torchvision_and_timm_and_the_cache_beside_files(tmp_path, pictures, monkeypatch):
+def test_loading_is_measured_beside_torchvision_and_timm_and_the_cache_beside_files(tmp_path, images, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    flags = ["--parts", "loading", "--train_dir", str(pictures), "--batch_size", "5"]
+    flags = ["--parts", "loading", "--train_dir", str(images), "--batch_size", "5"]
     assert seedling_hf([*TINY, *flags, "--output_dir", str(tmp_path)]) == 0
     (line,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
-    # 48 pictures, of which 45 fill batches of 5.
-    assert line["what"] == "loading 45 pictures, 32 px, cached at 48 px"
+    # 48 images, of which 45 fill batches of 5.
+    assert line["what"] == "loading 45 images, 32 px, cached at 48 px"
     assert [*line["milliseconds_median"]] == [benchmark.OURS, "ours, cached", "torchvision", "timm"]
-    assert all(rate < 1e5 for rate in line["pictures_per_second"].values())  # nothing was left out
+    assert all(rate < 1e5 for rate in line["images_per_second"].values())  # nothing was left out
     assert list((tmp_path / "cache").rglob("*.arrow"))
 
 
-def test_loading_without_pictures_is_refused(tmp_path, capsys):
+def test_loading_without_images_is_refused(tmp_path, capsys):
     assert seedling_hf([*TINY, "--parts", "loading", "--output_dir", str(tmp_path)]) == 2
     assert "expected --train_dir with --parts loading, found none" in capsys.readouterr().err
 

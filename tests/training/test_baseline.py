@@ -55,7 +55,7 @@ def test_a_baseline_starts_from_the_random_weights_that_timm_draws():
         assert torch.equal(weight, expected[name]), name
 
 
-def test_the_processor_prepares_pictures_as_timm_does(sample_dir):
+def test_the_processor_prepares_images_as_timm_does(sample_dir):
     _, image_processor = build_timm_classifier(ARCHITECTURE, LABELS)
     config = timm.data.resolve_data_config(timm.get_pretrained_cfg(ARCHITECTURE).to_dict())
     image = Image.open(sample_dir / "Maize" / "006196e1c.jpg")
@@ -66,7 +66,7 @@ def test_the_processor_prepares_pictures_as_timm_does(sample_dir):
     assert (found - expected).abs().max() < 2 / 255 / 0.22
 
 
-def test_an_architecture_built_for_one_size_is_built_for_that_of_the_pictures():
+def test_an_architecture_built_for_one_size_is_built_for_that_of_the_images():
     model, image_processor = build_timm_classifier("vit_tiny_patch16_224", LABELS, image_size=64)
     assert image_processor.crop_size["height"] == 64
     assert model(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3)
@@ -97,13 +97,13 @@ def test_a_trained_baseline_loads_by_transformers_alone_with_its_classes(model_d
 
 def test_evaluate_and_predict_take_it_and_agree(model_dir, sample_dir, tmp_path):
     for name in ("Maize", "Charlock"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for file in sorted((sample_dir / name).iterdir())[:3]:
-            (tmp_path / "pictures" / name / file.name).symlink_to(file)
+            (tmp_path / "images" / name / file.name).symlink_to(file)
     words = ["--model_name_or_path", str(model_dir)]
-    pictures = str(tmp_path / "pictures")
-    assert run(evaluate.main, [*words, "--test_dir", pictures, "--output_dir", str(tmp_path / "report")]) == 0
-    assert run(predict.main, [*words, "--images", pictures, "--output_file", str(tmp_path / "answers.csv")]) == 0
+    images = str(tmp_path / "images")
+    assert run(evaluate.main, [*words, "--test_dir", images, "--output_dir", str(tmp_path / "report")]) == 0
+    assert run(predict.main, [*words, "--images", images, "--output_file", str(tmp_path / "answers.csv")]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["provenance"]["architecture"] == "TimmWrapperForImageClassification"
     with open(tmp_path / "answers.csv") as file, open(tmp_path / "report" / "predictions.csv") as other:

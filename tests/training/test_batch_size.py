@@ -27,13 +27,13 @@ def accelerator():
 
 def arguments(batch_size: int, accumulation: int = 1) -> TrainArguments:
     return TrainArguments(
-        output_dir="run", train_dir="pictures", variant="tiny", per_device_train_batch_size=batch_size,
+        output_dir="run", train_dir="images", variant="tiny", per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
     )  # fmt: skip
 
 
 def fit_at_most(monkeypatch, limit: int) -> list[int]:
-    """Lets steps on more pictures fail as torch fails where memory ends; returns what was tried."""
+    """Lets steps on more images fail as torch fails where memory ends; returns what was tried."""
     tried, step = [], batch_size._try_step
 
     def trial(arguments, model, size, *others):
@@ -74,9 +74,9 @@ def test_weights_statistics_and_random_numbers_are_left_alone(model, accelerator
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_where_not_one_picture_fits_the_run_is_refused(model, accelerator, monkeypatch):
+def test_where_not_one_image_fits_the_run_is_refused(model, accelerator, monkeypatch):
     fit_at_most(monkeypatch, 0)
-    with pytest.raises(InputError, match="memory for a step on one picture of 64×64 pixels, found too little"):
+    with pytest.raises(InputError, match="memory for a step on one image of 64×64 pixels, found too little"):
         fit_batch_size(arguments(4), model, 64, accelerator)
 
 
@@ -110,5 +110,5 @@ print(fit_batch_size(arguments(2 * 32749), model, 64, accelerator).per_device_tr
         [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) == 2  # 32749 is prime, and so many pictures alone take 1.6 GB
+    assert int(result.stdout) == 2  # 32749 is prime, and so many images alone take 1.6 GB
     assert "do not fit into memory" in result.stderr

@@ -687,7 +687,7 @@ def test_a_manifest_cannot_point_out_of_its_folder(tmp_path):
 # Changed arguments
 
 ARGUMENTS = {
-    **asdict(TrainArguments(output_dir="run", train_dir="pictures", variant="nano")),
+    **asdict(TrainArguments(output_dir="run", train_dir="images", variant="nano")),
     "global_batch_size": 64,
     "num_processes": 2,
 }
@@ -708,7 +708,7 @@ def test_every_free_argument_is_an_argument():
 
 @pytest.mark.parametrize(
     "name", ["train_dir", "train_val_split", "seed", "learning_rate", "num_train_epochs", "mixup_alpha", "variant",
-             "ema_decay", "cache_pictures", "global_batch_size", "mixed_precision", "early_stopping_patience",
+             "ema_decay", "cache_images", "global_batch_size", "mixed_precision", "early_stopping_patience",
              "eval_steps"]
 )  # fmt: skip
 def test_an_argument_that_alters_the_run_is_refused_with_both_values(name):

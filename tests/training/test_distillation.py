@@ -40,7 +40,7 @@ def test_targets_are_the_mean_of_the_teachers_and_the_labels(model_dir, pixels):
     torch.testing.assert_close(teachers.soften(pixels, soft), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_are_normalised_as_the_teacher_knows_them(model_dir, pixels):
+def test_images_are_normalised_as_the_teacher_knows_them(model_dir, pixels):
     model, image_processor = build_model(str(model_dir))
     names = [model.config.id2label[i] for i in range(4)]
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
@@ -65,13 +65,13 @@ def test_teachers_without_counted_memory_are_refused():
         )
 
 
-def test_a_student_learns_from_a_teacher_alone_and_its_run_is_resumed(tmp_path, pictures):
-    teacher = Run(tmp_path / "teacher", pictures)
+def test_a_student_learns_from_a_teacher_alone_and_its_run_is_resumed(tmp_path, images):
+    teacher = Run(tmp_path / "teacher", images)
     teacher.finish()
     settings = {"teacher_model_name_or_path": tmp_path / "teacher" / "run", "distillation_alpha": 1.0}
-    whole = Run(tmp_path / "whole", pictures, **settings)
+    whole = Run(tmp_path / "whole", images, **settings)
     whole.finish()
-    cut = Run(tmp_path / "cut", pictures, **settings)
+    cut = Run(tmp_path / "cut", images, **settings)
     processes = cut.start()
     while len(list((cut.folder / "run" / "checkpoints").glob("step-*"))) < 2 and processes[0].is_alive():
         time.sleep(0.05)

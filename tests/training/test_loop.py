@@ -29,10 +29,10 @@ def losses(run: Run) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_path, pictures):
-    # BatchNorm sees 4 pictures at a time in both, since one process adds up two batches.
-    one = Run(tmp_path / "one", pictures, num_processes=1, accumulation=2, **UNCHANGING)
-    two = Run(tmp_path / "two", pictures, num_processes=2, accumulation=1, **UNCHANGING)
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_path, images):
+    # BatchNorm sees 4 images at a time in both, since one process adds up two batches.
+    one = Run(tmp_path / "one", images, num_processes=1, accumulation=2, **UNCHANGING)
+    two = Run(tmp_path / "two", images, num_processes=2, accumulation=1, **UNCHANGING)
     for run in (one, two):
         run.finish()
     found, expected = torch.tensor(losses(two)), torch.tensor(losses(one))
@@ -43,18 +43,18 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_pat
     assert len(set(losses(one))) == 20
 
 
-def test_a_picture_that_vanishes_is_named_and_the_run_can_go_on(tmp_path, pictures):
-    run = Run(tmp_path / "run", pictures, num_workers=1)
-    own = tmp_path / "pictures"
+def test_an_image_that_vanishes_is_named_and_the_run_can_go_on(tmp_path, images):
+    run = Run(tmp_path / "run", images, num_workers=1)
+    own = tmp_path / "images"
     own.mkdir()
-    subprocess.run(["cp", "-r", f"{pictures}/.", str(own)], check=True)
-    (run.folder / "pictures").unlink()
-    (run.folder / "pictures").symlink_to(own)
+    subprocess.run(["cp", "-r", f"{images}/.", str(own)], check=True)
+    (run.folder / "images").unlink()
+    (run.folder / "images").symlink_to(own)
     gone = sorted((own / "Maize").iterdir())[0]
     content = gone.read_bytes()
 
     run.finish(before=partial(_remove_after_the_first_save, str(gone)), expected=2)
-    (message,) = re.findall(r"error: expected pictures that stay as they are.*", run.output)
+    (message,) = re.findall(r"error: expected images that stay as they are.*", run.output)
     assert gone.name in message
     assert "--resume_from_checkpoint latest" in message
     gone.write_bytes(content)
@@ -75,13 +75,13 @@ def _remove_after_the_first_save(path: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_brings_the_others_down_and_its_rank_is_named(tmp_path, pictures):
-    (tmp_path / "pictures").symlink_to(pictures)
+def test_a_process_that_dies_brings_the_others_down_and_its_rank_is_named(tmp_path, images):
+    (tmp_path / "images").symlink_to(images)
     script = Path(__file__).parents[2] / "scripts" / "train.py"
     flags = [
         *FLAGS,
         "--train_dir",
-        "pictures",
+        "images",
         "--per_device_train_batch_size",
         "4",
         "--max_steps",
@@ -118,7 +118,7 @@ def _process_of_rank(rank: int, parent: int) -> int:
 
 def test_saving_at_the_end_of_an_epoch_waits_until_it_is_cheap(monkeypatch):
     training = Training.__new__(Training)
-    training.arguments = TrainArguments(output_dir="run", train_dir="pictures", variant="tiny")
+    training.arguments = TrainArguments(output_dir="run", train_dir="images", variant="tiny")
     training.steps_per_epoch, training.num_steps = 10, 40
     training.checkpoints = SimpleNamespace(are_affordable=lambda: False)
     due = []
@@ -150,13 +150,13 @@ def test_the_time_of_waiting_is_that_of_the_loader_and_its_start_alone():
     assert timing["evaluation_wait"] == pytest.approx(1.4, abs=0.09)  # of which the 0.5 are no part
 
 
-def test_the_middle_of_a_picture_is_evaluated_where_a_share_is_asked_for():
+def test_the_middle_of_an_image_is_evaluated_where_a_share_is_asked_for():
     arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=96, crop_pct=0.857)
     _, image_processor = build_trainable_model(arguments, ["a", "b"])
     assert image_processor.size["shortest_edge"] == 112
-    picture = Image.new("RGB", (150, 150), "white")
-    picture.paste("black", (16, 16, 134, 134))  # the middle 118 pixels
-    pixels = image_processor(picture, do_normalize=False, return_tensors="pt")["pixel_values"]
+    image = Image.new("RGB", (150, 150), "white")
+    image.paste("black", (16, 16, 134, 134))  # the middle 118 pixels
+    pixels = image_processor(image, do_normalize=False, return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 96, 96)
     assert pixels[0, :, 8:-8, 8:-8].max() == 0 and pixels[0, :, 0, 0].min() > 0
 
@@ -172,9 +172,9 @@ def _note_sizes() -> None:
     Training.optimization_step = note_and_step
 
 
-def test_pictures_grow_with_the_passes_and_after_a_resume_too(tmp_path, pictures):
+def test_images_grow_with_the_passes_and_after_a_resume_too(tmp_path, images):
     grow = {"image_size": 64, "image_size_start": 32, "max_steps": 24}  # 4 steps a pass, so 6 passes
-    whole, cut = Run(tmp_path / "whole", pictures, **grow), Run(tmp_path / "cut", pictures, **grow)
+    whole, cut = Run(tmp_path / "whole", images, **grow), Run(tmp_path / "cut", images, **grow)
     whole.finish(before=_note_sizes)
     sizes = dict(line.split() for line in (whole.folder / "sizes.txt").read_text().splitlines())
     assert [sizes[str(step)] for step in range(0, 24, 4)] == ["32", "32", "48", "48", "64", "64"]
@@ -188,9 +188,9 @@ def test_pictures_grow_with_the_passes_and_after_a_resume_too(tmp_path, pictures
     assert losses(cut) == losses(whole)
 
 
-def test_pictures_that_would_shrink_are_refused():
+def test_images_that_would_shrink_are_refused():
     arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=64, image_size_start=96)
     with pytest.raises(InputError, match=r"expected --image_size_start of at most 64, .* found 96"):
         build_trainable_model(arguments, ["a", "b"])
-    with pytest.raises(InputError, match="expected pictures of one size with --auto_find_batch_size"):
+    with pytest.raises(InputError, match="expected images of one size with --auto_find_batch_size"):
         TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size_start=32, auto_find_batch_size=True)

@@ -54,8 +54,8 @@ def _make_steps(variant: str, image_size: int, batch_size: int, checkpointing: b
     average = ExponentialMovingAverage(model, 0.9)
     optimizer = OPTIMIZERS[optim](model)
     for _ in range(2):  # the moments are there from the second on
-        pictures = torch.randn(batch_size, 3, image_size, image_size)
-        model(pixel_values=pictures, labels=torch.zeros(batch_size, dtype=torch.int64)).loss.backward()
+        images = torch.randn(batch_size, 3, image_size, image_size)
+        model(pixel_values=images, labels=torch.zeros(batch_size, dtype=torch.int64)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         average.update(model)
@@ -88,17 +88,17 @@ def test_activations_are_what_autograd_saves():
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    pictures = torch.randn(4, 3, 64, 64)
+    images = torch.randn(4, 3, 64, 64)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(pixel_values=pictures, labels=torch.zeros(4, dtype=torch.int64))
+        output = model(pixel_values=images, labels=torch.zeros(4, dtype=torch.int64))
     expected = sum(size for pointer, size in saved.items() if pointer not in known)
     assert output.loss.isfinite()
     found = estimate().activations
-    # What is alive and not saved: the pictures in the layout that they came in, labels and logits.
-    assert expected <= found <= expected + pictures.nbytes + 10_000
+    # What is alive and not saved: the images in the layout that they came in, labels and logits.
+    assert expected <= found <= expected + images.nbytes + 10_000
 
 
-def test_activations_grow_with_the_pictures_alone():
+def test_activations_grow_with_the_images_alone():
     one, two, three = (estimate(batch_size=size).activations for size in (2, 4, 6))
     # The statistics of each BatchNorm are saved too, whatever the batch.
     assert three - two == two - one
@@ -161,7 +161,7 @@ def test_the_command_takes_the_flags_of_train_and_tells_each_part(monkeypatch, c
     flags = ["--config", "scripts/recipes/nano_cpu.yaml", "--optim", optimizer, "--train_dir", "seedlings"]
     assert run(main, [*flags, "--num_processes", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "32 pictures of 96×96 at a time, 1 times a step, on 2 processes; no autocast"
+    assert lines[0] == "32 images of 96×96 at a time, 1 times a step, on 2 processes; no autocast"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     figures = {row[0]: float(row[1]) for row in rows[2:]}
     assert 0 < figures["the optimizer's moments"] == pytest.approx(moments * figures["weights, float32"], abs=0.01)

@@ -21,12 +21,12 @@ SETTINGS = {
     "one process", "one process, Muon", pytest.param("one process, two workers", marks=pytest.mark.slow),
     pytest.param("two processes", marks=pytest.mark.slow), "two processes, two workers",
 ])  # fmt: skip
-def test_a_run_killed_a_few_times_ends_as_if_nothing_had_happened(tmp_path, pictures, name):
-    assert killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=3, seed=0)
+def test_a_run_killed_a_few_times_ends_as_if_nothing_had_happened(tmp_path, images, name):
+    assert killed_again_and_again(lambda folder: Run(tmp_path / folder, images, **SETTINGS[name]), kills=3, seed=0)
 
 
-def test_a_run_killed_before_its_first_save_logs_each_step_once(tmp_path, pictures):
-    run = Run(tmp_path / "run", pictures)
+def test_a_run_killed_before_its_first_save_logs_each_step_once(tmp_path, images):
+    run = Run(tmp_path / "run", images)
     (run.folder / "run").mkdir()
     (run.folder / "run" / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.25, "loss": 2.5}\n{"step": 2, "ep')
     run.finish()
@@ -38,14 +38,14 @@ def test_a_run_killed_before_its_first_save_logs_each_step_once(tmp_path, pictur
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_run_killed_at_thirty_moments_ends_as_if_nothing_had_happened(tmp_path, pictures, name):
-    steps = killed_again_and_again(lambda folder: Run(tmp_path / folder, pictures, **SETTINGS[name]), kills=30, seed=1)
+def test_a_run_killed_at_thirty_moments_ends_as_if_nothing_had_happened(tmp_path, images, name):
+    steps = killed_again_and_again(lambda folder: Run(tmp_path / folder, images, **SETTINGS[name]), kills=30, seed=1)
     print(sorted(steps))
     assert len({*steps}) > 5  # the kills were spread
 
 
-def test_a_finished_run_resumed_into_another_folder_leaves_a_model_there(tmp_path, pictures):
-    run = Run(tmp_path / "run", pictures)
+def test_a_finished_run_resumed_into_another_folder_leaves_a_model_there(tmp_path, images):
+    run = Run(tmp_path / "run", images)
     run.finish()
     run.finish(
         "--output_dir", "other", "--resume_from_checkpoint", f"run/checkpoints/step-{NUM_STEPS:08d}"

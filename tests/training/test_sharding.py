@@ -67,8 +67,8 @@ def shard_on_cpus() -> None:
 class ShardedRun(Run):
     """A run on two processes, divided."""
 
-    def __init__(self, folder: Path, pictures: Path, **settings) -> None:
-        super().__init__(folder, pictures, num_processes=2, **settings)
+    def __init__(self, folder: Path, images: Path, **settings) -> None:
+        super().__init__(folder, images, num_processes=2, **settings)
 
     def start(self, *flags: str, before=None) -> list:
         return super().start(*flags, before=before or shard_on_cpus)
@@ -84,16 +84,16 @@ def weights(run: Run, path: str = "model.safetensors") -> dict[str, torch.Tensor
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory, pictures) -> Run:
+def one(tmp_path_factory, images) -> Run:
     """On one process, which adds up the batches that two would have."""
-    run = Run(tmp_path_factory.mktemp("one") / "run", pictures, accumulation=2, **STEPS)
+    run = Run(tmp_path_factory.mktemp("one") / "run", images, accumulation=2, **STEPS)
     run.finish()
     return run
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, pictures) -> Run:
-    run = ShardedRun(tmp_path_factory.mktemp("two") / "run", pictures, accumulation=1, **STEPS)
+def two(tmp_path_factory, images) -> Run:
+    run = ShardedRun(tmp_path_factory.mktemp("two") / "run", images, accumulation=1, **STEPS)
     run.finish()
     return run
 
@@ -129,8 +129,8 @@ def test_a_checkpoint_has_the_format_of_one_process(one, two):
         assert {key: value.shape for key, value in found.items()} == {k: v.shape for k, v in expected.items()}
 
 
-def test_one_process_goes_on_where_two_were(two, tmp_path, pictures):
-    run = Run(tmp_path / "run", pictures, accumulation=2, **STEPS)
+def test_one_process_goes_on_where_two_were(two, tmp_path, images):
+    run = Run(tmp_path / "run", images, accumulation=2, **STEPS)
     go_on_at_step_10(run, two)
 
 
@@ -142,16 +142,16 @@ def go_on_at_step_10(run: Run, other: Run) -> None:
     assert torch.equal(logged(run), logged(other))
 
 
-def test_two_processes_go_on_where_one_was(one, tmp_path, pictures):
-    run = ShardedRun(tmp_path / "run", pictures, accumulation=1, **STEPS)
+def test_two_processes_go_on_where_one_was(one, tmp_path, images):
+    run = ShardedRun(tmp_path / "run", images, accumulation=1, **STEPS)
     go_on_at_step_10(run, one)
 
 
-def test_accumulation_clipping_checkpointing_and_bfloat16_give_what_they_give_without_fsdp(tmp_path, pictures):
+def test_accumulation_clipping_checkpointing_and_bfloat16_give_what_they_give_without_fsdp(tmp_path, images):
     settings = {"drop_path_rate": 0.0, "max_steps": 6, "max_grad_norm": 0.5, "mixed_precision": "bf16",
                 "gradient_checkpointing": "true"}  # fmt: skip
-    one = Run(tmp_path / "one", pictures, accumulation=4, **settings)
-    two = ShardedRun(tmp_path / "two", pictures, accumulation=2, **settings)
+    one = Run(tmp_path / "one", images, accumulation=4, **settings)
+    two = ShardedRun(tmp_path / "two", images, accumulation=2, **settings)
     for run in (one, two):
         run.finish()
     # bfloat16 has 8 bits, and sums are made in another order.
@@ -167,8 +167,8 @@ def test_accumulation_clipping_checkpointing_and_bfloat16_give_what_they_give_wi
 
 
 @pytest.mark.slow
-def test_a_divided_run_that_is_killed_ends_as_if_nothing_had_happened(tmp_path, pictures):
-    assert killed_again_and_again(lambda folder: ShardedRun(tmp_path / folder, pictures), kills=3, seed=0)
+def test_a_divided_run_that_is_killed_ends_as_if_nothing_had_happened(tmp_path, images):
+    assert killed_again_and_again(lambda folder: ShardedRun(tmp_path / folder, images), kills=3, seed=0)
 
 
 def accelerator(**changes) -> SimpleNamespace:

@@ -1,4 +1,4 @@
-"""A cache of decoded pictures gives what the files give, is written once, and is whole or not there."""
+"""A cache of decoded images gives what the files give, is written once, and is whole or not there."""
 
 import json
 import logging
@@ -18,13 +18,13 @@ from PIL import Image
 from training_runs import Run
 
 from seedling_hf.arguments import TrainArguments
-from seedling_hf.data import picture_cache
+from seedling_hf.data import image_cache
 from seedling_hf.data.dataset import load_splits
-from seedling_hf.data.picture_cache import (
+from seedling_hf.data.image_cache import (
     FromCache,
     PreparedTransform,
-    cache_training_pictures,
-    cache_validation_pictures,
+    cache_training_images,
+    cache_validation_images,
 )
 from seedling_hf.data.transforms import ExampleTransform, build_eval_transform
 from seedling_hf.errors import InputError
@@ -46,18 +46,18 @@ def processor():
 
 
 @pytest.fixture
-def folder(tmp_path, pictures) -> Path:
-    """Class folders of their own, with pictures of several sizes, modes and orientations among them."""
-    folder = tmp_path / "pictures"
-    shutil.copytree(pictures, folder)
+def folder(tmp_path, images) -> Path:
+    """Class folders of their own, with images of several sizes, modes and orientations among them."""
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
     file = sorted((folder / "Maize").iterdir())[0]
-    picture = Image.open(file)
-    picture.resize((200, 90)).save(folder / "Maize" / "wide.png")
-    picture.resize((30, 50)).save(folder / "Maize" / "small.png")
-    picture.convert("LA").save(folder / "Maize" / "grey.png")
+    image = Image.open(file)
+    image.resize((200, 90)).save(folder / "Maize" / "wide.png")
+    image.resize((30, 50)).save(folder / "Maize" / "small.png")
+    image.convert("LA").save(folder / "Maize" / "grey.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # turn it by 90 degrees
-    picture.resize((120, 70)).save(folder / "Maize" / "turned.png", exif=exif)
+    image.resize((120, 70)).save(folder / "Maize" / "turned.png", exif=exif)
     return folder
 
 
@@ -71,12 +71,12 @@ def paths(split) -> list[str]:
 
 
 def restored(cached) -> list[Image.Image]:
-    pictures = FromCache(lambda rows: rows["image"])(cached[:])
-    return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
+    images = FromCache(lambda rows: rows["image"])(cached[:])
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
-def test_pictures_that_are_no_larger_come_back_as_they_are_in_their_files(split, processor):
-    cached = cache_training_pictures(split, 10_000, processor)
+def test_images_that_are_no_larger_come_back_as_they_are_in_their_files(split, processor):
+    cached = cache_training_images(split, 10_000, processor)
     assert {"30×50", "200×90", "70×120"} & {"×".join(map(str, image.size)) for image in split["image"]}
     for found, expected in zip(restored(cached), split["image"], strict=True):
         assert found.mode == "RGB"
@@ -85,8 +85,8 @@ def test_pictures_that_are_no_larger_come_back_as_they_are_in_their_files(split,
     assert list(cached["index"]) == list(range(len(split)))
 
 
-def test_larger_pictures_are_shrunk_to_the_side_and_keep_their_form(split, processor):
-    cached = cache_training_pictures(split, SIDE, processor)
+def test_larger_images_are_shrunk_to_the_side_and_keep_their_form(split, processor):
+    cached = cache_training_images(split, SIDE, processor)
     for found, original in zip(restored(cached), split["image"], strict=True):
         shorter = min(original.size)
         factor = min(1, SIDE / shorter)
@@ -97,7 +97,7 @@ def test_larger_pictures_are_shrunk_to_the_side_and_keep_their_form(split, proce
 
 def test_validation_has_the_very_values_that_the_processor_makes_of_the_files(split, processor):
     direct = split.with_transform(ExampleTransform(build_eval_transform(processor)))[:]
-    cached = cache_validation_pictures(split, processor).with_transform(PreparedTransform())[:]
+    cached = cache_validation_images(split, processor).with_transform(PreparedTransform())[:]
     assert cached.keys() == direct.keys()
     for found, expected in zip(cached["pixel_values"], direct["pixel_values"], strict=True):
         assert found.dtype == expected.dtype
@@ -109,24 +109,24 @@ def test_the_second_run_finds_what_the_first_has_written_and_each_says_so(folder
     caplog.set_level(logging.INFO, "seedling_hf")
     for _ in range(2):
         split = load_splits(train_dir=folder)["train"]
-        cached = cache_training_pictures(split, SIDE, processor)
+        cached = cache_training_images(split, SIDE, processor)
     size = sum(os.path.getsize(file["filename"]) for file in cached.cache_files)
     assert size > 3 * 30 * SIDE**2
-    first, second = [record.getMessage() for record in caplog.records if record.name == picture_cache.__name__]
-    what = f"{len(split)} training pictures, shorter side at most {SIDE} pixels: {size / 1e6:.0f} MB"
+    first, second = [record.getMessage() for record in caplog.records if record.name == image_cache.__name__]
+    what = f"{len(split)} training images, shorter side at most {SIDE} pixels: {size / 1e6:.0f} MB"
     assert first.startswith(f"decoded {what} written to {cache_dir} in ")
     assert second == f"found {what} in {cache_dir}"
 
 
 @pytest.mark.parametrize("change", ["side", "content", "touched", "processor"])
-def test_other_pictures_and_other_settings_have_a_cache_of_their_own(folder, processor, cache_dir, change):
+def test_other_images_and_other_settings_have_a_cache_of_their_own(folder, processor, cache_dir, change):
     split = load_splits(train_dir=folder)["train"]
-    make = partial(cache_training_pictures, split, SIDE, processor)
+    make = partial(cache_training_images, split, SIDE, processor)
     if change == "processor":
-        make = partial(cache_validation_pictures, split, processor)
+        make = partial(cache_validation_images, split, processor)
     before = make()
     if change == "side":
-        make = partial(cache_training_pictures, split, SIDE + 1, processor)
+        make = partial(cache_training_images, split, SIDE + 1, processor)
     elif change == "processor":
         processor.image_mean = [0.1, 0.2, 0.3]
     else:
@@ -141,7 +141,7 @@ def test_other_pictures_and_other_settings_have_a_cache_of_their_own(folder, pro
         assert restored(after)[0].getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_pictures_inside_a_data_set_are_known_by_their_bytes(split, processor, tmp_path):
+def test_images_inside_a_data_set_are_known_by_their_bytes(split, processor, tmp_path):
     images = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths(split)]
     caches = []
     for changed in (False, False, True):
@@ -150,23 +150,23 @@ def test_pictures_inside_a_data_set_are_known_by_their_bytes(split, processor, t
         inside = datasets.Dataset.from_dict({k: list(v) for k, v in columns.items()}).cast_column(
             "image", datasets.Image()
         )
-        caches.append(cache_training_pictures(inside, SIDE, processor))
-    outside = cache_training_pictures(split, SIDE, processor)
+        caches.append(cache_training_images(inside, SIDE, processor))
+    outside = cache_training_images(split, SIDE, processor)
     for found, expected in zip(restored(caches[0]), restored(outside), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert caches[0].cache_files == caches[1].cache_files != caches[2].cache_files
 
 
 def write_slowly(split, processor, started) -> None:
-    shrink = picture_cache._shrink
+    shrink = image_cache._shrink
 
     def slow(image, side):
         started.set()
         time.sleep(0.05)
         return shrink(image, side)
 
-    picture_cache._shrink = slow
-    cache_training_pictures(split, SIDE, processor)
+    image_cache._shrink = slow
+    cache_training_images(split, SIDE, processor)
 
 
 def test_what_a_killed_process_has_half_written_is_never_used(split, processor, cache_dir):
@@ -180,7 +180,7 @@ def test_what_a_killed_process_has_half_written_is_never_used(split, processor, 
     assert writer.exitcode == -signal.SIGKILL
     assert list(cache_dir.rglob("*.incomplete"))
     assert not list(cache_dir.rglob("dataset_info.json"))
-    cached = cache_training_pictures(split, SIDE, processor)
+    cached = cache_training_images(split, SIDE, processor)
     assert len(cached) == len(split)
     assert [min(image.size) for image in restored(cached)] == [min(SIDE, *image.size) for image in split["image"]]
     assert not list(cache_dir.rglob("*.incomplete"))
@@ -192,17 +192,17 @@ def test_a_process_that_comes_while_another_writes_waits_and_reads(split, proces
     writer = FORK.Process(target=write_slowly, args=(split, processor, started))
     writer.start()
     assert started.wait(60)
-    cached = cache_training_pictures(split, SIDE, processor)
+    cached = cache_training_images(split, SIDE, processor)
     writer.join()
     assert writer.exitcode == 0
     assert len(cached) == len(split)
-    assert [r.getMessage().split()[0] for r in caplog.records if r.name == picture_cache.__name__] == ["found"]
+    assert [r.getMessage().split()[0] for r in caplog.records if r.name == image_cache.__name__] == ["found"]
 
 
 def write_on_a_full_disk(split, processor, answer) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     try:
-        cache_training_pictures(split, SIDE, processor)
+        cache_training_images(split, SIDE, processor)
     except InputError as error:
         answer.put(str(error))
 
@@ -213,21 +213,21 @@ def test_a_disk_that_is_full_is_told_in_a_sentence_and_nothing_is_left(split, pr
     writer.start()
     message = answer.get(timeout=60)
     writer.join()
-    assert message.startswith(f"expected to keep {len(split)} decoded pictures in {cache_dir}, found: [Errno 27] File")
+    assert message.startswith(f"expected to keep {len(split)} decoded images in {cache_dir}, found: [Errno 27] File")
     assert "HF_DATASETS_CACHE" in message
     assert not [path for path in cache_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_a_side_below_the_pictures_of_training_is_refused(split, processor, cache_dir):
-    with pytest.raises(InputError, match=r"expected --cache_pictures of at least 32, the side of the .*, found 31"):
-        cache_training_pictures(split, 31, processor)
+def test_a_side_below_the_images_of_training_is_refused(split, processor, cache_dir):
+    with pytest.raises(InputError, match=r"expected --cache_images of at least 32, the side of the .*, found 31"):
+        cache_training_images(split, 31, processor)
     assert not cache_dir.exists()
 
 
 def test_a_stream_is_not_cached():
-    with pytest.raises(InputError, match="expected --cache_pictures without --streaming"):
+    with pytest.raises(InputError, match="expected --cache_images without --streaming"):
         TrainArguments(
-            output_dir="run", dataset_name="user/seedlings", variant="nano", streaming=True, cache_pictures=128,
+            output_dir="run", dataset_name="user/seedlings", variant="nano", streaming=True, cache_images=128,
             max_steps=10, eval_steps=5,
         )  # fmt: skip
 
@@ -236,10 +236,10 @@ def _use_cache(folder: Path) -> None:
     datasets.config.HF_DATASETS_CACHE = folder
 
 
-def test_a_run_with_whole_pictures_in_the_cache_is_the_run_without_to_the_last_bit(tmp_path, pictures, cache_dir):
+def test_a_run_with_whole_images_in_the_cache_is_the_run_without_to_the_last_bit(tmp_path, images, cache_dir):
     use = partial(_use_cache, cache_dir.parent)
-    plain = Run(tmp_path / "plain", pictures, max_steps=6)
-    cached = Run(tmp_path / "cached", pictures, max_steps=6, num_workers=1, cache_pictures=10_000)
+    plain = Run(tmp_path / "plain", images, max_steps=6)
+    cached = Run(tmp_path / "cached", images, max_steps=6, num_workers=1, cache_images=10_000)
     plain.finish()
     cached.finish(before=use)
     expected, found = ((run.folder / "run" / "metrics.jsonl").read_text() for run in (plain, cached))
@@ -247,10 +247,10 @@ def test_a_run_with_whole_pictures_in_the_cache_is_the_run_without_to_the_last_b
     assert {"loss", "eval_loss"} <= {name for line in found.splitlines() for name in json.loads(line)}
 
 
-def test_a_run_with_another_side_is_refused_at_resume(tmp_path, pictures, cache_dir):
+def test_a_run_with_another_side_is_refused_at_resume(tmp_path, images, cache_dir):
     use = partial(_use_cache, cache_dir.parent)
-    run = Run(tmp_path / "run", pictures, num_processes=2, max_steps=4)
-    run.finish("--cache_pictures", "40", before=use)
-    assert run.output.count("33 training pictures, shorter side at most 40 pixels") == 1
-    run.finish("--cache_pictures", "41", before=use, expected=2)
-    assert "cache_pictures was 40 and is 41" in run.output
+    run = Run(tmp_path / "run", images, num_processes=2, max_steps=4)
+    run.finish("--cache_images", "40", before=use)
+    assert run.output.count("33 training images, shorter side at most 40 pixels") == 1
+    run.finish("--cache_images", "41", before=use, expected=2)
+    assert "cache_images was 40 and is 41" in run.output

@@ -1,7 +1,7 @@
-"""Pictures decoded once and kept on the disk, so that an epoch reads pixels instead of decoding files.
+"""Images decoded once and kept on the disk, so that an epoch reads pixels instead of decoding files.
 
 A cache is an Arrow file of `datasets`, memory-mapped and shared by all runs and processes that need the same. Its key
-is made of the pictures themselves (path, size and time of change, or the bytes where a data set holds them) and of what
+is made of the images themselves (path, size and time of change, or the bytes where a data set holds them) and of what
 was done to them. `Dataset.from_generator` writes it under a lock into a folder of another name, which is renamed when
 it is whole: of all processes the first to come writes, the others wait, and what a killed one has left is never read.
 """
@@ -31,40 +31,39 @@ from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
 
 FORMAT_VERSION = 2
-# 64-bit offsets, since 2 GB are soon reached by large pictures.
+# 64-bit offsets, since 2 GB are soon reached by large images.
 FEATURES = Features({"data": Value("large_binary"), "shape": List(Value("int32"))})
 ROWS_IN_MEMORY = 32
 
 logger = logging.getLogger(__name__)
 
 
-def cache_training_pictures(split: Dataset, side: int, image_processor: BaseImageProcessor) -> Dataset:
-    """The pictures of a split in RGB, shrunk once and kept decoded, for `FromCache`.
+def cache_training_images(split: Dataset, side: int, image_processor: BaseImageProcessor) -> Dataset:
+    """The images of a split in RGB, shrunk once and kept decoded, for `FromCache`.
 
     Args:
         split: Columns `image`, `label` and `index`.
-        side: Shorter side in pixels to which larger pictures are shrunk (bicubic, antialiased); others stay as they
+        side: Shorter side in pixels to which larger images are shrunk (bicubic, antialiased); others stay as they
             are.
-        image_processor: Tells the size of the pictures that a model is trained on.
+        image_processor: Tells the size of the images that a model is trained on.
 
     Returns:
         Columns `data` (H × W × 3 bytes), `shape`, `label` and `index`, memory-mapped.
 
     Raises:
-        InputError: if it cannot be written, or `side` is below the size of the pictures that a model is trained on.
+        InputError: if it cannot be written, or `side` is below the size of the images that a model is trained on.
     """
     least = image_processor.crop_size["height"]
     if side < least:
         raise InputError(
-            f"expected --cache_pictures of at least {least}, the side of the pictures in training, found {side}; raise "
-            "it"
+            f"expected --cache_images of at least {least}, the side of the images in training, found {side}; raise it"
         )
-    what = f"training pictures, shorter side at most {side} pixels"
+    what = f"training images, shorter side at most {side} pixels"
     return _cache(split, partial(_shrink, side=side), ["shrunk", side], what, "train")
 
 
-def cache_validation_pictures(split: Dataset, image_processor: BaseImageProcessor) -> Dataset:
-    """What `image_processor` makes of the pictures of a split, to the last bit, for `PreparedTransform`.
+def cache_validation_images(split: Dataset, image_processor: BaseImageProcessor) -> Dataset:
+    """What `image_processor` makes of the images of a split, to the last bit, for `PreparedTransform`.
 
     Args:
         split: Columns `image`, `label` and `index`.
@@ -78,12 +77,12 @@ def cache_validation_pictures(split: Dataset, image_processor: BaseImageProcesso
     """
     prepare = build_eval_transform(image_processor)
     settings = ["prepared", json.loads(image_processor.to_json_string())]
-    what = "validation pictures as the model sees them"
+    what = "validation images as the model sees them"
     return _cache(split, lambda image: prepare(image).numpy(), settings, what, "validation")
 
 
 class FromCache:
-    """Gives a transform the rows of `cache_training_pictures`, their pictures as (3, H, W) bytes.
+    """Gives a transform the rows of `cache_training_images`, their images as (3, H, W) bytes.
 
     Args:
         transform: Takes rows with `image`, such as `ExampleTransform`.
@@ -98,7 +97,7 @@ class FromCache:
 
 
 class PreparedTransform:
-    """Makes examples of the rows of `cache_validation_pictures`."""
+    """Makes examples of the rows of `cache_validation_images`."""
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"pixel_values": _tensors(rows, torch.float32), "labels": rows["label"], "index": rows["index"]}
@@ -121,24 +120,24 @@ def _shrink(image: PILImage.Image, side: int) -> np.ndarray:
 def _cache(
     split: Dataset, make: Callable[[PILImage.Image], np.ndarray], settings: list[Any], what: str, name: str
 ) -> Dataset:
-    pictures = split.select_columns("image").cast_column("image", Image(decode=False))
+    images = split.select_columns("image").cast_column("image", Image(decode=False))
     folder = Path(datasets.config.HF_DATASETS_CACHE, "seedling_hf")
     started, written = time.perf_counter(), []
 
     def generate() -> Iterator[dict[str, Any]]:
         written.append(True)
-        yield from _arrays(pictures, make)
+        yield from _arrays(images, make)
 
     try:
         cached = Dataset.from_generator(
-            generate, features=FEATURES, cache_dir=str(folder), fingerprint=_key(pictures, settings),
+            generate, features=FEATURES, cache_dir=str(folder), fingerprint=_key(images, settings),
             writer_batch_size=ROWS_IN_MEMORY, split=name,
         )  # fmt: skip
     except (DatasetGenerationError, OSError) as error:
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         raise InputError(
-            f"expected to keep {len(split):,} decoded pictures in {folder}, found: {reason}; make room there, name "
-            "another folder by the variable HF_DATASETS_CACHE, or leave out --cache_pictures"
+            f"expected to keep {len(split):,} decoded images in {folder}, found: {reason}; make room there, name "
+            "another folder by the variable HF_DATASETS_CACHE, or leave out --cache_images"
         ) from error
     megabytes = sum(os.path.getsize(file["filename"]) for file in cached.cache_files) / 1e6
     logger.info(
@@ -150,10 +149,10 @@ def _cache(
     return cached
 
 
-def _key(pictures: Dataset, settings: list[Any]) -> str:
+def _key(images: Dataset, settings: list[Any]) -> str:
     versions = [version(name) for name in ("pillow", "torchvision", "transformers")]
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, versions, settings], sort_keys=True).encode())
-    for image in _rows(pictures):
+    for image in _rows(images):
         if image["bytes"] is None:
             path = os.path.abspath(image["path"])
             status = os.stat(path)
@@ -163,16 +162,16 @@ def _key(pictures: Dataset, settings: list[Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _rows(pictures: Dataset) -> Iterable[dict[str, Any]]:
-    for batch in pictures.iter(256):
+def _rows(images: Dataset) -> Iterable[dict[str, Any]]:
+    for batch in images.iter(256):
         yield from batch["image"]
 
 
-def _arrays(pictures: Dataset, make: Callable[[PILImage.Image], np.ndarray]) -> Iterator[dict[str, Any]]:
+def _arrays(images: Dataset, make: Callable[[PILImage.Image], np.ndarray]) -> Iterator[dict[str, Any]]:
     decode = Image().decode_example
     num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Threads, because decoding and resizing run outside of Python's lock.
     with ThreadPoolExecutor(num_threads) as pool:
-        for batch in pictures.iter(ROWS_IN_MEMORY):
+        for batch in images.iter(ROWS_IN_MEMORY):
             for array in pool.map(lambda image: make(to_rgb(decode(image))), batch["image"]):
                 yield {"data": array.tobytes(), "shape": list(array.shape)}

@@ -1,4 +1,4 @@
-"""Picture files: found in folders in one order, decoded to their end, and refused by name where that fails."""
+"""Image files: found in folders in one order, decoded to their end, and refused by name where that fails."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def list_images(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
-    """The pictures among `paths`: files as they are, folders searched through in byte order; never all in memory.
+    """The images among `paths`: files as they are, folders searched through in byte order; never all in memory.
 
     What is hidden is left out, and so are links that lead back to a folder above them.
 
@@ -40,26 +40,26 @@ def list_images(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
         elif path.exists() or path.is_symlink():
             yield path
         else:
-            raise InputError(f"expected a picture or a folder at {path}, found nothing there")
+            raise InputError(f"expected an image or a folder at {path}, found nothing there")
 
 
 def choose_evenly(items: Sequence[T], count: int | None) -> list[T]:
-    """At most `count` items at equal distances, so that sorted pictures of all classes are among them; None for all."""
+    """At most `count` items at equal distances, so that sorted images of all classes are among them; None for all."""
     if count is None or count >= len(items):
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def find_bad_pictures(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Decodes every picture and yields those that cannot be used, with the reason; never all paths in memory."""
+def find_bad_images(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Decodes every image and yields those that cannot be used, with the reason; never all paths in memory."""
     for portion in _portions(paths, 1024):
         for path, reason in zip(portion, _check(portion), strict=True):
             if reason is not None:
                 yield path, reason
 
 
-def read_picture(path: Path) -> PILImage.Image:
-    """A picture from the disk, decoded whole and turned upright as its camera says.
+def read_image(path: Path) -> PILImage.Image:
+    """An image from the disk, decoded whole and turned upright as its camera says.
 
     Raises:
         InputError: with the reason why it cannot be used.
@@ -70,22 +70,22 @@ def read_picture(path: Path) -> PILImage.Image:
         raise InputError(_reason(error)) from error
 
 
-def find_good_pictures(names: Sequence[str | Path], sources: Iterable[Path | bytes], skip: bool) -> list[int]:
-    """Positions of the pictures that can be decoded; refuses if there are others, unless they are to be skipped."""
+def find_good_images(names: Sequence[str | Path], sources: Iterable[Path | bytes], skip: bool) -> list[int]:
+    """Positions of the images that can be decoded; refuses if there are others, unless they are to be skipped."""
     reasons = list(_check(sources))
     bad = [f"{name} ({reason})" for name, reason in zip(names, reasons, strict=True) if reason is not None]
     if bad and not skip:
         raise InputError(
-            f"expected pictures that can be decoded, found {len(bad)} of {len(names)} that cannot: {a_few(bad)}; "
-            "repair or remove them, or leave them out by --skip_bad_pictures"
+            f"expected images that can be decoded, found {len(bad)} of {len(names)} that cannot: {a_few(bad)}; "
+            "repair or remove them, or leave them out by --skip_bad_images"
         )
     if bad:
-        logger.warning("left out %d of %d pictures that cannot be decoded: %s", len(bad), len(names), a_few(bad))
+        logger.warning("left out %d of %d images that cannot be decoded: %s", len(bad), len(names), a_few(bad))
     return [i for i, reason in enumerate(reasons) if reason is None]
 
 
 def _check(sources: Iterable[Path | bytes]) -> Iterator[str | None]:
-    """For each picture None, or why it cannot be used."""
+    """For each image None, or why it cannot be used."""
     num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Threads, because decoding runs outside of Python's lock.
     with ThreadPoolExecutor(num_threads) as pool:
@@ -104,7 +104,7 @@ def _portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _reason_it_is_bad(source: Path | bytes) -> str | None:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError("expected PIL to refuse truncated pictures, found LOAD_TRUNCATED_IMAGES set")
+        raise RuntimeError("expected PIL to refuse truncated images, found LOAD_TRUNCATED_IMAGES set")
     try:
         _decode(source, in_full=False)
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
