@@ -1,4 +1,4 @@
-"""The commands: each module has one `main(argv=None)` that tells the story; the arithmetic lies in the folders below."""
+"""The commands: each module has one `main(argv=None)` that tells the story; the arithmetic lies in other folders."""
 
 import importlib
 import sys
