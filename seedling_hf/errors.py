@@ -1,8 +1,9 @@
-"""The one kind of error that is the user's to mend."""
+"""Errors that a command prints without a traceback."""
 
 
 class InputError(ValueError):
-    """Bad input: its message is one sentence with what was expected, what was found and what to do.
+    """Bad input: one sentence with what was expected, what was found and what to do. Exit code 2."""
 
-    A command prints the message without a traceback and exits with code 2.
-    """
+
+class HubError(RuntimeError):
+    """A request to the Hub failed: one sentence with the reason. Exit code 1."""

@@ -87,6 +87,16 @@ def test_data_knows_no_model_and_no_accelerate():
         assert not imported and "accelerate" not in path.read_text(encoding="utf-8"), path.name
 
 
+def test_only_the_hub_folder_writes_to_the_network():
+    writers = {"HfApi", "push_to_hub", "upload_file", "upload_folder", "upload_large_folder", "create_commit"}
+    for path in set(MODULES) - {*(PACKAGE / "hub").glob("*.py")}:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            if isinstance(node, ast.Call):
+                names = {getattr(node.func, "attr", None), getattr(node.func, "id", None)}
+            assert not names & writers, f"{path.name} calls {names & writers}"
+
+
 def test_what_runs_on_several_processes_has_a_launcher_of_its_name():
     scripts = {path.stem for path in (PACKAGE.parent / "scripts").glob("*.py")}
     assert scripts == {"train", "evaluate", "predict", "embed", "convert_checkpoint"}

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from seedling_hf import __version__
-from seedling_hf.errors import InputError
+from seedling_hf.errors import HubError, InputError
 
 GROUPS = {
     "Data": {
@@ -47,12 +47,12 @@ COMMANDS = {name: text for group in GROUPS.values() for name, text in group.item
 
 
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command's `main`; an `InputError` becomes one sentence on stderr and exit code 2."""
+    """Runs a command's `main`; an error of ours becomes one sentence on stderr and the exit code."""
     try:
         return main(argv) or 0
-    except InputError as error:
+    except (HubError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """`push_dataset`: a folder of seedlings with its split becomes a data set on the Hub, with a card."""
 
-import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,13 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         PushDatasetArguments, argv, prog="push_dataset", description="Publishes a folder of seedlings on the Hub."
     )
 
-    from huggingface_hub import HfApi
-
     from seedling_hf.data.dataset import describe_splits, load_splits
     from seedling_hf.data.splits import hash_split, write_split_csv
+    from seedling_hf.hub.connection import full_repo_id, hub_session
     from seedling_hf.hub.dataset_card import find_duplicates, render_dataset_card
-    from seedling_hf.hub.outbox import CARD, Snapshot, Target
-    from seedling_hf.hub.repository import explain, full_repo_id, limit_waiting, push, require_login
+    from seedling_hf.hub.outbox import CARD, Target
+    from seedling_hf.hub.repository import push_dataset
 
     splits = load_splits(
         train_dir=arguments.train_dir,
@@ -64,44 +63,29 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         skip_bad_images=arguments.skip_bad_images,
     )
     print(describe_splits(splits))
-    if not arguments.dry_run:
-        require_login()
-    limit_waiting()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, nullcontext() if arguments.dry_run else hub_session():
+        repo_id = arguments.dataset_name if arguments.dry_run else full_repo_id(arguments.dataset_name)
         card, split = Path(folder, CARD), Path(folder, "split.csv")
         write_split_csv(splits, split)
-        try:
-            repo_id = arguments.dataset_name if arguments.dry_run else full_repo_id(HfApi(), arguments.dataset_name)
-            text = render_dataset_card(
-                splits,
-                repo_id,
-                split_hash=hash_split(split),
-                duplicates=find_duplicates(splits),
-                # What the split is described by: the flags of `train`, which has the folder or the Hub's, not both.
-                arguments=asdict(arguments) | {"dataset_name": None},
-            )
-            if arguments.dry_run:
-                print(text)
-                return 0
-            card.write_text(text, encoding="utf-8")
-            message = f"{sum(map(len, splits.values())):,} images, split {hash_split(split)[:12]}"
-            splits.remove_columns("index").push_to_hub(
-                repo_id,
-                private=arguments.hub_private_repo,
-                revision=arguments.hub_revision,
-                commit_message=message,
-            )
-            target = Target(
-                repo_id,
-                f"Card of {message}",
-                arguments.hub_private_repo,
-                arguments.hub_revision,
-                arguments.hub_tag,
-                repo_type="dataset",
-            )
-            address = push(Snapshot({CARD: card, "split.csv": split}, target), tries=3)
-        except Exception as error:
-            reason, in_vain = explain(error)
-            print(f"error: {reason}{'' if in_vain else '; run this command again to go on'}", file=sys.stderr)
-            return 1
-    print(f"The Hub has it: {address}\nTrain on it with --dataset_name {repo_id}")
+        text = render_dataset_card(
+            splits,
+            repo_id,
+            split_hash=hash_split(split),
+            duplicates=find_duplicates(splits),
+            # The card describes the split by the flags of `train`, where dataset_name is a source, not a target.
+            arguments=asdict(arguments) | {"dataset_name": None},
+        )
+        if arguments.dry_run:
+            print(text)
+            return
+        card.write_text(text, encoding="utf-8")
+        target = Target(
+            repo_id,
+            f"{sum(map(len, splits.values())):,} images, split {hash_split(split)[:12]}",
+            arguments.hub_private_repo,
+            arguments.hub_revision,
+            arguments.hub_tag,
+            repo_type="dataset",
+        )
+        address = push_dataset(splits.remove_columns("index"), {CARD: card, "split.csv": split}, target)
+    print(f"Pushed: {address}\nTrain on it with --dataset_name {repo_id}")

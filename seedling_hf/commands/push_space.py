@@ -1,7 +1,6 @@
 """`push_space`: the page of `demo` becomes a Space on the Hub."""
 
 import importlib.util
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -43,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             'expected gradio, whose version the Space gets, found none; install it by pip install "seedling-hf[demo]"'
         )
 
-    from seedling_hf.hub.repository import explain, limit_waiting, push, require_login
+    from seedling_hf.hub.connection import hub_session
+    from seedling_hf.hub.repository import push
     from seedling_hf.hub.space import write_space
 
     with tempfile.TemporaryDirectory(prefix="space-") as folder:
@@ -54,18 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             threshold=arguments.threshold,
             title=arguments.title,
         )
-        target = Target(arguments.hub_space_id, "Push the page", private=arguments.hub_private_repo, repo_type="space")
+        target = Target(arguments.hub_space_id, "Push the demo", private=arguments.hub_private_repo, repo_type="space")
         snapshot = Snapshot(files, target)
-        print(f"{len(files)} files, {snapshot.num_bytes / 1e6:.1f} MB, to the Space {target.repo_id}")
+        print(snapshot.describe())
         if arguments.dry_run:
-            print("\n".join(f"  {name}" for name in files))
-            return 0
-        require_login()
-        limit_waiting()
-        try:
-            address = push(snapshot, tries=3)
-        except Exception as error:
-            reason, in_vain = explain(error)
-            print(f"error: {reason}{'' if in_vain else '; run this command again to go on'}", file=sys.stderr)
-            return 1
-        print(f"The Hub has it: {address}")
+            print(snapshot.list_files())
+            return
+        with hub_session():
+            print(f"Pushed: {push(snapshot)}")

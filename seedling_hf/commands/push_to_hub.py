@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         PushToHubArguments, argv, prog="push_to_hub", description="Pushes a model folder, or what waits in it."
     )
 
-    from seedling_hf.hub.repository import explain, limit_waiting, push, require_login
+    from seedling_hf.hub.connection import hub_session
+    from seedling_hf.hub.repository import push
 
     folder = Path(arguments.output_dir)
     outbox = Outbox(folder)
@@ -53,22 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     target = replace(snapshot.target, **{name: value for name, value in changes.items() if value is not None})
     snapshot = replace(snapshot, target=target)
 
-    where = target.repo_id + (f", branch {target.revision}" if target.revision else "")
-    print(f"{len(snapshot.files)} files, {snapshot.num_bytes / 1e6:.1f} MB, to {where}: {target.message}")
+    print(snapshot.describe())
     if arguments.dry_run:
-        print("\n".join(f"  {name}" for name in snapshot.files))
-        return 0
-    require_login()
-    limit_waiting()
-    try:
-        address = push(snapshot, tries=3)
-    except Exception as error:
-        reason, in_vain = explain(error)
-        print(f"error: {reason}{'' if in_vain else '; run this command again to go on'}", file=sys.stderr)
-        return 1
+        print(snapshot.list_files())
+        return
+    with hub_session():
+        address = push(snapshot)
     if snapshot.folder is not None:
         outbox.remove(snapshot)
-    print(f"The Hub has it: {address}")
+    print(f"Pushed: {address}")
 
 
 def write_missing_card(folder: Path) -> None:

@@ -1,5 +1,5 @@
 """The only writer to the network.
 
-In reading order: `cards` and `model_card`, `dataset_card`, `space` say what is pushed; `outbox` keeps it on the disk,
-`repository` sends and fetches, `pusher` does so beside a run.
+In reading order: `cards`, `model_card`, `dataset_card` and `space` write what is pushed; `outbox` keeps it on disk,
+`connection` talks to the Hub, `repository` pushes and downloads, and `pusher` does so during a run.
 """

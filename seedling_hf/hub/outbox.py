@@ -58,7 +58,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Files by their paths in the repository, and where they go; `folder` is None for files that are not staged."""
+    """Files by their paths in the repository, and their target; `folder` is None for files that are not staged."""
 
     files: Mapping[str, Path]
     target: Target
@@ -70,6 +70,16 @@ class Snapshot:
 
     def exists(self) -> bool:
         return self.folder is None or self.folder.exists()
+
+    def describe(self) -> str:
+        """One line for the user: size, target and message."""
+        target = self.target
+        where = target.repo_id + (f", branch {target.revision}" if target.revision else "")
+        return f"{len(self.files)} files, {self.num_bytes / 1e6:.1f} MB, to {where}: {target.message}"
+
+    def list_files(self) -> str:
+        """The paths in the repository, one a line."""
+        return "\n".join(f"  {name}" for name in self.files)
 
 
 def parse_hub_name(name: str) -> tuple[str, str | None] | None:

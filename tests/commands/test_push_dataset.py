@@ -145,7 +145,7 @@ def test_a_hub_that_refuses_is_told_in_one_sentence(client, images, where):
     result = push(client, images)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout
-    assert "\nerror: the Hub answered 403: this token may not write there\n" in result.stdout
+    assert "\nerror: the Hub answered 403: this token has no write access\n" in result.stdout
 
 
 def test_without_a_login_nothing_is_begun(hub, images, tmp_path):

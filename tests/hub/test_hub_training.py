@@ -140,8 +140,8 @@ def test_a_hub_that_fails_does_not_hurt_the_training(client, images, plain, repo
     result = client.train(**flags).finish()
     assert result.returncode == 0, result.stdout
     assert_same_run(folder, plain)
-    assert "not pushed: the Hub answered 503: Injected fault; it is safe in" in result.stdout
-    assert "the Hub does not have the last push (" in result.stdout
+    assert "push failed: the Hub answered 503: Injected fault; it is safe in" in result.stdout
+    assert "the last push failed (" in result.stdout
     client.hub.faults.clear()
     assert client.command("push_to_hub", "--output_dir", folder).returncode == 0
     assert set(repository.tree()) == MODEL | REPORT
@@ -180,7 +180,7 @@ def test_a_hub_that_is_not_there_is_one_warning(images, plain, tmp_path):
     assert result.returncode == 0, result.stdout
     assert_same_run(folder, plain)
     assert result.stdout.count("the Hub cannot be reached (ConnectError") >= 1
-    assert "; the run goes on, and pushes wait in " in result.stdout
+    assert "; the run continues, and pushes wait in " in result.stdout
     assert "seedling-hf push_to_hub --output_dir" in result.stdout
 
 

@@ -61,7 +61,7 @@ def test_a_pushed_space_runs_from_its_own_files(client, hub, model_dir, sample_d
 def test_a_second_push_of_the_same_page_makes_no_commit(client, hub, model_dir):
     for _ in range(2):
         assert client.command("push_space", *words(model_dir)).returncode == 0
-    assert Repository(hub, "alice/which-seedling", "spaces").titles() == ["Push the page"]
+    assert Repository(hub, "alice/which-seedling", "spaces").titles() == ["Push the demo"]
 
 
 def test_the_space_of_a_model_on_the_hub_names_it_and_holds_no_weights(tmp_path):
