@@ -8,8 +8,7 @@ from hub_client import Client, Process, wait_until
 
 # VmHWM and not ru_maxrss, which begins with that of the process that started this one.
 MODULES = (
-    "seedling_hf.inference.prediction", "seedling_hf.inference.journal", "seedling_hf.inference.ledger",
-    "accelerate.utils", "tqdm.auto",
+    "seedling_hf.inference.listed_run", "seedling_hf.inference.watched_run", "seedling_hf.inference.trays",
 )  # fmt: skip
 PREDICT = """
 import sys

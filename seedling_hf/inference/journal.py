@@ -87,6 +87,10 @@ class Journal(Sequence):
         if count != self.num_images:
             raise RuntimeError(f"expected an answer for each of {self.num_images} images, found {count}")
 
+    def failed(self) -> Iterator[Answer]:
+        """The answers that give a reason instead of a prediction, in the order of the list."""
+        return (answer for answer in self.answers() if answer.reason is not None)
+
 
 class Part:
     """The answers of one process, to append to.

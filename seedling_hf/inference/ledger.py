@@ -56,8 +56,8 @@ class Ledger:
         """Images that have an answer."""
         return self.database.execute("SELECT count(*) FROM images WHERE reason IS NULL").fetchone()[0]
 
-    def bad(self) -> Iterator[Answer]:
-        """The images that could not be read, by name."""
+    def failed(self) -> Iterator[Answer]:
+        """The images that cannot be decoded, by name."""
         rows = self.database.execute("SELECT file, reason FROM images WHERE reason IS NOT NULL ORDER BY file")
         return (Answer(os.fsdecode(file), [], reason) for file, reason in rows)
 

@@ -1,8 +1,7 @@
 """A model and images in, logits out: each image once, in order, on any number of processes."""
 
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import Dataset
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
-from seedling_hf.data.images import read_image
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
-from seedling_hf.inference.answers import Answer, Species
-
-SECONDS_BETWEEN_LINES = 30
+from seedling_hf.inference.answers import Species
+from seedling_hf.inference.progress import Progress
 
 
 def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **kwargs: Any) -> Accelerator:
@@ -144,6 +138,20 @@ def build_dataloader(
     return accelerator.prepare(dataloader)
 
 
+def forward(
+    model: torch.nn.Module, pixel_values: Tensor, autocast: Callable[[], AbstractContextManager] = nullcontext
+) -> Any:
+    """The outputs of a model for `pixel_values` (N, C, H, W), moved to its device, without gradients.
+
+    Args:
+        model: A model of transformers, in evaluation mode.
+        pixel_values: Images as the model's image processor gives them.
+        autocast: Of an accelerator, for its precision.
+    """
+    with torch.inference_mode(), autocast():
+        return model(pixel_values=pixel_values.to(next(model.parameters()).device))
+
+
 def predict_batches(
     model: torch.nn.Module, dataloader: DataLoader, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -161,23 +169,14 @@ def predict_batches(
     """
     was_training = model.training
     model.eval()
-    on_terminal, total, done = sys.stderr.isatty(), len(dataloader.dataset), 0
-    bar = tqdm(total=total, unit="image", leave=False, disable=not (on_terminal and accelerator.is_local_main_process))
-    line_due = time.monotonic() + SECONDS_BETWEEN_LINES
     try:
-        for batch in dataloader:
-            # Not around the yield, where it would spread over what the caller does meanwhile.
-            with torch.inference_mode(), accelerator.autocast():
-                logits = model(pixel_values=batch["pixel_values"]).logits.float()
-            logits, index = accelerator.gather_for_metrics((logits, batch["index"]))
-            done += len(index)
-            bar.update(len(index))
-            if not on_terminal and accelerator.is_main_process and time.monotonic() > line_due:
-                line_due = time.monotonic() + SECONDS_BETWEEN_LINES
-                print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)
-            yield logits.cpu(), index.cpu()
+        with Progress(len(dataloader.dataset), quiet=not accelerator.is_main_process) as progress:
+            for batch in dataloader:
+                logits = forward(model, batch["pixel_values"], accelerator.autocast).logits.float()
+                logits, index = accelerator.gather_for_metrics((logits, batch["index"]))
+                progress.update(len(index))
+                yield logits.cpu(), index.cpu()
     finally:
-        bar.close()
         model.train(was_training)
 
 
@@ -247,81 +246,4 @@ def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> 
     return [
         [(class_names[i], p) for i, p in zip(indices, probabilities, strict=True)]
         for indices, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
-    ]
-
-
-class ImageLoader:
-    """Reads and prepares the images of a batch; one that cannot be used is a reason, and never an error.
-
-    Args:
-        image_processor: What the images go through.
-    """
-
-    def __init__(self, image_processor: BaseImageProcessor) -> None:
-        self.transform = build_eval_transform(image_processor)
-
-    def __call__(self, file: str) -> Tensor | str:
-        """`pixel_values` (C, H, W) of one image, or the reason why there are none."""
-        try:
-            return self.prepare(to_rgb(read_image(Path(file))))
-        except InputError as error:
-            return str(error)
-        except Exception as error:  # an image in a million must not cost the answers to the others
-            return str(error) or type(error).__name__
-
-    def prepare(self, image: Image.Image) -> Tensor:
-        """`pixel_values` (C, H, W) of an image in RGB."""
-        return self.transform(image)
-
-    def collate(self, files: Sequence[str], images: Sequence[Tensor | str]) -> dict[str, Any]:
-        """`pixel_values` (N, C, H, W) of the usable ones (None if N = 0), and of all `file` and `reason`."""
-        usable = [image for image in images if not isinstance(image, str)]
-        return {
-            "pixel_values": torch.stack(usable) if usable else None,
-            "file": list(files),
-            "reason": [image if isinstance(image, str) else None for image in images],
-        }
-
-
-class ImageBatches(TorchDataset):
-    """Whole batches by their numbers, from lists of files that are read when they are needed.
-
-    Args:
-        batches: Gives the files of a batch for its number.
-        load: Reads and prepares them.
-    """
-
-    def __init__(self, batches: Sequence[Sequence[str]], load: ImageLoader) -> None:
-        self.batches, self.load = batches, load
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        files = self.batches[number]
-        return self.load.collate(files, [self.load(file) for file in files])
-
-
-def build_image_dataloader(
-    batches: Sequence[Sequence[str]], numbers: range, load: ImageLoader, *, num_workers: int
-) -> DataLoader:
-    """The batches `numbers`, in that order, from `num_workers` processes beside this one (0: from this one)."""
-    return DataLoader(ImageBatches(batches, load), sampler=numbers, batch_size=None, num_workers=num_workers)
-
-
-def name_batch(
-    model: torch.nn.Module, accelerator: Accelerator, class_names: Sequence[str], top_k: int, pixel_values: Tensor
-) -> list[Species]:
-    """The `top_k` most probable species of each of `pixel_values` (N, C, H, W); this process works alone."""
-    with torch.inference_mode(), accelerator.autocast():
-        logits = model(pixel_values=pixel_values.to(accelerator.device)).logits.float()
-    return rank_species(logits.cpu(), class_names, top_k)
-
-
-def name_images(name: Callable[[Tensor], list[Species]], batch: dict[str, Any]) -> list[Answer]:
-    """The answers to a batch of `ImageLoader`, one a file, by `name_batch` with all but its last argument."""
-    ranked = iter(() if batch["pixel_values"] is None else name(batch["pixel_values"]))
-    return [
-        Answer(file, next(ranked) if reason is None else [], reason)
-        for file, reason in zip(batch["file"], batch["reason"], strict=True)
     ]

@@ -1,5 +1,6 @@
 """Photographs of whole trays in, the species of each plant out, and the photographs with boxes and names drawn."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,8 @@ from transformers import BaseImageProcessor
 
 from seedling_hf.data.images import IMAGE_SUFFIXES
 from seedling_hf.files import replacing
-from seedling_hf.inference.answers import NOT_SURE, Answer, Plant, Species, certainty
-from seedling_hf.inference.prediction import ImageLoader
+from seedling_hf.inference.answers import NOT_SURE, Answer, Plant, certainty
+from seedling_hf.inference.predictor import Classify, ImageLoader, ImagePredictor
 from seedling_hf.inference.tiles import Box, draw_boxes, find_plants
 
 
@@ -53,25 +54,39 @@ class TrayLoader(ImageLoader):
             yield torch.stack([self.transform(tray.photograph.crop(box)) for box in boxes])
 
 
-def name_plants(
-    name: Callable[[Tensor], list[Species]], load: TrayLoader, batch_size: int, batch: dict[str, Any]
-) -> list[Answer]:
-    """The answers to a batch of `TrayLoader`, one a photograph.
+class TrayPredictor(ImagePredictor):
+    """Answers photographs of trays one by one, plant by plant.
 
     Args:
-        name: Gives the species of each of `pixel_values` (N, C, H, W).
-        load: Cuts out the plants.
-        batch_size: Plants that are named at once.
-        batch: Photographs.
+        classify: Ranks the classes of each of `pixel_values` (N, C, H, W).
+        load: Reads a photograph and cuts out its plants.
+        plants_at_once: Plants that are classified in one batch.
+        draw: Called for each photograph before its answer is returned, so that a run that is killed draws it again.
     """
-    answers = []
-    for file, tray, reason in zip(batch["file"], batch["tray"], batch["reason"], strict=True):
-        plants = []
-        if tray is not None:
-            species = [named for pixel_values in load.cut_out(tray, batch_size) for named in name(pixel_values)]
-            plants = [Plant(box, named) for box, named in zip(tray.boxes, species, strict=True)]
-        answers.append(Answer(file, [], reason, plants))
-    return answers
+
+    def __init__(
+        self,
+        classify: Classify,
+        load: TrayLoader,
+        plants_at_once: int,
+        draw: Callable[[Tray, Answer], None] | None = None,
+    ) -> None:
+        super().__init__(classify, load, batch_size=1)
+        self.plants_at_once, self.draw = plants_at_once, draw
+
+    def __call__(self, batch: dict[str, Any]) -> list[Answer]:
+        """One answer for each photograph of a batch."""
+        answers = []
+        for file, tray, reason in zip(batch["file"], batch["tray"], batch["reason"], strict=True):
+            answers.append(Answer(file, [], reason, [] if tray is None else self.classify_plants(tray)))
+            if self.draw and tray is not None:
+                self.draw(tray, answers[-1])
+        return answers
+
+    def classify_plants(self, tray: Tray) -> list[Plant]:
+        batches = self.load.cut_out(tray, self.plants_at_once)
+        rankings = [ranking for pixel_values in batches for ranking in self.classify(pixel_values)]
+        return [Plant(box, ranking) for box, ranking in zip(tray.boxes, rankings, strict=True)]
 
 
 def draw_answer(tray: Tray, answer: Answer, threshold: float | None = None) -> Image.Image:
@@ -81,6 +96,14 @@ def draw_answer(tray: Tray, answer: Answer, threshold: float | None = None) -> I
         doubt = "?" if threshold is not None and certainty(species, threshold) == NOT_SURE else ""
         names.append(f"{number} {species[0][0]}{doubt}")
     return draw_boxes(tray.photograph, tray.boxes, names)
+
+
+def save_boxes(boxes_dir: Path, images: Sequence[str], threshold: float | None, tray: Tray, answer: Answer) -> None:
+    """Writes a photograph with its boxes under its own name, below as much of its path as tells the folders apart."""
+    paths = map(os.path.abspath, images)
+    shared = os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in paths])
+    path = boxes_dir / os.path.relpath(os.path.abspath(answer.file), shared)
+    write_image(draw_answer(tray, answer, threshold), path)
 
 
 def write_image(image: Image.Image, path: Path) -> None:

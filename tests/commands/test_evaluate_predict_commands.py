@@ -252,7 +252,7 @@ def test_two_processes_leave_a_broken_image_out_and_list_it_once(model_dir, imag
     ("wrong", "named"),
     [
         ({"images": ["no/such/image.png"]}, "no/such/image.png"),
-        ({"top_k": 5}, "at most the model's 4 species, found 5"),
+        ({"top_k": 5}, "at most the model's 4 classes, found 5"),
         ({"top_k": 0}, "--top_k of 1 or more, found 0"),
         ({"top_k": 2, "output_format": "kaggle"}, "all that Kaggle takes"),
         ({"output_file": ROOT}, "found the folder"),

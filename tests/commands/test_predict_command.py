@@ -80,7 +80,7 @@ def test_all_images_but_the_bad_ones_have_their_rows_in_order(uninterrupted, man
     bad = {str(many / f"{number:06d}.jpg") for number in (0, 7, 150, 299)}
     assert [row["file"] for row in rows[::2]] == [str(file) for file in sorted(many.iterdir()) if str(file) not in bad]
     assert {row["certainty"] for row in rows} == {"sure", "not sure"}
-    listed = read_csv((uninterrupted / "answers.bad.csv").read_text())
+    listed = read_csv((uninterrupted / "answers.failed.csv").read_text())
     assert {row["file"] for row in listed} == bad
     assert all(row["reason"] for row in listed)
     assert len(contents(uninterrupted)) == 2, "nothing of the run's own is left"
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_to_the_very_same_files(model_dir, many, uninterrup
         stream.write(b'["half a li')
     resumed = finish(tmp_path, arguments)
     assert resumed.returncode == 0, resumed.stdout
-    assert "going on after" in resumed.stdout
+    assert "resuming after" in resumed.stdout
     assert contents(out) == contents(uninterrupted)
 
 
@@ -132,7 +132,7 @@ def test_a_run_that_gets_sigterm_says_how_to_go_on(model_dir, many, out, tmp_pat
     os.kill(process.id, signal.SIGTERM)
     finished = process.finish()
     assert finished.returncode == 75
-    assert "the same command goes on" in finished.stdout
+    assert "the same command resumes" in finished.stdout
     assert "Traceback" not in finished.stdout
 
 
@@ -157,10 +157,10 @@ def test_jsonl_is_chosen_by_the_suffix_and_says_the_same(model_dir, many, uninte
 
 
 def test_the_list_of_bad_files_of_a_former_run_goes(model_dir, sample_dir, tmp_path):
-    (tmp_path / "answers.bad.csv").write_text("file,reason\nold.jpg,torn\n")
+    (tmp_path / "answers.failed.csv").write_text("file,reason\nold.jpg,torn\n")
     image = next((sample_dir / "Maize").iterdir())
     assert run(predict.main, words(model_dir, image, tmp_path / "answers.csv")) == 0
-    assert not (tmp_path / "answers.bad.csv").exists()
+    assert not (tmp_path / "answers.failed.csv").exists()
 
 
 def test_bad_images_only_are_refused_and_nothing_is_left(model_dir, tmp_path, capsys):
@@ -217,7 +217,7 @@ def test_a_watched_folder_is_answered_as_images_come_until_a_signal(
     assert "Traceback" not in finished.stdout
     assert "torn.jpg" in finished.stdout
     assert [Path(row["file"]).name for row in read_csv((out / "answers.csv").read_text())] == ["0.jpg", "1.jpg"]
-    assert [Path(row["file"]).name for row in read_csv((out / "answers.bad.csv").read_text())] == ["torn.jpg"]
+    assert [Path(row["file"]).name for row in read_csv((out / "answers.failed.csv").read_text())] == ["torn.jpg"]
 
 
 def test_a_killed_watch_goes_on_without_a_lost_or_doubled_row(model_dir, sample_dir, inbox, out, tmp_path):

@@ -50,12 +50,12 @@ def test_a_bad_image_is_looked_at_again_once_it_is_written_anew(image):
     with Ledger("", {}) as ledger:
         ledger.enter([Answer(str(image), [], "truncated")], 0)
         assert [*ledger.new([image])] == []
-        assert [(bad.file, bad.reason) for bad in ledger.bad()] == [(str(image), "truncated")]
+        assert [(failed.file, failed.reason) for failed in ledger.failed()] == [(str(image), "truncated")]
         image.write_bytes(b"the whole image")
         settle(image)
         assert [*ledger.new([image])] == [str(image)]
         ledger.enter([Answer(str(image), [("Maize", 1.0)])], 0)
-        assert [*ledger.bad()] == []
+        assert [*ledger.failed()] == []
 
 
 def test_an_image_that_is_gone_is_not_new(tmp_path):

@@ -122,10 +122,10 @@ def test_two_processes_answer_eleven_examples_once_each_and_agree(tmp_path):
     script.write_text(
         f"""
 import json, sys
-sys.path.insert(0, {str(ROOT)!r})
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from torch.utils.data import DataLoader
-from tests.test_prediction import Echo, examples
+from test_prediction import Echo, examples
 from seedling_hf.inference.prediction import build_accelerator, predict
 
 accelerator = build_accelerator("no")

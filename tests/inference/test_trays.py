@@ -17,7 +17,7 @@ from seedling_hf.commands import predict, run
 from seedling_hf.inference.answers import Answer, Plant
 from seedling_hf.inference.prediction import build_model
 from seedling_hf.inference.tiles import find_plants
-from seedling_hf.inference.trays import Tray, TrayLoader, draw_answer, name_plants, write_image
+from seedling_hf.inference.trays import Tray, TrayLoader, TrayPredictor, draw_answer, write_image
 
 pytest.importorskip("skimage", reason="scikit-image finds the plants: pip install 'seedling-hf[tiles]'")
 pytestmark = pytest.mark.usefixtures("unsettled_precision")
@@ -109,16 +109,18 @@ def test_what_has_no_plant_is_said_and_what_is_torn_is_listed(model_dir, trays, 
     said = capsys.readouterr()
     rows = read_csv((tmp_path / "a.csv").read_text())
     assert {Path(row["file"]).name for row in rows} == {"tray.png"}
-    assert f"{len(rows)} plants of 3 photographs named in" in said.out
+    assert f"{len(rows)} plants in 3 photographs are in" in said.out
     assert f"no plant found: 1\n  {trays / 'monday' / 'bare.png'}\n" in said.err
-    assert [row["file"] for row in read_csv((tmp_path / "a.bad.csv").read_text())] == [str(trays / "tuesday/torn.jpg")]
+    assert [row["file"] for row in read_csv((tmp_path / "a.failed.csv").read_text())] == [
+        str(trays / "tuesday/torn.jpg")
+    ]
 
 
 def test_no_plant_at_all_is_no_error(model_dir, trays, tmp_path, capsys):
     assert predict_tiles(model_dir, trays / "monday" / "bare.png", tmp_path / "a.csv") == 0
     assert (tmp_path / "a.csv").read_text() == "file,plant,left,top,right,bottom,species,probability\n"
     said = capsys.readouterr()
-    assert said.out == f"0 plants of 1 photographs named in {tmp_path / 'a.csv'}\n"
+    assert said.out == f"predictions for 0 plants in 1 photographs are in {tmp_path / 'a.csv'}\n"
     assert "no plant found: 1" in said.err
 
 
@@ -168,7 +170,7 @@ def test_a_killed_run_goes_on_to_the_very_same_files(model_dir, trays, tmp_path)
     assert 3 <= lines_in(part) < 16
     resumed = finish(tmp_path, words(killed))
     assert resumed.returncode == 0, resumed.stdout
-    assert "going on after" in resumed.stdout
+    assert "resuming after" in resumed.stdout
     assert files(killed) == files(whole)
     assert len(read_csv((whole / "a.csv").read_text())) > 50
 
@@ -187,7 +189,7 @@ def test_a_watched_folder_is_answered_plant_by_plant(model_dir, tmp_path):
     finished = process.finish()
     assert finished.returncode == 0, finished.stdout
     assert f"no plant found: 1\n  {inbox / 'bare.png'}" in finished.stdout
-    assert "2 photographs named in" in finished.stdout
+    assert "predictions for 2 photographs are in" in finished.stdout
     assert boxes(read_csv(output.read_text())) == find_plants(Image.open(TRAY))
 
 
@@ -233,13 +235,13 @@ def test_smaller_plants_are_left_out_as_asked(model_dir, tmp_path):
 def test_plants_go_through_the_model_in_batches(model_dir):
     sizes = []
 
-    def name(pixel_values: torch.Tensor) -> list[list[tuple[str, float]]]:
+    def classify(pixel_values: torch.Tensor) -> list[list[tuple[str, float]]]:
         sizes.append(len(pixel_values))
         return [[("Maize", 1.0)]] * len(pixel_values)
 
     load = TrayLoader(build_model(str(model_dir))[1], min_side=0.02)
     batch = load.collate([str(TRAY), "torn.jpg"], [load(str(TRAY)), load("torn.jpg")])
-    whole, torn = name_plants(name, load, 5, batch)
+    whole, torn = TrayPredictor(classify, load, plants_at_once=5)(batch)
     assert sizes == [5, 5, 5, 3]
     assert len(whole.plants) == 18
     assert torn.plants == [] and torn.reason

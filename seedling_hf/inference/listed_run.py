@@ -1,0 +1,174 @@
+"""A run over a list of images: each process answers its share, and a run that is killed can be resumed."""
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.utils.data import DataLoader
+
+from seedling_hf.data.images import find_bad_images, list_images
+from seedling_hf.errors import InputError
+from seedling_hf.inference.journal import Claim, Journal, Part, discard, find_equal_name, prepare
+from seedling_hf.inference.output import Output
+from seedling_hf.inference.predictor import ImagePredictor
+from seedling_hf.inference.progress import Progress
+from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
+
+MOST_FILES_NAMED = 5
+T = TypeVar("T")
+
+
+def predict_listed(
+    images: Sequence[str],
+    output: Output,
+    predictor: ImagePredictor,
+    accelerator: Accelerator,
+    *,
+    identity: dict[str, Any],
+    num_workers: int,
+    skip_bad_images: bool,
+) -> int | None:
+    """List on the disk → the share of each process → one file.
+
+    Args:
+        images: Images, and folders that are searched for images.
+        output: Where the predictions go.
+        predictor: Loads and answers batches.
+        accelerator: Says which process this is.
+        identity: All that the answers depend on: a run with another identity is not resumed.
+        num_workers: Processes that load images, for each process.
+        skip_bad_images: List images that cannot be decoded as failed; otherwise all are decoded before work begins.
+
+    Returns:
+        `RESUMABLE_EXIT_CODE` if a signal stopped the run.
+
+    Raises:
+        InputError: for no images, images that cannot be decoded, or another run with this output.
+    """
+    with contextlib.ExitStack() as cleanup:
+        open_journal = partial(
+            _open_journal, cleanup, images, output, identity, predictor.batch_size, accelerator.num_processes
+        )
+        journal = Journal(_on_main_process(accelerator, open_journal))
+        with Part(journal, accelerator.process_index) as part:
+            if not (skip_bad_images or journal.checked):
+                _refuse_bad_images(journal, part.remaining, accelerator)
+            # Without an output file there is nothing to resume.
+            with StopSignal() if output.path else contextlib.nullcontext() as stop:
+                if _answer_remaining(journal, part, predictor, accelerator, num_workers, stop):
+                    return RESUMABLE_EXIT_CODE
+        accelerator.wait_for_everyone()
+        _on_main_process(accelerator, partial(_finish, journal, output))
+
+
+def _open_journal(
+    cleanup: contextlib.ExitStack,
+    images: Sequence[str],
+    output: Output,
+    identity: dict[str, Any],
+    batch_size: int,
+    num_parts: int,
+) -> Path:
+    """The folder of the journal: a new one, or that of a run that stopped."""
+    if output.path:
+        folder = Path(f"{output.path}.partial")
+        cleanup.callback(_remove_if_empty, folder)
+    else:
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
+    cleanup.callback(Claim(folder).release)
+    if next(list_images(images), None) is None:
+        raise InputError(f"expected images in {', '.join(images)}, found none; name another folder")
+    if output.output_format == "kaggle" and (name := find_equal_name(map(str, list_images(images)))):
+        raise InputError(f"expected unique file names for Kaggle, found two images named {name}; name one folder only")
+    prepare(folder, map(str, list_images(images)), identity=identity, batch_size=batch_size, num_parts=num_parts)
+    return folder
+
+
+def _answer_remaining(
+    journal: Journal,
+    part: Part,
+    predictor: ImagePredictor,
+    accelerator: Accelerator,
+    num_workers: int,
+    stop: StopSignal | None,
+) -> bool:
+    """Answers what is left of the share of this process; True if a signal stopped it."""
+    total = journal.size(journal.share(accelerator.process_index))
+    done = total - journal.size(part.remaining)
+    if done and accelerator.is_main_process:
+        print(f"resuming after {done:,} of {total:,} images", file=sys.stderr)
+    # Batches are made by the journal; the loader reads the files of each.
+    dataloader = DataLoader(
+        journal, batch_size=None, sampler=part.remaining, collate_fn=predictor.load.load, num_workers=num_workers
+    )
+    with Progress(total, done=done, quiet=not accelerator.is_main_process) as progress:
+        for batch in dataloader:
+            part.append(predictor(batch))
+            progress.update(len(batch["file"]))
+            if stop and stop.received:
+                print(
+                    f"stopped after {progress.done:,} of {total:,} images; the same command resumes the run",
+                    file=sys.stderr,
+                )
+                return True
+    return False
+
+
+def _finish(journal: Journal, output: Output) -> None:
+    """Writes the output and removes the journal; refuses a run without any prediction."""
+    first = next(journal.answers())
+    all_failed = all(answer.reason is not None for answer in journal.answers())
+    if not all_failed:
+        output.write_and_show(journal)
+    discard(journal.folder)
+    (journal.folder / "lock").unlink(missing_ok=True)
+    if all_failed:
+        raise InputError(
+            f"expected at least one image that can be decoded, found none among {journal.num_images:,}, such as "
+            f"{first.file} ({first.reason}); name another folder"
+        )
+
+
+def _refuse_bad_images(journal: Journal, batches: range, accelerator: Accelerator) -> None:
+    bad = find_bad_images(Path(file) for number in batches for file in journal[number])
+    named = [f"{file} ({reason})" for file, reason in islice(bad, MOST_FILES_NAMED)]
+    found = gather_object([(len(named) + sum(1 for _ in bad), named)])
+    count, named = sum(number for number, _ in found), sorted(name for _, names in found for name in names)
+    if count:
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            discard(journal.folder)
+        raise InputError(
+            f"expected images that can be decoded, found {count:,} of {journal.num_images:,} that cannot: "
+            f"{', '.join(named[:MOST_FILES_NAMED])}{' …' if count > MOST_FILES_NAMED else ''}; remove them, or skip "
+            "them with --skip_bad_images"
+        )
+    if accelerator.is_main_process:
+        journal.mark_checked()
+
+
+def _on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """The result of `work` on the main process, for all processes; an `InputError` is raised on all of them."""
+    result: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = work()
+        except InputError as error:
+            result[1] = str(error)
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise InputError(result[1])
+    return result[0]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.exists() and {path.name for path in folder.iterdir()} <= {"lock"}:
+        shutil.rmtree(folder, ignore_errors=True)
