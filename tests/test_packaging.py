@@ -1,0 +1,65 @@
+"""pyproject.toml declares what is imported, and a wheel holds what the commands read."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+OURS = {"seedling_hf", "study", "depthwise_conv2d_implicit_gemm"}  # the last one: the authors' extension, built by hand
+NOT_IMPORTED = {"onnxscript"}  # torch.onnx.export imports it
+
+
+def imports() -> Iterator[tuple[Path, int, str]]:
+    """File, line and module of each import of another library."""
+    for path in [*(ROOT / "seedling_hf").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            for module in modules:
+                if module.split(".")[0] not in OURS | set(sys.stdlib_module_names):
+                    yield path, node.lineno, module
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w-]+", line)[0] for line in requirements}
+
+
+def test_the_dependencies_and_extras_are_what_is_imported():
+    distributions = {name: found[0].lower().replace("_", "-") for name, found in packages_distributions().items()}
+    imported = {distributions.get(module.split(".")[0], module.split(".")[0]) for _, _, module in imports()}
+    extras = set().union(*(names(EXTRAS[extra]) for extra in EXTRAS if extra != "test"))
+    assert names(PROJECT["dependencies"]) == imported - extras
+    assert extras - NOT_IMPORTED <= imported
+
+
+def test_the_test_extra_holds_the_other_extras_except_the_benchmark():
+    others = [line for extra, lines in EXTRAS.items() if extra not in ("test", "benchmark") for line in lines]
+    assert set(others) <= set(EXTRAS["test"])
+
+
+def test_a_private_import_has_its_reason_beside_it():
+    for path, line, module in imports():
+        if "._" in module:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            above = next(text for text in reversed(lines[: line - 1]) if not text.startswith("from torch"))
+            assert above.startswith("# Private: "), f"{path.name}:{line} imports {module}"
+
+
+def test_a_wheel_holds_the_card_template_the_pages_and_the_shipped_model(tmp_path):
+    builder = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(ROOT))
+    (wheel,) = builder.build(directory=str(tmp_path), versions=["standard"])
+    files = {path.removeprefix("seedling_hf/") for path in ZipFile(wheel).namelist()}
+    package = ROOT / "seedling_hf"
+    templates = {path.relative_to(package).as_posix() for path in package.rglob("*.html")}
+    assert len(templates) >= 4
+    assert templates | {"hub/model_card.md", "nano/model.safetensors", "nano/config.json"} <= files
