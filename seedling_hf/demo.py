@@ -11,7 +11,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from seedling_hf.data.images import read_image
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
-from seedling_hf.inference.prediction import build_model, rank_species
+from seedling_hf.inference.classifier import list_classes, load_classifier
+from seedling_hf.inference.prediction import rank_species
 
 OVERLAY_SIDE = 384
 CACHE_SECONDS = 3600
@@ -39,7 +40,7 @@ class Demo:
     def __init__(self, model: PreTrainedModel, image_processor: BaseImageProcessor, threshold: float) -> None:
         self.model, self.image_processor, self.threshold = model, image_processor, threshold
         self.transform = build_eval_transform(image_processor)
-        self.class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        self.class_names = list_classes(model.config)
 
     def __call__(self, path: str | None) -> Verdict:
         """What is to be said of a file; one that is no image gets a sentence."""
@@ -109,7 +110,7 @@ def build_demo(
     Raises:
         InputError: if there is no model.
     """
-    model, image_processor = build_model(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    model, image_processor = load_classifier(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     demo = Demo(model, image_processor, threshold)
 
     def show(path: str | None) -> tuple[str, Any, Any]:

@@ -19,7 +19,7 @@ from PIL import Image
 from seedling_hf.commands import demo as command
 from seedling_hf.commands import run
 from seedling_hf.demo import Demo, seen_image
-from seedling_hf.inference.prediction import build_model
+from seedling_hf.inference.classifier import load_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 WITH_SALIENCY = all(
@@ -29,7 +29,7 @@ WITH_SALIENCY = all(
 
 @pytest.fixture(scope="module")
 def model(model_dir):
-    return build_model(str(model_dir))
+    return load_classifier(str(model_dir))
 
 
 @pytest.fixture

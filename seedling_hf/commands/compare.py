@@ -50,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.folders import load_folder
     from seedling_hf.evaluation.comparison import compare_models, format_comparison, write_comparison
     from seedling_hf.evaluation.report import evaluate_model
-    from seedling_hf.inference.prediction import build_accelerator, build_model
+    from seedling_hf.inference.classifier import list_classes, load_classifier
+    from seedling_hf.inference.prediction import build_accelerator
 
     accelerator = build_accelerator(arguments.mixed_precision)
-    loaded = [build_model(name, trust_remote_code=arguments.trust_remote_code) for name in arguments.models]
-    classes = [[model.config.id2label[i] for i in range(model.config.num_labels)] for model, _ in loaded]
+    loaded = [load_classifier(name, trust_remote_code=arguments.trust_remote_code) for name in arguments.models]
+    classes = [list_classes(model.config) for model, _ in loaded]
     for name, own in zip(arguments.models, classes, strict=True):
         if sorted(own) != sorted(classes[0]):
             raise InputError(

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         hash_weights,
         write_embeddings,
     )
-    from seedling_hf.inference.prediction import build_accelerator, build_model
+    from seedling_hf.inference.prediction import build_accelerator
 
     if arguments.images and next(list_images(arguments.images), None) is None:
         raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
@@ -67,12 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     accelerator = build_accelerator(arguments.mixed_precision)
     if accelerator.num_processes > 1:
         raise InputError(f"expected one process, found {accelerator.num_processes}; start embed without torchrun")
-    model, image_processor = build_model(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=False,
-    )
+    model, image_processor = arguments.load(merge=False)
     weights_hash = hash_weights(model)
     if not arguments.no_merge and hasattr(model, "fuse_batch_norms"):
         model.fuse_batch_norms()

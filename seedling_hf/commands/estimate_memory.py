@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from seedling_hf.arguments import ArgumentGroup, TrainArguments, check_range, option, parse_arguments
 
+NUM_CLASSES = 12  # of Plant Seedlings; the flags name data that need not be here
 PARTS = {
     "weights": "weights, float32",
     "average": "averaged weights",
@@ -42,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )  # fmt: skip
     import torch
 
-    from seedling_hf.training.memory import MemoryEstimate, estimate_memory, load_config
+    from seedling_hf.training.memory import MemoryEstimate, estimate_memory
+    from seedling_hf.training.models import load_replknet_config
     from seedling_hf.training.optimization import build_optimizer
 
-    config, image_size = load_config(arguments)
+    config, image_size = load_replknet_config(arguments, num_labels=NUM_CLASSES)
     config.conv_implementation = "plain"  # of those that a GPU times and chooses from, the one with no copies
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     estimates: dict[bool, MemoryEstimate] = {

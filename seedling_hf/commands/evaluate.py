@@ -6,7 +6,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.files import check_writable_folder
-from seedling_hf.inference.classifier import InferenceArguments, load_classifier
+from seedling_hf.inference.classifier import InferenceArguments, list_classes
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.saliency:
         check_captum()
     accelerator = build_accelerator(arguments.mixed_precision)
-    model, image_processor, class_names = load_classifier(arguments)
+    model, image_processor = arguments.load()
+    class_names = list_classes(model.config)
     dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images)
     calibration = None
     if arguments.calibration_dir:

@@ -61,20 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         export.check_packages()
 
     from seedling_hf.data.folders import load_folder
-    from seedling_hf.inference.prediction import build_model
+    from seedling_hf.inference.classifier import list_classes
 
-    model, image_processor = build_model(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=arguments.format != "half",
-    )
+    model, image_processor = arguments.load(merge=arguments.format != "half")
     if arguments.format == "half":
         folder, card = Path(arguments.output_file), Path(arguments.model_name_or_path, "README.md")
         size = export.export_half(model, image_processor, card if card.is_file() else None, folder)
         print(f"{folder}: weights of {size / 1e6:.1f} MB in float16; seedling-hf evaluate tells what they lose")
         return
-    class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    class_names = list_classes(model.config)
     labelled = load_folder(arguments.eval_dir, class_names=class_names) if arguments.eval_dir else None
     rows = export.export_classifier(
         model,

@@ -13,7 +13,7 @@ from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_argu
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder
 from seedling_hf.inference.answers import FORMATS, format_of
-from seedling_hf.inference.classifier import InferenceArguments, load_classifier
+from seedling_hf.inference.classifier import InferenceArguments, list_classes
 
 
 @dataclass(kw_only=True)
@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     accelerator = build_accelerator(arguments.mixed_precision, timeout=int(timedelta(days=30).total_seconds()))
     if arguments.watch and accelerator.num_processes > 1:
         raise InputError(f"expected one process for --watch, found {accelerator.num_processes}; start it by itself")
-    model, image_processor, class_names = load_classifier(arguments)
+    model, image_processor = arguments.load()
+    class_names = list_classes(model.config)
     if arguments.top_k > len(class_names):
         raise InputError(f"expected --top_k of at most the model's {len(class_names)} classes, found {arguments.top_k}")
     if arguments.test_time_augmentation:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.files import check_writable_folder, write_text
-from seedling_hf.inference.classifier import InferenceArguments, load_classifier
+from seedling_hf.inference.classifier import InferenceArguments, list_classes
 
 EXAMPLES_ON_THE_SHEET = 6
 
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.plots import plot_contact_sheet, plot_probes
 
     accelerator = build_accelerator(arguments.mixed_precision)
-    model, image_processor, class_names = load_classifier(arguments)
+    model, image_processor = arguments.load()
+    class_names = list_classes(model.config)
     dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images)
     dataset = dataset.select(choose_evenly(range(len(dataset)), arguments.max_samples))
     result = probing.probe(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.hub.outbox import Snapshot, Target, parse_hub_name
+from seedling_hf.hub.outbox import Snapshot, Target
+from seedling_hf.inference.classifier import parse_hub_name
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder
-from seedling_hf.inference.classifier import InferenceArguments, load_classifier
+from seedling_hf.inference.classifier import InferenceArguments, list_classes
 
 MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
 
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if not files:
         raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
     device = build_accelerator("no").device
-    model, image_processor, class_names = load_classifier(arguments)
+    model, image_processor = arguments.load()
+    class_names = list_classes(model.config)
     model.to(device)
     if arguments.target is not None and arguments.target not in class_names:
         raise InputError(f"expected --target of {', '.join(class_names)}, found {arguments.target}")

@@ -26,12 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.report import evaluate_model, format_report, write_report
     from seedling_hf.hub.model_card import write_card
     from seedling_hf.hub.pusher import HubPusher
-    from seedling_hf.inference.prediction import build_accelerator, build_model
+    from seedling_hf.inference.classifier import load_classifier
+    from seedling_hf.inference.prediction import build_accelerator
     from seedling_hf.plots import plot_curves
     from seedling_hf.signals import RESUMABLE_EXIT_CODE
     from seedling_hf.training.batch_size import fit_batch_size
     from seedling_hf.training.checkpointing import UNSAVED_EXIT_CODE
-    from seedling_hf.training.loop import Training, build_trainable_model, prepare_output_dir
+    from seedling_hf.training.loop import Training, prepare_output_dir
+    from seedling_hf.training.models import build_trainable_model
     from seedling_hf.training.sharding import settle_sharding
 
     output_dir = Path(arguments.output_dir)
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         return RESUMABLE_EXIT_CODE
 
     # What is reported is what was saved: the folder is loaded as its users will load it.
-    model, image_processor = build_model(str(output_dir))
+    model, image_processor = load_classifier(str(output_dir))
     report = evaluate_model(
         model,
         image_processor,

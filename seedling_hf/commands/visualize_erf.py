@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from tqdm.auto import tqdm
 
     from seedling_hf.data.images import choose_evenly, find_bad_images, list_images
-    from seedling_hf.inference.prediction import build_accelerator, build_model
+    from seedling_hf.inference.classifier import load_classifier
+    from seedling_hf.inference.prediction import build_accelerator
     from seedling_hf.interpretation.erf import (
         area_ratios,
         build_untrained,
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if bad:
         raise InputError(f"expected images that can be decoded, found {bad[0][0]} ({bad[0][1]}); remove it")
     models = {
-        title: build_model(name, trust_remote_code=arguments.trust_remote_code)
+        title: load_classifier(name, trust_remote_code=arguments.trust_remote_code)
         for name, title in short_names(arguments.model_name_or_path).items()
     }
     untrained = {f"{name}, untrained": build_untrained(name, arguments.seed) for name in arguments.untrained}

@@ -46,6 +46,7 @@ from seedling_hf.evaluation.metrics import (
 )
 from seedling_hf.evaluation.probing import format_probes
 from seedling_hf.files import replacing, write_text
+from seedling_hf.inference.classifier import list_classes
 from seedling_hf.inference.prediction import EightSymmetries, build_dataloader, predict
 from seedling_hf.machine import device_name
 from seedling_hf.plots import plot_confusion_matrix, plot_coverage_risk, plot_probes, plot_reliability
@@ -103,7 +104,7 @@ def evaluate_model(
         The same on every process but for the times.
     """
     model.to(accelerator.device)
-    class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    class_names = list_classes(model.config)
 
     def answer(model: torch.nn.Module, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, list[str], float]:
         dataloader = build_dataloader(

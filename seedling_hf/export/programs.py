@@ -33,6 +33,7 @@ from seedling_hf.data.transforms import to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.files import replacing, write_text
+from seedling_hf.inference.classifier import list_classes
 from seedling_hf.speed.timing import time_in_turns
 
 INPUT, OUTPUT = "pixel_values", "logits"
@@ -94,7 +95,7 @@ def describe_export(
 ) -> dict[str, Any]:
     """The metadata of a file: `describe_preprocessing`, `classes` in the order of the logits, and the input's form."""
     return {
-        "classes": [model.config.id2label[i] for i in range(model.config.num_labels)],
+        "classes": list_classes(model.config),
         **describe_preprocessing(image_processor),
         "include_preprocessing": include_preprocessing,
         "input": "uint8 (N, height, width, 3), RGB" if include_preprocessing else "float32 (N, 3, height, width), RGB",

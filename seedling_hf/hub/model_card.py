@@ -15,7 +15,8 @@ from seedling_hf.data.splits import hash_split
 from seedling_hf.evaluation.metrics import PLANT_SEEDLINGS
 from seedling_hf.files import write_text
 from seedling_hf.hub.cards import check_card, count_split, describe_split, escape_cell, merge_cards
-from seedling_hf.hub.outbox import CARD, model_files, parse_hub_name
+from seedling_hf.hub.outbox import CARD, model_files
+from seedling_hf.inference.classifier import parse_hub_name
 
 NUM_WEAKEST = 3
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

@@ -82,12 +82,6 @@ class Snapshot:
         return "\n".join(f"  {name}" for name in self.files)
 
 
-def parse_hub_name(name: str) -> tuple[str, str | None] | None:
-    """`user/repo` or `user/repo@revision` in its two parts; None if it is none, or is a path here."""
-    match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\S+))?", name, re.ASCII)
-    return None if match is None or Path(name).exists() else (match[1], match[2])
-
-
 def model_files(folder: Path, *, results: bool = True, checkpoint: Path | None = None) -> dict[str, Path]:
     """The files of a model folder that may be pushed, by their paths in the repository.
 

@@ -33,8 +33,8 @@ from seedling_hf.hub.outbox import (
     Target,
     is_result,
     model_files,
-    parse_hub_name,
 )
+from seedling_hf.inference.classifier import parse_hub_name
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -1,18 +1,26 @@
-"""Which classifier answers: the flags that name it, and the way to load it."""
+"""A classifier by name: the flags that name it, where the name leads, and how it is loaded."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from seedling_hf import SHIPPED_MODEL
 from seedling_hf.arguments import ArgumentGroup, check_range, option
+from seedling_hf.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
 
 
 @dataclass(kw_only=True)
 class ClassifierArguments(ArgumentGroup):
-    """Which classifier: the flags are part of the group of whoever inherits them."""
+    """Which classifier: these flags join the group of the class that inherits them."""
 
     model_name_or_path: str | None = option(
-        None, "model folder that training wrote, or repository on the Hub (default: the nano that comes along)"
+        None, "model folder that training wrote, or repository on the Hub (default: the shipped nano)"
     )
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
@@ -20,6 +28,15 @@ class ClassifierArguments(ArgumentGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model_name_or_path = self.model_name_or_path or str(SHIPPED_MODEL)
+
+    def load(self, *, merge: bool = True) -> "tuple[PreTrainedModel, BaseImageProcessor]":
+        """The classifier that the flags name, see `load_classifier`."""
+        return load_classifier(
+            self.model_name_or_path,
+            revision=self.model_revision,
+            trust_remote_code=self.trust_remote_code,
+            merge=merge,
+        )
 
 
 @dataclass(kw_only=True)
@@ -37,15 +54,119 @@ class InferenceArguments(ClassifierArguments):
         check_range(self, "per_device_eval_batch_size", least=1)
         check_range(self, "dataloader_num_workers", least=0)
 
+    def load(self, *, merge: bool = True) -> "tuple[PreTrainedModel, BaseImageProcessor]":
+        return super().load(merge=merge and not self.no_merge)
 
-def load_classifier(arguments: InferenceArguments) -> tuple[Any, Any, list[str]]:
-    """The model that the flags name, its image processor, and its classes in their order."""
-    from seedling_hf.inference.prediction import build_model
 
-    model, image_processor = build_model(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=not arguments.no_merge,
-    )
-    return model, image_processor, [model.config.id2label[i] for i in range(model.config.num_labels)]
+class Pretrained:
+    """A model folder or a repository on the Hub, from which config, image processor and model are loaded.
+
+    Args:
+        name: Folder, `user/repo` or `user/repo@revision`.
+        revision: Branch, tag or commit, where `name` has none.
+        trust_remote_code: Whether Python code that comes with the model may run. A RepLKNet needs none here.
+
+    Raises:
+        InputError: for a folder without a model, or two revisions. So do the methods, where loading fails.
+    """
+
+    def __init__(self, name: str, revision: str | None = None, trust_remote_code: bool = False) -> None:
+        self.name, named_revision = parse_hub_name(name) or (name, None)
+        if named_revision and revision:
+            raise InputError(
+                f"expected one revision, found {named_revision} in --model_name_or_path and {revision} in "
+                "--model_revision; remove one"
+            )
+        _check_folder(self.name)
+        self.options = {"revision": named_revision or revision or "main", "trust_remote_code": trust_remote_code}
+
+    def load_config(self) -> "PretrainedConfig":
+        from transformers import AutoConfig
+
+        with self._explaining():
+            return AutoConfig.from_pretrained(self.name, **self.options)
+
+    def load_image_processor(self) -> "BaseImageProcessor":
+        from transformers import AutoImageProcessor
+
+        with self._explaining():
+            return AutoImageProcessor.from_pretrained(self.name, **self.options)
+
+    def load_model(self, config: "PretrainedConfig", **options: Any) -> "tuple[PreTrainedModel, list[str]]":
+        """The model of `config` in float32, and the names of the weights that no file had or that did not fit."""
+        import torch
+        from transformers import AutoModelForImageClassification
+
+        with self._explaining():
+            model, loading = AutoModelForImageClassification.from_pretrained(
+                self.name, config=config, dtype=torch.float32, output_loading_info=True, **options, **self.options
+            )
+        return model, sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Loads without a progress bar, and turns what a library raises into one sentence."""
+        from safetensors import SafetensorError
+        from transformers.utils import logging
+
+        import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
+
+        with_bar = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            yield
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(f"expected an image classifier at {self.name}, found: {reason}") from error
+        finally:
+            if with_bar:
+                logging.enable_progress_bar()
+
+
+def load_classifier(
+    model_name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, merge: bool = True
+) -> "tuple[PreTrainedModel, BaseImageProcessor]":
+    """Loads a trained classifier in float32 and in evaluation mode, with its image processor.
+
+    Args:
+        model_name_or_path: See `Pretrained`, as `revision` and `trust_remote_code`.
+        merge: Merge parallel branches and BatchNorms into the convolutions, where the model can: faster, with the
+            same answers.
+
+    Raises:
+        InputError: if there is no model, or one without every trained weight of its classifier.
+    """
+    source = Pretrained(model_name_or_path, revision, trust_remote_code)
+    model, untrained = source.load_model(source.load_config(), ignore_mismatched_sizes=True)
+    image_processor = source.load_image_processor()
+    if untrained:
+        raise InputError(
+            f"expected all weights of {type(model).__name__} in {model_name_or_path}, found none that fit for "
+            f"{len(untrained)}, such as {untrained[0]}; give a folder that training has written"
+        )
+    model.eval()
+    if merge and hasattr(model, "fuse_batch_norms"):
+        model.fuse_batch_norms()
+    return model, image_processor
+
+
+def list_classes(config: "PretrainedConfig") -> list[str]:
+    """The names of a model's classes, in the order of its logits."""
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def parse_hub_name(name: str) -> tuple[str, str | None] | None:
+    """Splits `user/repo` or `user/repo@revision`; None for any other name, and for a path that exists here."""
+    match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\S+))?", name, re.ASCII)
+    return None if match is None or Path(name).exists() else (match[1], match[2])
+
+
+def _check_folder(model_name_or_path: str) -> None:
+    path = Path(model_name_or_path)
+    if path.exists() and not (path / "config.json").is_file():
+        raise InputError(
+            f"expected a model folder with a config.json at {model_name_or_path}, found a "
+            f"{'folder without one' if path.is_dir() else 'file'}; give the --output_dir of a training run"
+        )
+    if not path.exists() and (path.is_absolute() or model_name_or_path[0] in ".~" or len(path.parts) > 2):
+        raise InputError(f"expected a model folder at {model_name_or_path}, found nothing there")

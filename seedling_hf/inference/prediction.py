@@ -3,20 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import Dataset
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.utils import logging as transformers_logging
 
-import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Species
@@ -43,63 +39,6 @@ def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("expected a GPU for --mixed_precision fp16, found a CPU only; use bf16 or no")
     return accelerator
-
-
-def build_model(
-    model_name_or_path: str,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    merge: bool = True,
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Loads a trained classifier in float32 and in evaluation mode, with its image processor.
-
-    Args:
-        model_name_or_path: Model folder, or repository on the Hub.
-        revision: Branch, tag or commit of the repository.
-        trust_remote_code: Whether Python code that comes with the model may run. A RepLKNet needs none here.
-        merge: Merge parallel branches and BatchNorms into the convolutions, where the model can: quicker, with the
-            same answers.
-
-    Raises:
-        InputError: if there is no model, or one without every trained weight of its classifier.
-    """
-    _check_folder(model_name_or_path)
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    with_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        model, loading = AutoModelForImageClassification.from_pretrained(
-            model_name_or_path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **options
-        )
-        image_processor = AutoImageProcessor.from_pretrained(model_name_or_path, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"expected an image classifier at {model_name_or_path}, found: {reason}") from error
-    finally:
-        if with_bar:
-            transformers_logging.enable_progress_bar()
-    absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
-    if absent:
-        raise InputError(
-            f"expected all weights of {type(model).__name__} in {model_name_or_path}, found none that fit for "
-            f"{len(absent)}, such as {absent[0]}; give a folder that training has written"
-        )
-    model.eval()
-    if merge and hasattr(model, "fuse_batch_norms"):
-        model.fuse_batch_norms()
-    return model, image_processor
-
-
-def _check_folder(model_name_or_path: str) -> None:
-    path = Path(model_name_or_path)
-    if path.exists() and not (path / "config.json").is_file():
-        raise InputError(
-            f"expected a model folder with a config.json at {model_name_or_path}, found a "
-            f"{'folder without one' if path.is_dir() else 'file'}; give the --output_dir of a training run"
-        )
-    if not path.exists() and (path.is_absolute() or model_name_or_path[0] in ".~" or len(path.parts) > 2):
-        raise InputError(f"expected a model folder at {model_name_or_path}, found nothing there")
 
 
 class InferenceTransform:

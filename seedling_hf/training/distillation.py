@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from seedling_hf.errors import InputError
-from seedling_hf.inference.prediction import build_model
+from seedling_hf.inference.classifier import list_classes, load_classifier
 
 
 class Teachers:
@@ -41,8 +41,8 @@ class Teachers:
         self.alpha = alpha
         self.members = []
         for name in names:
-            model, own = build_model(name)
-            found = list(model.config.id2label.values())  # label2id need not be there
+            model, own = load_classifier(name)
+            found = list_classes(model.config)
             if sorted(found) != sorted(class_names):
                 raise InputError(
                     f"expected a teacher of the classes {', '.join(class_names)}, found {', '.join(found)} in {name}; "

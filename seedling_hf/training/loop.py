@@ -40,13 +40,13 @@ from seedling_hf.data.transforms import ExampleTransform, Transform, build_eval_
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import classification_metrics
 from seedling_hf.files import write_text
-from seedling_hf.hub.outbox import Outbox, parse_hub_name
+from seedling_hf.hub.outbox import Outbox
 from seedling_hf.hub.pusher import HubPusher
 from seedling_hf.hub.repository import download_run
+from seedling_hf.inference.classifier import list_classes, parse_hub_name
 from seedling_hf.inference.prediction import predict
 from seedling_hf.machine import device_name
 from seedling_hf.signals import StopSignal
-from seedling_hf.training.baseline import build_timm_classifier, standard_image_processor, timm_arguments
 from seedling_hf.training.checkpointing import CheckpointError, Checkpoints, check_unchanged, set_random_state
 from seedling_hf.training.distillation import Teachers
 from seedling_hf.training.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler
@@ -86,95 +86,6 @@ def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> N
             (output_dir / "metrics.jsonl").unlink(missing_ok=True)
             shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
             Outbox(output_dir).clear(keep=None)
-
-
-def build_trainable_model(
-    arguments: TrainArguments, class_names: list[str]
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The model in float32 with a head for `class_names`, and the processor of its images.
-
-    Raises:
-        InputError: for a model folder that is none, or one of other classes without `--ignore_mismatched_sizes`.
-    """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-
-    from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
-
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
-    if arguments.variant:
-        changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
-        config = arguments.build_variant_config(**changes, **labels)
-        model = RepLKNetForImageClassification(config)
-        image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
-    elif arguments.timm_architecture:
-        model, image_processor = build_timm_classifier(
-            arguments.timm_architecture,
-            labels,
-            image_size=arguments.image_size,
-            drop_path_rate=arguments.drop_path_rate,
-        )
-    else:
-        name, revision = parse_hub_name(arguments.model_name_or_path) or (arguments.model_name_or_path, None)
-        if revision and arguments.model_revision:
-            raise InputError(
-                f"expected one revision, found {revision} in --model_name_or_path and {arguments.model_revision} in "
-                "--model_revision; leave one out"
-            )
-        source = {
-            "revision": revision or arguments.model_revision or "main",
-            "trust_remote_code": arguments.trust_remote_code,
-        }
-        try:
-            config = AutoConfig.from_pretrained(name, **source)
-            image_processor = standard_image_processor(AutoImageProcessor.from_pretrained(name, **source))
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"expected a model folder or a Hub repository in {name}, found none: {reason}") from error
-        if config.num_labels != len(class_names) and not arguments.ignore_mismatched_sizes:
-            raise InputError(
-                f"expected a model of {len(class_names)} classes, found one of {config.num_labels} in {name}; "
-                "--ignore_mismatched_sizes gives it a new head"
-            )
-        if getattr(config, "reparameterized", False):
-            raise InputError(
-                f"expected a model that can be trained, found a merged one in {name}; start from the unmerged"
-            )
-        if arguments.drop_path_rate is not None:
-            config.drop_path_rate = arguments.drop_path_rate
-        if config.model_type == "timm_wrapper":
-            config.model_args = timm_arguments(config.model_args, arguments.drop_path_rate)
-            # While it is there, transformers prepares images as it says and not as the processor's file does.
-            vars(config).pop("pretrained_cfg", None)
-        config.id2label, config.label2id = labels["id2label"], labels["label2id"]
-        model, loading = AutoModelForImageClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True,
-            ignore_mismatched_sizes=arguments.ignore_mismatched_sizes, **source,
-        )  # fmt: skip
-        fresh = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
-        if fresh:
-            logger.info("newly initialised: %s", ", ".join(fresh))
-    if arguments.layer_decay != 1 and model.config.model_type == "timm_wrapper":
-        raise InputError(
-            "expected --layer_decay 1 for a network of timm, whose blocks have no names here, found "
-            f"{arguments.layer_decay}; leave it out"
-        )
-    if arguments.image_size or arguments.crop_pct < 1:
-        # Seedlings are cut out square already: unless it is asked for, nothing is cropped away.
-        side = arguments.image_size or image_processor.crop_size["height"]
-        image_processor.size = {"shortest_edge": round(side / arguments.crop_pct)}
-        image_processor.crop_size = {"height": side, "width": side}
-    side = image_processor.crop_size["height"]
-    if arguments.image_size_start is not None and arguments.image_size_start > side:
-        raise InputError(
-            f"expected --image_size_start of at most {side}, the side of the images at the end, found "
-            f"{arguments.image_size_start}"
-        )
-    if arguments.image_size_start and "img_size" in getattr(model.config, "model_args", {}):
-        raise InputError(
-            "expected a network for images of any size with --image_size_start, found one that is built for one; "
-            "leave --image_size_start out"
-        )
-    return model, image_processor
 
 
 class TimedLoader:
@@ -220,7 +131,7 @@ class Training:
         self.pusher = pusher
         self.arguments, self.accelerator, self.image_processor = arguments, accelerator, image_processor
         self.output_dir = Path(arguments.output_dir)
-        self.class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        self.class_names = list_classes(model.config)
 
         train, validation = splits["train"], splits["validation"]
         kept = [validation] if arguments.streaming else [train, validation]

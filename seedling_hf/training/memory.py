@@ -24,14 +24,9 @@ from torch.optim import AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import AutoConfig, AutoImageProcessor
 
-from seedling_hf.arguments import TrainArguments
-from seedling_hf.errors import InputError
-from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 from seedling_hf.training.optimization import parameter_groups
-
-NUM_SPECIES = 12
 
 
 @dataclass(frozen=True)
@@ -119,27 +114,6 @@ def estimate_memory(
         activations=activations,
         step=max(kept + most, gradients + update // share),
     )
-
-
-def load_config(arguments: TrainArguments) -> tuple[RepLKNetConfig, int]:
-    """The configuration of the model that the flags of `train` name, and the side of its images in pixels.
-
-    Raises:
-        InputError: if there is no RepLKNet, or none of such kernels, depths and channels.
-    """
-    if arguments.variant:
-        config = arguments.build_variant_config(num_labels=NUM_SPECIES)
-        image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
-    else:
-        name = arguments.model_name_or_path or arguments.timm_architecture
-        try:
-            config = AutoConfig.from_pretrained(name)
-            image_processor = AutoImageProcessor.from_pretrained(name)
-        except (OSError, ValueError):
-            config = None
-        if config is None or config.model_type != RepLKNetConfig.model_type:
-            raise InputError(f"expected the folder of a RepLKNet in {name}, found none; name a --variant instead")
-    return config, arguments.image_size or image_processor.crop_size["height"]
 
 
 def _observe_step(

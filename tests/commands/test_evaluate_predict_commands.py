@@ -11,7 +11,8 @@ from predict_runs import flags, read_csv
 from small_models import SPECIES
 
 from seedling_hf.commands import evaluate, predict, run
-from seedling_hf.inference.prediction import EightSymmetries, build_model
+from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.prediction import EightSymmetries
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -290,7 +291,7 @@ def test_answers_may_be_those_of_the_eight_symmetries(model_dir, images, tmp_pat
     output = tmp_path / "answers.csv"
     words = flags(model_name_or_path=model_dir, images=images, output_file=output, test_time_augmentation=True)
     assert run(predict.main, words) == 0
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     for row in read_csv(output.read_text()):
         with Image.open(row["file"]) as image:
             pixel_values = image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]

@@ -21,7 +21,8 @@ from seedling_hf.evaluation.html_report import (
     render_report,
 )
 from seedling_hf.evaluation.report import evaluate_model, write_report
-from seedling_hf.inference.prediction import build_accelerator, build_model
+from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.prediction import build_accelerator
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def reports(dataset, sample_dir, tmp_path_factory) -> list[dict]:
     for images in (4, 2):
         folder = tmp_path_factory.mktemp("models") / f"of-{images}-images"
         write_model(folder, sample_dir, images=images)
-        model, image_processor = build_model(str(folder))
+        model, image_processor = load_classifier(str(folder))
         found.append(
             evaluate_model(
                 model, image_processor, dataset, build_accelerator("no"), batch_size=16, data_name="images",

@@ -18,7 +18,8 @@ from seedling_hf.errors import InputError
 from seedling_hf.evaluation import probing
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.evaluation.probing import PROBES, Probe, ProbeTransform, plant_mask, probe, shuffle_patches
-from seedling_hf.inference.prediction import build_accelerator, build_dataloader, build_model, predict
+from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
 
 pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
@@ -184,7 +185,7 @@ def test_probes_have_names_of_their_own_and_begin_with_the_plain_image():
 
 
 def test_what_is_random_depends_on_seed_and_number_alone(model_dir, charlock):
-    _, image_processor = build_model(str(model_dir))
+    _, image_processor = load_classifier(str(model_dir))
     rows = {"image": [charlock, charlock], "index": [0, 1]}
     make = ProbeTransform(named("patches_4"), image_processor, seed=3)
     first, other = make(rows)["pixel_values"]
@@ -198,13 +199,13 @@ def test_what_is_random_depends_on_seed_and_number_alone(model_dir, charlock):
 
 @pytest.fixture(scope="module")
 def result(model_dir, test_dir) -> dict:
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     dataset, accelerator = load_folder(test_dir, class_names=SPECIES), build_accelerator("no")
     return probe(model, image_processor, dataset, accelerator, batch_size=8)
 
 
 def test_the_plain_accuracy_is_that_of_the_predictions(result, model_dir, test_dir):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     dataset, accelerator = load_folder(test_dir, class_names=SPECIES), build_accelerator("no")
     loader = build_dataloader(dataset, image_processor, accelerator, batch_size=8, num_workers=0)
     logits, _ = predict(model, loader, accelerator)
@@ -216,7 +217,7 @@ def test_the_plain_accuracy_is_that_of_the_predictions(result, model_dir, test_d
 
 
 def test_a_probe_is_the_accuracy_on_images_that_were_altered_by_hand(result, model_dir, test_dir):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     dataset, transform = load_folder(test_dir, class_names=SPECIES), build_eval_transform(image_processor)
     pixels = torch.stack([transform(Image.fromarray(np.rot90(np.asarray(to_rgb(row["image"]))))) for row in dataset])
     answers = model(pixels).logits.argmax(-1).numpy()
@@ -235,7 +236,7 @@ def test_the_change_is_that_of_the_accuracy_and_lies_in_its_interval(result):
 
 
 def test_a_selection_with_numbers_that_are_not_in_order_is_answered_image_by_image(model_dir, test_dir, result):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES)
     turned = dataset.select(list(range(19, -1, -1)))
     found = probe(model, image_processor, turned, build_accelerator("no"), probes=PROBES[:2])

@@ -20,7 +20,8 @@ from seedling_hf.evaluation.report import (
     top_confusions,
     write_report,
 )
-from seedling_hf.inference.prediction import build_accelerator, build_dataloader, build_model
+from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.prediction import build_accelerator, build_dataloader
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_dir(tmp_path_factory, sample_dir) -> Path:
 
 @pytest.fixture(scope="module")
 def report(model_dir, test_dir) -> dict:
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     dataset, accelerator = load_folder(test_dir, class_names=SPECIES), build_accelerator("no")
     return evaluate_model(
         model, image_processor, dataset, accelerator, batch_size=4, data_name="images", target_accuracy=0.8,
@@ -77,7 +78,7 @@ def report_of_mistakes() -> dict:
 
 
 def test_the_figures_are_those_of_the_model_and_its_image_processor_alone(report, model_dir, test_dir):
-    model, image_processor = build_model(str(model_dir), merge=False)
+    model, image_processor = load_classifier(str(model_dir), merge=False)
     files = sorted(test_dir.glob("*/*"))
     labels = [SPECIES.index(file.parent.name) for file in files]
     with torch.inference_mode():
@@ -106,21 +107,21 @@ def test_the_rows_give_accuracy_and_loss_back(report):
 
 
 def test_rows_out_of_order_keep_their_labels(report, model_dir, test_dir):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES).shuffle(seed=3)
     shuffled = evaluate_model(model, image_processor, dataset, build_accelerator("no"), batch_size=4)
     assert shuffled["confusion_matrix"] == report["confusion_matrix"]
 
 
 def test_workers_that_load_images_change_nothing(report, model_dir, test_dir):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES)
     again = evaluate_model(model, image_processor, dataset, build_accelerator("no"), batch_size=4, num_workers=1)
     assert again["predictions"] == report["predictions"]
 
 
 def test_images_reach_the_model_as_the_image_processor_makes_them(model_dir, test_dir):
-    _, image_processor = build_model(str(model_dir))
+    _, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES)
     loader = build_dataloader(dataset, image_processor, build_accelerator("no"), batch_size=3, num_workers=0)
     expected = image_processor([row["image"] for row in dataset.select(range(3))], return_tensors="pt")["pixel_values"]
@@ -340,7 +341,7 @@ def test_the_worst_mistakes_are_wrong_and_the_surest_comes_first(report):
 
 
 def test_test_time_augmentation_is_the_mean_over_turned_and_mirrored_images(report, model_dir, test_dir):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     files = sorted(test_dir.glob("*/*"))
     pixels = image_processor([Image.open(file) for file in files], return_tensors="pt")["pixel_values"].numpy()
     # The group of the square from two other members: transposition and reflection, in every order.
@@ -372,7 +373,7 @@ def test_a_temperature_of_other_images_is_said_to_be_theirs(model_dir, test_dir,
         (tmp_path / name).mkdir()
         for file in sorted((sample_dir / name).iterdir())[10:13]:
             (tmp_path / name / file.name).symlink_to(file)
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     accelerator, other = build_accelerator("no"), load_folder(tmp_path, class_names=SPECIES)
     dataset = load_folder(test_dir, class_names=SPECIES)
     found = evaluate_model(
@@ -393,7 +394,7 @@ def test_the_report_says_that_its_temperature_was_fitted_on_its_own_images(repor
 
 
 def test_one_image_has_a_report(model_dir, test_dir, tmp_path):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES).select([0])
     report = evaluate_model(model, image_processor, dataset, build_accelerator("no"), batch_size=4)
     write_report(report, tmp_path, dataset)

@@ -27,7 +27,7 @@ from seedling_hf.export.programs import (
     run_torch_export,
     take_evenly,
 )
-from seedling_hf.inference.prediction import build_model
+from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -53,7 +53,7 @@ def write_steady_model(folder: Path, sample_dir: Path) -> None:
     Its logits change little where pixels do, as those of a trained model.
     """
     write_model(folder, sample_dir)
-    model, image_processor = build_model(str(folder), merge=False)
+    model, image_processor = load_classifier(str(folder), merge=False)
     with torch.no_grad():
         means = torch.stack([
             torch.stack([model.replknet(x).pooler_output[0] for x in processed(image_processor, images)]).mean(0)
@@ -75,7 +75,7 @@ def files(sample_dir) -> list[Path]:
 @pytest.fixture(scope="module")
 def expected(model_dir, files) -> np.ndarray:
     """Logits of the model as it was trained, neither merged nor folded, one image at a time."""
-    model, image_processor = build_model(str(model_dir), merge=False)
+    model, image_processor = load_classifier(str(model_dir), merge=False)
     with torch.inference_mode():
         return np.concatenate([model(pixel_values).logits for pixel_values in processed(image_processor, files)])
 
@@ -101,12 +101,12 @@ def bare(model_dir, files, tmp_path_factory) -> Path:
 
 
 def export(model_dir: Path, path: Path, files: list[Path], **options) -> list[dict]:
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     return export_classifier(model, image_processor, path, check_files=files, **options)
 
 
 def inputs(model_dir: Path, files: list[Path], include_preprocessing: bool) -> np.ndarray:
-    _, image_processor = build_model(str(model_dir))
+    _, image_processor = load_classifier(str(model_dir))
     batches = input_batches(files, image_processor, include_preprocessing=include_preprocessing)
     return np.concatenate([batch for _, batch in batches])
 
@@ -126,7 +126,7 @@ def test_onnx_runtime_gives_the_logits_of_the_trained_model_for_real_images(
 
 
 def test_the_largest_difference_that_is_told_is_that_of_the_file(exported, model_dir, files):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     run = run_onnx(exported["folder"] / "seedlings.onnx")
     with torch.inference_mode():
         logits = model(torch.cat(processed(image_processor, files))).logits.numpy()
@@ -183,7 +183,7 @@ def for_each_image(snippet: str, model_file: Path, files: list[Path]) -> str:
 
 def check_answers(printed: str, model_dir: Path, files: list[Path]) -> None:
     """The snippet sees the pixels of the image processor, gives the model's logits for them, and its answers."""
-    model, image_processor = build_model(str(model_dir), merge=False)
+    model, image_processor = load_classifier(str(model_dir), merge=False)
     lines = printed.splitlines()
     pixels = np.array([json.loads(line) for line in lines[1::3]])
     differences = np.abs(pixels - inputs(model_dir, files, True))

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from seedling_hf.hub.outbox import Outbox, Target, model_files, parse_hub_name
+from seedling_hf.hub.outbox import Outbox, Target, model_files
+from seedling_hf.inference.classifier import parse_hub_name
 
 TARGET = Target("alice/seedlings", "Step 1", tag="v1")
 

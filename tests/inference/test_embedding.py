@@ -14,8 +14,8 @@ from small_models import SPECIES, write_model
 from seedling_hf.commands import run
 from seedling_hf.commands.embed import main as embed_command
 from seedling_hf.inference import embedding
+from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.embedding import find_class_names, find_nearest, format_nearest, hash_weights
-from seedling_hf.inference.prediction import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,7 +62,7 @@ def test_datasets_loads_files_class_names_and_vectors(embeddings_file, images, t
 
 
 def test_the_vectors_are_the_pooled_features_of_the_trained_model(embeddings_file, model_dir, images, tmp_path):
-    model, image_processor = build_model(str(model_dir), merge=False)
+    model, image_processor = load_classifier(str(model_dir), merge=False)
     opened = [Image.open(file) for file in sorted(images.glob("*/*"))]
     with torch.inference_mode():
         expected = model.replknet(image_processor(opened, return_tensors="pt").pixel_values).pooler_output
@@ -193,7 +193,7 @@ def test_a_file_of_another_model_is_not_searched(embeddings_file, sample_dir, im
 
 
 def test_the_hash_of_a_model_is_that_of_its_weights(model_dir, embeddings_file):
-    first, second = (build_model(str(model_dir), merge=False)[0] for _ in range(2))
+    first, second = (load_classifier(str(model_dir), merge=False)[0] for _ in range(2))
     assert hash_weights(first) == hash_weights(second)
     about = json.loads(parquet.read_schema(embeddings_file).metadata[b"seedling_hf"])
     assert about["weights_sha256"] == hash_weights(first)

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from seedling_hf.errors import InputError
-from seedling_hf.inference.prediction import build_accelerator, build_model, predict, predict_batches
+from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.prediction import build_accelerator, predict, predict_batches
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,8 +149,8 @@ accelerator.end_training()
 
 
 def test_a_merged_model_gives_the_answers_of_the_plain_one(model_dir):
-    plain, image_processor = build_model(str(model_dir), merge=False)
-    merged, _ = build_model(str(model_dir))
+    plain, image_processor = load_classifier(str(model_dir), merge=False)
+    merged, _ = load_classifier(str(model_dir))
     pixel_values = image_processor(Image.linear_gradient("L").convert("RGB"), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         # 1e-4: float32 sums in another order through all layers.
@@ -159,25 +160,25 @@ def test_a_merged_model_gives_the_answers_of_the_plain_one(model_dir):
 
 
 def test_a_model_saved_in_half_precision_is_used_in_float32(model_dir, tmp_path):
-    build_model(str(model_dir), merge=False)[0].to(torch.bfloat16).save_pretrained(tmp_path)
+    load_classifier(str(model_dir), merge=False)[0].to(torch.bfloat16).save_pretrained(tmp_path)
     RepLKNetImageProcessor.from_pretrained(model_dir).save_pretrained(tmp_path)
-    model, _ = build_model(str(tmp_path))
+    model, _ = load_classifier(str(tmp_path))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="nothing there"):
-        build_model(str(tmp_path / "absent"))
+        load_classifier(str(tmp_path / "absent"))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"config\.json .* folder without one"):
-        build_model(str(tmp_path))
+        load_classifier(str(tmp_path))
 
 
 def test_a_name_that_is_neither_folder_nor_repository_is_refused():
     with pytest.raises(InputError, match="expected an image classifier at nobody/nothing"):
-        build_model("nobody/nothing")
+        load_classifier("nobody/nothing")
 
 
 def test_a_model_whose_head_was_never_trained_is_refused(model_dir, tmp_path):
@@ -188,7 +189,7 @@ def test_a_model_whose_head_was_never_trained_is_refused(model_dir, tmp_path):
         {k: v for k, v in weights.items() if "classifier" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(InputError, match="found none that fit for 2, such as classifier"):
-        build_model(str(tmp_path))
+        load_classifier(str(tmp_path))
 
 
 def test_truncated_weights_are_refused_with_the_folder_named(model_dir, tmp_path):
@@ -197,4 +198,4 @@ def test_truncated_weights_are_refused_with_the_folder_named(model_dir, tmp_path
             file.read_bytes()[:1000] if file.suffix == ".safetensors" else file.read_bytes()
         )
     with pytest.raises(InputError, match=tmp_path.name):
-        build_model(str(tmp_path))
+        load_classifier(str(tmp_path))

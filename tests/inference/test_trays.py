@@ -15,7 +15,7 @@ from predict_runs import contents, finish, flags, lines_in, read_csv, start, wai
 
 from seedling_hf.commands import predict, run
 from seedling_hf.inference.answers import Answer, Plant
-from seedling_hf.inference.prediction import build_model
+from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.tiles import find_plants
 from seedling_hf.inference.trays import Tray, TrayLoader, TrayPredictor, draw_answer, write_image
 
@@ -239,7 +239,7 @@ def test_plants_go_through_the_model_in_batches(model_dir):
         sizes.append(len(pixel_values))
         return [[("Maize", 1.0)]] * len(pixel_values)
 
-    load = TrayLoader(build_model(str(model_dir))[1], min_side=0.02)
+    load = TrayLoader(load_classifier(str(model_dir))[1], min_side=0.02)
     batch = load.collate([str(TRAY), "torn.jpg"], [load(str(TRAY)), load("torn.jpg")])
     whole, torn = TrayPredictor(classify, load, plants_at_once=5)(batch)
     assert sizes == [5, 5, 5, 3]

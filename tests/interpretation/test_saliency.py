@@ -12,7 +12,7 @@ from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageCla
 from seedling_hf.commands import run
 from seedling_hf.commands.saliency import file_names, main
 from seedling_hf.errors import InputError
-from seedling_hf.inference.prediction import build_model
+from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.interpretation.saliency import crop_to_view, overlay, saliency_maps
 from seedling_hf.replknet import RepLKNetImageProcessor
 
@@ -36,7 +36,7 @@ def direct_gradcam(model, pixel_values, targets) -> np.ndarray:
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_the_maps_are_those_of_a_direct_computation(merge, model_dir, pixel_values):
-    model, _ = build_model(str(model_dir), merge=merge)
+    model, _ = load_classifier(str(model_dir), merge=merge)
     targets = torch.tensor([1, 3, 0])
     maps = saliency_maps(model, pixel_values, targets)
     assert maps.dtype == np.float32
@@ -48,27 +48,27 @@ def test_the_maps_are_those_of_a_direct_computation(merge, model_dir, pixel_valu
 
 
 def test_without_targets_the_answers_are_explained(model_dir, pixel_values):
-    model, _ = build_model(str(model_dir))
+    model, _ = load_classifier(str(model_dir))
     answers = model(pixel_values).logits.argmax(-1)
     assert np.array_equal(saliency_maps(model, pixel_values), saliency_maps(model, pixel_values, answers))
     assert not np.array_equal(saliency_maps(model, pixel_values), saliency_maps(model, pixel_values, (answers + 1) % 4))
 
 
 def test_an_image_is_explained_alike_alone_and_in_a_batch(model_dir, pixel_values):
-    model, _ = build_model(str(model_dir))
+    model, _ = load_classifier(str(model_dir))
     together = saliency_maps(model, pixel_values)
     # 1e-4: as above.
     assert np.abs(together[1] - saliency_maps(model, pixel_values[1:2])[0]).max() < 1e-4
 
 
 def test_a_stage_before_the_last_gives_a_finer_map(model_dir, pixel_values):
-    model, _ = build_model(str(model_dir))
+    model, _ = load_classifier(str(model_dir))
     roughness = [np.abs(np.diff(saliency_maps(model, pixel_values, stage=s), 2)).sum() for s in (-1, -2, -3)]
     assert roughness == sorted(roughness)
 
 
 def test_the_model_is_left_as_it_was(model_dir, pixel_values):
-    model, _ = build_model(str(model_dir), merge=False)
+    model, _ = load_classifier(str(model_dir), merge=False)
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.inference_mode():
@@ -86,7 +86,7 @@ def test_a_resnet_of_the_library_is_explained():
 
 
 def test_where_nothing_speaks_for_a_class_the_map_is_nought(model_dir, pixel_values):
-    model, _ = build_model(str(model_dir))
+    model, _ = load_classifier(str(model_dir))
     with torch.no_grad():
         model.classifier.weight.zero_()
     assert np.array_equal(saliency_maps(model, pixel_values), np.zeros((3, 128, 128)))
@@ -95,7 +95,7 @@ def test_where_nothing_speaks_for_a_class_the_map_is_nought(model_dir, pixel_val
 def test_without_captum_a_sentence_says_how_to_install_it(model_dir, pixel_values, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(InputError, match=r'pip install "seedling-hf\[saliency\]"'):
-        saliency_maps(build_model(str(model_dir))[0], pixel_values)
+        saliency_maps(load_classifier(str(model_dir))[0], pixel_values)
 
 
 def test_captum_is_not_imported_before_it_is_needed():

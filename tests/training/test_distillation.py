@@ -9,7 +9,7 @@ from training_runs import Run, kill
 
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
-from seedling_hf.inference.prediction import build_model
+from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.training.distillation import Teachers
 
 CPU = torch.device("cpu")
@@ -21,13 +21,13 @@ def pixels() -> torch.Tensor:
 
 
 def probabilities(model_dir, pixels) -> torch.Tensor:
-    model, _ = build_model(str(model_dir), merge=False)
+    model, _ = load_classifier(str(model_dir), merge=False)
     with torch.no_grad():
         return model(pixel_values=pixels).logits.softmax(-1)
 
 
 def test_targets_are_the_mean_of_the_teachers_and_the_labels(model_dir, pixels):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     names = [model.config.id2label[i] for i in range(4)]
     backwards = names[::-1]
     labels = torch.tensor([0, 3, 2])
@@ -41,7 +41,7 @@ def test_targets_are_the_mean_of_the_teachers_and_the_labels(model_dir, pixels):
 
 
 def test_images_are_normalised_as_the_teacher_knows_them(model_dir, pixels):
-    model, image_processor = build_model(str(model_dir))
+    model, image_processor = load_classifier(str(model_dir))
     names = [model.config.id2label[i] for i in range(4)]
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
     image_processor.image_mean, image_processor.image_std = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
@@ -53,7 +53,7 @@ def test_images_are_normalised_as_the_teacher_knows_them(model_dir, pixels):
 
 
 def test_a_teacher_of_other_classes_is_refused(model_dir):
-    _, image_processor = build_model(str(model_dir))
+    _, image_processor = load_classifier(str(model_dir))
     with pytest.raises(InputError, match=r"expected a teacher of the classes a, b, found .*; name one"):
         Teachers([str(model_dir)], ["a", "b"], image_processor, alpha=0.5, device=CPU)
 

@@ -19,7 +19,8 @@ from training_runs import FLAGS, Run, kill
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
 from seedling_hf.training.checkpointing import Checkpoints
-from seedling_hf.training.loop import TimedLoader, Training, build_trainable_model
+from seedling_hf.training.loop import TimedLoader, Training
+from seedling_hf.training.models import build_trainable_model
 
 UNCHANGING = {"drop_path_rate": 0.0, "max_steps": 20, "resume_from_checkpoint": "latest"}
 

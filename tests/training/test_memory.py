@@ -202,4 +202,4 @@ def test_the_figures_of_a_recipe_are_those_that_the_command_tells(name, monkeypa
 
 def test_a_network_that_is_no_replknet_is_refused(capsys):
     assert run(main, ["--output_dir", "o", "--train_dir", "p", "--timm_architecture", "resnet18"]) == 2
-    assert "expected the folder of a RepLKNet in resnet18, found none" in capsys.readouterr().err
+    assert "expected a RepLKNet, found resnet18" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from training_runs import Run, killed_again_and_again
 
 from seedling_hf.errors import InputError
-from seedling_hf.inference.prediction import build_model
+from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.training.loop import Training
 from seedling_hf.training.sharding import settle_sharding
 
@@ -115,7 +115,7 @@ def test_the_model_is_saved_whole_and_as_without_fsdp(one, two):
     assert files[0] == files[1]
     for name in ("config.json", "modeling_replknet.py", "preprocessor_config.json"):
         assert (one.folder / "run" / name).read_text() == (two.folder / "run" / name).read_text()
-    model, _ = build_model(str(two.folder / "run"))
+    model, _ = load_classifier(str(two.folder / "run"))
     assert type(model).__name__ == "RepLKNetForImageClassification"
     best = json.loads((two.folder / "run" / "train_results.json").read_text())["best_step"]
     expected, found = weights(two, f"checkpoints/step-{best:08d}/ema.safetensors"), weights(two)

@@ -1,0 +1,128 @@
+"""The model that a run trains, in float32: from scratch, from timm, or from trained weights with a head that fits."""
+
+import logging
+from typing import Any
+
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from seedling_hf.arguments import TrainArguments
+from seedling_hf.errors import InputError
+from seedling_hf.inference.classifier import Pretrained
+from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+from seedling_hf.training.baseline import build_timm_classifier, standard_image_processor, timm_arguments
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainable_model(
+    arguments: TrainArguments, class_names: list[str]
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """The model that the flags name with a head for `class_names`, and the processor of its images.
+
+    Raises:
+        InputError: for a folder without a model, a model of other classes without `--ignore_mismatched_sizes`, or
+            flags that do not fit the model.
+    """
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    if arguments.variant:
+        model, image_processor = _build_replknet(arguments, labels)
+    elif arguments.timm_architecture:
+        model, image_processor = build_timm_classifier(
+            arguments.timm_architecture,
+            labels,
+            image_size=arguments.image_size,
+            drop_path_rate=arguments.drop_path_rate,
+        )
+    else:
+        model, image_processor = _load_pretrained(arguments, labels)
+    _set_image_size(arguments, image_processor)
+    _check_fit(arguments, model, image_processor.crop_size["height"])
+    return model, image_processor
+
+
+def load_replknet_config(arguments: TrainArguments, num_labels: int) -> tuple[RepLKNetConfig, int]:
+    """The configuration of the RepLKNet that the flags name, and the side of its images in pixels.
+
+    Args:
+        arguments: The flags of `train`.
+        num_labels: Classes of a model from scratch.
+
+    Raises:
+        InputError: for another model than a RepLKNet, or a shape that no RepLKNet has.
+    """
+    if arguments.variant:
+        config = arguments.build_variant_config(num_labels=num_labels)
+        image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
+    else:
+        source = _source(arguments) if arguments.model_name_or_path else None
+        config = source.load_config() if source else None
+        if config is None or config.model_type != RepLKNetConfig.model_type:
+            name = arguments.model_name_or_path or arguments.timm_architecture
+            raise InputError(f"expected a RepLKNet, found {name}; give a --variant instead")
+        image_processor = source.load_image_processor()
+    return config, arguments.image_size or image_processor.crop_size["height"]
+
+
+def _source(arguments: TrainArguments) -> Pretrained:
+    return Pretrained(arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code)
+
+
+def _build_replknet(
+    arguments: TrainArguments, labels: dict[str, dict]
+) -> tuple[PreTrainedModel, RepLKNetImageProcessor]:
+    changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
+    model = RepLKNetForImageClassification(arguments.build_variant_config(**changes, **labels))
+    return model, RepLKNetImageProcessor.from_variant(arguments.variant)
+
+
+def _load_pretrained(arguments: TrainArguments, labels: dict[str, Any]) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    source, num_labels = _source(arguments), len(labels["id2label"])
+    config = source.load_config()
+    image_processor = standard_image_processor(source.load_image_processor())
+    if config.num_labels != num_labels and not arguments.ignore_mismatched_sizes:
+        raise InputError(
+            f"expected a model of {num_labels} classes, found one of {config.num_labels} in {source.name}; "
+            "--ignore_mismatched_sizes gives it a new head"
+        )
+    if getattr(config, "reparameterized", False):
+        raise InputError(
+            f"expected a model that can be trained, found a merged one in {source.name}; start from the unmerged one"
+        )
+    if arguments.drop_path_rate is not None:
+        config.drop_path_rate = arguments.drop_path_rate
+    if config.model_type == "timm_wrapper":
+        config.model_args = timm_arguments(config.model_args, arguments.drop_path_rate)
+        # As long as it is there, transformers prepares images by it and not by the processor's file.
+        vars(config).pop("pretrained_cfg", None)
+    config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+    model, untrained = source.load_model(config, ignore_mismatched_sizes=arguments.ignore_mismatched_sizes)
+    if untrained:
+        logger.info("newly initialised: %s", ", ".join(untrained))
+    return model, image_processor
+
+
+def _set_image_size(arguments: TrainArguments, image_processor: BaseImageProcessor) -> None:
+    if arguments.image_size or arguments.crop_pct < 1:
+        # The images are cut out square already: by default nothing is cropped away.
+        side = arguments.image_size or image_processor.crop_size["height"]
+        image_processor.size = {"shortest_edge": round(side / arguments.crop_pct)}
+        image_processor.crop_size = {"height": side, "width": side}
+
+
+def _check_fit(arguments: TrainArguments, model: PreTrainedModel, side: int) -> None:
+    """Refuses flags that do not fit the model or the final side of its images."""
+    if arguments.layer_decay != 1 and model.config.model_type == "timm_wrapper":
+        raise InputError(
+            "expected --layer_decay 1 for a network of timm, whose blocks have no names here, found "
+            f"{arguments.layer_decay}; remove the flag"
+        )
+    if arguments.image_size_start is not None and arguments.image_size_start > side:
+        raise InputError(
+            f"expected --image_size_start of at most {side}, the final side of the images, found "
+            f"{arguments.image_size_start}"
+        )
+    if arguments.image_size_start and "img_size" in getattr(model.config, "model_args", {}):
+        raise InputError(
+            "expected a network for images of any size with --image_size_start, found one that is built for one size; "
+            "remove --image_size_start"
+        )
