@@ -12,7 +12,7 @@ from seedling_hf.data.images import read_image
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import list_classes, load_classifier
-from seedling_hf.inference.prediction import rank_species
+from seedling_hf.inference.prediction import rank_classes
 
 OVERLAY_SIDE = 384
 CACHE_SECONDS = 3600
@@ -56,7 +56,7 @@ class Demo:
             )
         with torch.inference_mode():
             logits = self.model(pixel_values=pixel_values).logits.float().cpu()
-        (ranked,) = rank_species(logits, self.class_names, len(self.class_names))
+        (ranked,) = rank_classes(logits, self.class_names, len(self.class_names))
         return Verdict(self.sentence(*ranked[0]), dict(ranked), self.overlay(pixel_values))
 
     def sentence(self, species: str, probability: float) -> str:

@@ -37,7 +37,7 @@ def image(sample_dir) -> Path:
     return sorted((sample_dir / "Maize").iterdir())[0]  # one that the head was fitted to
 
 
-def test_an_image_gets_its_species_and_a_probability_for_each(model, image):
+def test_an_image_gets_its_class_and_a_probability_for_each(model, image):
     verdict = Demo(*model, threshold=0.3)(str(image))
     assert verdict.sentence.startswith("## Maize\n")
     assert len(verdict.probabilities) == 4

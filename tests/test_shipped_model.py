@@ -41,5 +41,5 @@ def test_predict_needs_no_name_of_a_model(sample_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(predict.main, ["--images", str(sample_dir / "Maize"), "--output_file", "answers.csv"]) == 0
     with open("answers.csv", newline="", encoding="utf-8") as file:
-        species = [row["species"] for row in csv.DictReader(file)]
+        species = [row["class"] for row in csv.DictReader(file)]
     assert len(species) == 40 and species.count("Maize") > 30

@@ -12,7 +12,7 @@ from seedling_hf.inference.classifier import ClassifierArguments
 @dataclass(kw_only=True)
 class DemoArguments(ClassifierArguments):
     threshold: float = option(0.5, "probability below which the answer is that the model is not sure")
-    top_k: int = option(5, "species to show")
+    top_k: int = option(5, "classes to show")
     host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
     port: int | None = option(None, "port to serve (default: the first free one from 7860)")
     open_browser: bool = option(False, "open the page in this machine's browser")

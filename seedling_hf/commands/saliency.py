@@ -18,7 +18,7 @@ class SaliencyOptions(ArgumentGroup):
 
     images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
     output_dir: str = option(MISSING, "folder for a PNG of each image and saliency.png with all of them")
-    target: str | None = option(None, "species to explain instead of the model's answers")
+    target: str | None = option(None, "class to explain instead of the predicted one")
     stage: int | None = option(
         None, "whose maps: -1 the last, -2 the one before, finer and less sure (default: the last of 4×4 or more)"
     )
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from seedling_hf.data.images import choose_evenly, find_bad_images, list_images
     from seedling_hf.data.transforms import build_eval_transform, to_rgb
-    from seedling_hf.inference.prediction import build_accelerator, rank_species
+    from seedling_hf.inference.prediction import build_accelerator, rank_classes
     from seedling_hf.interpretation.saliency import crop_to_view, overlay, saliency_maps
     from seedling_hf.plots import plot_contact_sheet, plot_saliency
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         pixel_values = torch.stack([transform(image) for image in images]).to(device)
         with torch.inference_mode():
             logits = model(pixel_values=pixel_values).logits.float().cpu()
-        answers = [species[0] for species in rank_species(logits, class_names)]
+        answers = [ranking[0] for ranking in rank_classes(logits, class_names)]
         explained = (
             logits.argmax(-1)
             if arguments.target is None
@@ -94,10 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
         maps = saliency_maps(model, pixel_values, explained, stage=arguments.stage)
         chances = logits.double().softmax(-1)
-        for row, (file, image, (species, probability)) in enumerate(zip(portion, images, answers, strict=True)):
+        for row, (file, image, (name, probability)) in enumerate(zip(portion, images, answers, strict=True)):
             seen = crop_to_view(image, image_processor)
             covered = overlay(seen, maps[row])
-            title = f"{species}, {probability:.1%}"
+            title = f"{name}, {probability:.1%}"
             subtitle = f"{file.parent.name}/{file.name}"
             if arguments.target is not None:
                 subtitle += f"; what speaks for {arguments.target} ({chances[row, explained[row]]:.1%})"

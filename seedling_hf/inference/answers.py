@@ -1,4 +1,4 @@
-"""What a model says of an image, and the files and tables that tell it."""
+"""What a model predicts for an image, and the files and tables that show it."""
 
 import csv
 import json
@@ -10,33 +10,33 @@ from typing import Any, NamedTuple, TextIO
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl"}
 FORMATS = ("csv", "jsonl", "kaggle")
 SURE, NOT_SURE = "sure", "not sure"
-Species = Sequence[tuple[str, float]]  # the most probable first, with their probabilities
+Ranking = Sequence[tuple[str, float]]  # classes with their probabilities, the most probable first
 
 
 class Plant(NamedTuple):
-    """One of the plants in a photograph: its box (left, top, right, bottom) in pixels, and its species."""
+    """A plant in a photograph: its box (left, top, right, bottom) in pixels, and the ranking of its classes."""
 
     box: tuple[int, int, int, int]
-    species: Species
+    ranking: Ranking
 
 
 class Answer(NamedTuple):
-    """The species of one image, or the plants of a photograph; or why there are none."""
+    """The ranking of an image, or the plants of a photograph; or the reason why there are none."""
 
     file: str
-    species: Species
+    ranking: Ranking
     reason: str | None = None
     plants: Sequence[Plant] = ()
 
 
 def format_of(path: str | Path | None) -> str:
-    """The format that the suffix of a file stands for; CSV unless it says otherwise."""
+    """The format for the suffix of a file: CSV unless it is another one's."""
     return SUFFIXES.get(Path(path).suffix.lower(), "csv") if path else "csv"
 
 
-def certainty(species: Species, threshold: float) -> str:
-    """`not sure` where the most probable species has less than `threshold`."""
-    return SURE if species[0][1] >= threshold else NOT_SURE
+def certainty(ranking: Ranking, threshold: float) -> str:
+    """`not sure` where the most probable class has less than `threshold`."""
+    return SURE if ranking[0][1] >= threshold else NOT_SURE
 
 
 class AnswerWriter:
@@ -44,10 +44,10 @@ class AnswerWriter:
 
     Args:
         stream: Where to; `open_text` opens a file.
-        output_format: `csv`: file, species, probability, a row for each species named; `jsonl`: an object an image;
-            `kaggle`: bare file names and species.
-        threshold: Adds whether the model is sure: the most probable species has at least this probability.
-        tiles: Writes each plant of a photograph for itself, with its number and its box behind the file.
+        output_format: `csv`: file, class, probability, a row for each class of the ranking; `jsonl`: an object an
+            image; `kaggle`: bare file names and species.
+        threshold: Adds whether the model is sure: the most probable class has at least this probability.
+        tiles: Writes each plant of a photograph, with its number and its box after the file.
     """
 
     def __init__(
@@ -62,30 +62,27 @@ class AnswerWriter:
         elif self.output_format == "csv":
             place = ["plant", "left", "top", "right", "bottom"] if self.tiles else []
             sure = [] if self.threshold is None else ["certainty"]
-            self.csv.writerow(["file", *place, "species", "probability", *sure])
+            self.csv.writerow(["file", *place, "class", "probability", *sure])
 
     def write(self, answer: Answer) -> None:
-        """Writes what is known of an image; one that could not be read, or that shows no plant, has no row."""
+        """Writes the rows of an image: none if it cannot be decoded or shows no plant."""
         if answer.reason is not None:
             return
         if not self.tiles:
-            self._write({"file": answer.file}, answer.species)
-        for number, (box, species) in enumerate(answer.plants, 1):
-            left, top, right, bottom = box
-            place = {"plant": number, "left": left, "top": top, "right": right, "bottom": bottom}
-            self._write({"file": answer.file} | place, species)
+            self._write({"file": answer.file}, answer.ranking)
+        for number, (box, ranking) in enumerate(answer.plants, 1):
+            place = dict(zip(("left", "top", "right", "bottom"), box, strict=True))
+            self._write({"file": answer.file, "plant": number, **place}, ranking)
 
-    def _write(self, place: dict[str, Any], species: Species) -> None:
-        sure = [] if self.threshold is None else [certainty(species, self.threshold)]
+    def _write(self, place: dict[str, Any], ranking: Ranking) -> None:
+        sure = {} if self.threshold is None else {"certainty": certainty(ranking, self.threshold)}
         if self.output_format == "kaggle":
-            self.csv.writerow([Path(place["file"]).name, species[0][0]])
+            self.csv.writerow([Path(place["file"]).name, ranking[0][0]])
         elif self.output_format == "csv":
-            self.csv.writerows([*place.values(), name, f"{p:.6f}", *sure] for name, p in species)
+            self.csv.writerows([*place.values(), name, f"{p:.6f}", *sure.values()] for name, p in ranking)
         else:
-            ranked = [{"species": name, "probability": round(p, 6)} for name, p in species]
-            row = {**place, **ranked[0], **({"certainty": sure[0]} if sure else {})}
-            if len(ranked) > 1:
-                row["top_k"] = ranked
+            ranked = [{"class": name, "probability": round(p, 6)} for name, p in ranking]
+            row = place | ranked[0] | sure | ({"top_k": ranked} if len(ranked) > 1 else {})
             self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -98,17 +95,17 @@ def open_text(path: str | Path, mode: str = "w") -> Iterator[TextIO]:
 
 def format_table(answers: Sequence[Answer], threshold: float | None = None) -> str:
     """Answers for a terminal, with a bar for each probability; empty where there are none."""
-    rows = [(answer.file, answer.species) for answer in answers if answer.species]
-    rows += [(f"{a.file}  {number}", plant.species) for a in answers for number, plant in enumerate(a.plants, 1)]
+    rows = [(answer.file, answer.ranking) for answer in answers if answer.ranking]
+    rows += [(f"{a.file}  {number}", plant.ranking) for a in answers for number, plant in enumerate(a.plants, 1)]
     place_width = max((len(place) for place, _ in rows), default=0)
-    name_width = max((len(name) for _, species in rows for name, _ in species), default=0)
+    name_width = max((len(name) for _, ranking in rows for name, _ in ranking), default=0)
     return "\n".join(
         f"{place if rank == 0 else '':<{place_width}}  {name:<{name_width}}  {probability:6.1%}  "
-        f"{'█' * round(20 * probability)}{_doubt(species, threshold) if rank == 0 else ''}".rstrip()
-        for place, species in rows
-        for rank, (name, probability) in enumerate(species)
+        f"{'█' * round(20 * probability)}{_doubt(ranking, threshold) if rank == 0 else ''}".rstrip()
+        for place, ranking in rows
+        for rank, (name, probability) in enumerate(ranking)
     )
 
 
-def _doubt(species: Species, threshold: float | None) -> str:
-    return f"  {NOT_SURE}" if threshold is not None and certainty(species, threshold) == NOT_SURE else ""
+def _doubt(ranking: Ranking, threshold: float | None) -> str:
+    return f"  {NOT_SURE}" if threshold is not None and certainty(ranking, threshold) == NOT_SURE else ""

@@ -221,12 +221,12 @@ def _part_path(folder: Path, part: int) -> Path:
 
 
 def _read_answer(line: str | bytes) -> Answer:
-    file, species, reason, plants = json.loads(line)
-    plants = tuple(Plant(tuple(box), _read_species(named)) for box, named in plants)
-    return Answer(file, _read_species(species), reason, plants)
+    file, ranking, reason, plants = json.loads(line)
+    plants = tuple(Plant(tuple(box), _read_ranking(pairs)) for box, pairs in plants)
+    return Answer(file, _read_ranking(ranking), reason, plants)
 
 
-def _read_species(pairs: list[list]) -> list[tuple[str, float]]:
+def _read_ranking(pairs: list[list]) -> list[tuple[str, float]]:
     return [(name, probability) for name, probability in pairs]
 
 

@@ -39,7 +39,7 @@ class Output:
         plants = sum(len(answer.plants) for answer in journal.answers()) if self.tiles else 0
         is_short = (plants if self.tiles else journal.num_images) <= LONGEST_TABLE
         if is_short and (self.path or sys.stdout.isatty()):
-            if shown := [answer for answer in journal.answers() if answer.species or answer.plants]:
+            if shown := [answer for answer in journal.answers() if answer.ranking or answer.plants]:
                 print(format_table(shown, self.threshold))
         elif not self.path:
             self._write(journal.answers(), sys.stdout)

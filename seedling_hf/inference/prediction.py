@@ -15,7 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
-from seedling_hf.inference.answers import Species
+from seedling_hf.inference.answers import Ranking
 from seedling_hf.inference.progress import Progress
 
 
@@ -179,7 +179,7 @@ class EightSymmetries(torch.nn.Module):
         return ImageClassifierOutput(logits=torch.stack(probabilities).mean(0).log())
 
 
-def rank_species(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[Species]:
+def rank_classes(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[Ranking]:
     """For each row of logits (N, C) the `top_k` most probable classes and their probabilities, the surest first."""
     ranked = logits.double().softmax(-1).topk(top_k)
     return [

@@ -13,18 +13,18 @@ from transformers import BaseImageProcessor
 from seedling_hf.data.images import read_image
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
-from seedling_hf.inference.answers import Answer, Species
-from seedling_hf.inference.prediction import forward, rank_species
+from seedling_hf.inference.answers import Answer, Ranking
+from seedling_hf.inference.prediction import forward, rank_classes
 
-Classify = Callable[[Tensor], list[Species]]
+Classify = Callable[[Tensor], list[Ranking]]
 
 
 def classify_batch(
     model: torch.nn.Module, accelerator: Accelerator, class_names: Sequence[str], top_k: int, pixel_values: Tensor
-) -> list[Species]:
+) -> list[Ranking]:
     """The `top_k` most probable classes of each of `pixel_values` (N, C, H, W); this process works alone."""
     logits = forward(model, pixel_values, accelerator.autocast).logits.float()
-    return rank_species(logits.cpu(), class_names, top_k)
+    return rank_classes(logits.cpu(), class_names, top_k)
 
 
 class ImageLoader:

@@ -1,4 +1,4 @@
-"""Photographs of whole trays in, the species of each plant out, and the photographs with boxes and names drawn."""
+"""Photographs of whole trays in, the class of each plant out, and the photographs with boxes and classes drawn."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -90,11 +90,11 @@ class TrayPredictor(ImagePredictor):
 
 
 def draw_answer(tray: Tray, answer: Answer, threshold: float | None = None) -> Image.Image:
-    """The photograph with a box around each plant: its number, its species, and a question mark if that is not sure."""
+    """The photograph with a box around each plant: its number, its class, and a question mark if that is not sure."""
     names = []
-    for number, (_, species) in enumerate(answer.plants, 1):
-        doubt = "?" if threshold is not None and certainty(species, threshold) == NOT_SURE else ""
-        names.append(f"{number} {species[0][0]}{doubt}")
+    for number, (_, ranking) in enumerate(answer.plants, 1):
+        doubt = "?" if threshold is not None and certainty(ranking, threshold) == NOT_SURE else ""
+        names.append(f"{number} {ranking[0][0]}{doubt}")
     return draw_boxes(tray.photograph, tray.boxes, names)
 
 

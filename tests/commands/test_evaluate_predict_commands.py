@@ -180,8 +180,8 @@ def test_predict_and_evaluate_give_the_same_answers(model_dir, images, tmp_path)
     expected = read_csv((tmp_path / "report" / "predictions.csv").read_text())
     found = read_csv(file.read_text())
     assert [row["file"] for row in found] == [str(images / row["file"]) for row in expected]
-    assert [row["species"] for row in found] == [row["prediction"] for row in expected]
-    assert len({row["species"] for row in found}) > 1
+    assert [row["class"] for row in found] == [row["prediction"] for row in expected]
+    assert len({row["class"] for row in found}) > 1
     # Six places are written.
     assert [float(row["probability"]) for row in found] == pytest.approx(
         [float(row["probability"]) for row in expected], abs=1e-6
@@ -193,9 +193,9 @@ def test_without_an_output_file_the_csv_alone_goes_to_stdout(model_dir, images, 
     image = next(images.glob("Maize/*"))
     assert run(predict.main, flags(model_name_or_path=model_dir, images=[image])) == 0
     (row,) = read_csv(capsys.readouterr().out)
-    assert row.keys() == {"file", "species", "probability"}
+    assert row.keys() == {"file", "class", "probability"}
     assert row["file"] == str(image)
-    assert row["species"] in SPECIES
+    assert row["class"] in SPECIES
 
 
 def test_on_a_terminal_a_few_images_are_a_table(model_dir, images, capsys, monkeypatch):
@@ -223,7 +223,7 @@ def test_kaggle_refuses_two_images_of_one_name(model_dir, images, tmp_path, caps
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_top_k_names_the_surest_species_first_and_all_add_up_to_one(model_dir, images, capsys):
+def test_top_k_names_the_most_probable_class_first_and_all_add_up_to_one(model_dir, images, capsys):
     image = next(images.glob("Maize/*"))
     assert run(predict.main, flags(model_name_or_path=model_dir, images=[image], top_k=4)) == 0
     probabilities = [float(row["probability"]) for row in read_csv(capsys.readouterr().out)]
@@ -298,4 +298,4 @@ def test_answers_may_be_those_of_the_eight_symmetries(model_dir, images, tmp_pat
         with torch.inference_mode():
             (expected,) = EightSymmetries(model)(pixel_values).logits.softmax(-1)
         assert float(row["probability"]) == pytest.approx(expected.max().item(), abs=1e-3)  # resized on another way
-        assert row["species"] == model.config.id2label[expected.argmax().item()]
+        assert row["class"] == model.config.id2label[expected.argmax().item()]

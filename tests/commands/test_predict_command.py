@@ -151,8 +151,8 @@ def test_jsonl_is_chosen_by_the_suffix_and_says_the_same(model_dir, many, uninte
     assert run(predict.main, words(model_dir, many, tmp_path / "answers.jsonl")) == 0
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     expected = read_csv((uninterrupted / "answers.csv").read_text())
-    assert [(row["file"], row["species"], row["certainty"]) for row in rows] == [
-        (row["file"], row["species"], row["certainty"]) for row in expected[::2]
+    assert [(row["file"], row["class"], row["certainty"]) for row in rows] == [
+        (row["file"], row["class"], row["certainty"]) for row in expected[::2]
     ]
 
 

@@ -28,9 +28,9 @@ def write(output_format: str, threshold: float | None = None, answers=ANSWERS, *
     return stream.getvalue()
 
 
-def test_csv_has_a_row_for_each_species_named():
+def test_csv_has_a_row_for_each_class_of_the_ranking():
     assert write("csv").splitlines() == [
-        "file,species,probability",
+        "file,class,probability",
         "a/1.jpg,Maize,0.750000",
         "a/1.jpg,Charlock,0.250000",
         "b/2.jpg,Charlock,0.500000",
@@ -50,27 +50,27 @@ def test_a_probability_that_equals_the_threshold_is_sure():
 def test_jsonl_has_an_object_an_image():
     rows = [json.loads(line) for line in write("jsonl", 0.6).splitlines()]
     assert rows[1] == {
-        "file": "b/2.jpg", "species": "Charlock", "probability": 0.5, "certainty": "not sure",
-        "top_k": [{"species": "Charlock", "probability": 0.5}, {"species": "Maize", "probability": 0.5}],
+        "file": "b/2.jpg", "class": "Charlock", "probability": 0.5, "certainty": "not sure",
+        "top_k": [{"class": "Charlock", "probability": 0.5}, {"class": "Maize", "probability": 0.5}],
     }  # fmt: skip
     assert len(rows) == 2
 
 
-def test_jsonl_without_a_threshold_and_with_one_species_is_short():
+def test_jsonl_without_a_threshold_and_with_one_class_is_short():
     (line,) = write("jsonl", answers=[Answer("1.jpg", [("Maïs", 1.0)])]).splitlines()
-    assert line == '{"file": "1.jpg", "species": "Maïs", "probability": 1.0}'
+    assert line == '{"file": "1.jpg", "class": "Maïs", "probability": 1.0}'
 
 
 def test_a_plant_has_its_number_and_its_box_behind_the_file():
     assert write("csv", 0.6, TRAYS, tiles=True).splitlines() == [
-        "file,plant,left,top,right,bottom,species,probability,certainty",
+        "file,plant,left,top,right,bottom,class,probability,certainty",
         "a.jpg,1,0,5,10,15,Maize,0.750000,sure",
         "a.jpg,1,0,5,10,15,Charlock,0.250000,sure",
         "a.jpg,2,20,5,30,15,Charlock,0.500000,not sure",
     ]
     _, second = map(json.loads, write("jsonl", answers=TRAYS, tiles=True).splitlines())
     assert second == {
-        "file": "a.jpg", "plant": 2, "left": 20, "top": 5, "right": 30, "bottom": 15, "species": "Charlock",
+        "file": "a.jpg", "plant": 2, "left": 20, "top": 5, "right": 30, "bottom": 15, "class": "Charlock",
         "probability": 0.5,
     }  # fmt: skip
 

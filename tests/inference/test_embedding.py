@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, sample_dir) -> Path:
-    """Seven images of one species, six of the others: 25, which no batch size of these tests divides."""
+    """Seven images of one class, six of the others: 25, which no batch size of these tests divides."""
     folder = tmp_path_factory.mktemp("images")
     for name in SPECIES:
         (folder / name).mkdir()
@@ -235,7 +235,7 @@ def test_another_parquet_file_is_refused(tmp_path, model_dir, images, capsys):
     assert "found another Parquet file" in capsys.readouterr().err
 
 
-def test_a_terminal_shows_similarity_file_and_species_in_columns():
+def test_a_terminal_shows_similarity_file_and_class_in_columns():
     rows = [{"similarity": 1.0, "file": "a.jpg", "label": "Maize"}, {"similarity": 0.5, "file": "long.jpg"}]
     assert format_nearest(rows) == "1.0000  a.jpg     Maize\n0.5000  long.jpg"
 

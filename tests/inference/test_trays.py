@@ -52,7 +52,7 @@ def boxes(rows: list[dict]) -> list[tuple[int, ...]]:
 def test_each_plant_has_the_answer_that_its_cutting_has_by_itself(model_dir, tmp_path, further):
     assert predict_tiles(model_dir, TRAY, tmp_path / "a.csv", **further) == 0
     rows = read_csv((tmp_path / "a.csv").read_text())
-    assert list(rows[0]) == ["file", "plant", *PLACE, "species", "probability"]
+    assert list(rows[0]) == ["file", "plant", *PLACE, "class", "probability"]
     assert [row["plant"] for row in rows] == [str(number) for number in range(1, len(rows) + 1)]
     assert {row["file"] for row in rows} == {str(TRAY)}
     photograph = Image.open(TRAY)
@@ -62,11 +62,11 @@ def test_each_plant_has_the_answer_that_its_cutting_has_by_itself(model_dir, tmp
         photograph.crop(box).save(tmp_path / "cut" / f"{number:02d}.png")
     assert predict_tiles(model_dir, tmp_path / "cut", tmp_path / "b.csv", **further, tiles=False) == 0
     alone = read_csv((tmp_path / "b.csv").read_text())
-    assert [row["species"] for row in rows] == [row["species"] for row in alone]
+    assert [row["class"] for row in rows] == [row["class"] for row in alone]
     # Batches of other sizes are summed in another order, in the seventh digit.
     expected = [float(row["probability"]) for row in alone]
     assert [float(row["probability"]) for row in rows] == pytest.approx(expected, abs=2e-6)
-    assert len({row["species"] for row in rows}) > 1
+    assert len({row["class"] for row in rows}) > 1
 
 
 def test_each_plant_of_the_sample_tray_has_a_box_of_its_own():
@@ -98,9 +98,9 @@ def test_jsonl_says_the_same_with_top_k_and_certainty(model_dir, tmp_path):
     rows = read_csv((tmp_path / "a.csv").read_text())
     objects = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert boxes(objects) == boxes(rows[::2])
-    keys = ("plant", "species", "certainty")
+    keys = ("plant", "class", "certainty")
     assert [[str(o[key]) for key in keys] for o in objects] == [[row[key] for key in keys] for row in rows[::2]]
-    assert [o["top_k"][1]["species"] for o in objects] == [row["species"] for row in rows[1::2]]
+    assert [o["top_k"][1]["class"] for o in objects] == [row["class"] for row in rows[1::2]]
     assert {row["certainty"] for row in rows} == {"sure", "not sure"}
 
 
@@ -118,7 +118,7 @@ def test_what_has_no_plant_is_said_and_what_is_torn_is_listed(model_dir, trays, 
 
 def test_no_plant_at_all_is_no_error(model_dir, trays, tmp_path, capsys):
     assert predict_tiles(model_dir, trays / "monday" / "bare.png", tmp_path / "a.csv") == 0
-    assert (tmp_path / "a.csv").read_text() == "file,plant,left,top,right,bottom,species,probability\n"
+    assert (tmp_path / "a.csv").read_text() == "file,plant,left,top,right,bottom,class,probability\n"
     said = capsys.readouterr()
     assert said.out == f"predictions for 0 plants in 1 photographs are in {tmp_path / 'a.csv'}\n"
     assert "no plant found: 1" in said.err
@@ -247,7 +247,7 @@ def test_plants_go_through_the_model_in_batches(model_dir):
     assert torn.plants == [] and torn.reason
 
 
-def test_a_species_that_is_not_sure_has_a_question_mark(monkeypatch):
+def test_a_class_that_is_not_sure_has_a_question_mark(monkeypatch):
     drawn = []
     monkeypatch.setattr("seedling_hf.inference.trays.draw_boxes", lambda image, boxes, names: drawn.append(names))
     plants = [Plant((0, 0, 5, 5), [("Maize", 0.9)]), Plant((0, 5, 5, 9), [("Charlock", 0.5)])]

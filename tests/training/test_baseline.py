@@ -107,7 +107,7 @@ def test_evaluate_and_predict_take_it_and_agree(model_dir, sample_dir, tmp_path)
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["provenance"]["architecture"] == "TimmWrapperForImageClassification"
     with open(tmp_path / "answers.csv") as file, open(tmp_path / "report" / "predictions.csv") as other:
-        answers = [row["species"] for row in csv.DictReader(file)]
+        answers = [row["class"] for row in csv.DictReader(file)]
         assert answers == [row["prediction"] for row in csv.DictReader(other)]
 
 
