@@ -47,9 +47,10 @@ from seedling_hf.inference.classifier import list_classes, parse_hub_name
 from seedling_hf.inference.prediction import predict
 from seedling_hf.machine import device_name
 from seedling_hf.signals import StopSignal
-from seedling_hf.training.checkpointing import CheckpointError, Checkpoints, check_unchanged, set_random_state
+from seedling_hf.training.checkpointing import CheckpointError, Checkpoints
 from seedling_hf.training.distillation import Teachers
 from seedling_hf.training.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler
+from seedling_hf.training.resuming import check_unchanged, set_random_state
 from seedling_hf.training.sharding import gather, load_model_state, load_optimizer_state
 
 NO_BEST = {"best_step": None, "best_accuracy": -1.0, "best_loss": math.inf, "evaluations_since_best": 0}

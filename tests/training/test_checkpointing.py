@@ -23,15 +23,9 @@ from safetensors.torch import save_file
 
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
-from seedling_hf.training import checkpointing
-from seedling_hf.training.checkpointing import (
-    FREE_ARGUMENTS,
-    CheckpointError,
-    Checkpoints,
-    check_unchanged,
-    get_random_state,
-    set_random_state,
-)
+from seedling_hf.training import checkpoint_files, checkpointing
+from seedling_hf.training.checkpointing import CheckpointError, Checkpoints
+from seedling_hf.training.resuming import FREE_ARGUMENTS, check_unchanged, get_random_state, set_random_state
 
 FILES = [
     "manifest.json", "model.safetensors", "ema.safetensors", "state.json", "state.safetensors", "random_states.json",
@@ -124,7 +118,7 @@ def test_a_value_that_json_cannot_hold_is_refused_by_name(tmp_path):
         Checkpoints(tmp_path).save(1, {}, {"counters": {"best": np.float32(1)}})
 
 
-def test_an_optimizer_goes_on_bit_for_bit(tmp_path):
+def test_an_optimizer_resumes_bit_for_bit(tmp_path):
     def make():
         torch.manual_seed(0)
         model = torch.nn.Linear(5, 3)
@@ -150,7 +144,7 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path):
     assert all(map(torch.equal, model.state_dict().values(), resumed.state_dict().values()))
 
 
-def test_random_states_go_on_where_they_were(tmp_path):
+def test_random_states_are_restored(tmp_path):
     def draw():
         return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist()
 
@@ -162,7 +156,7 @@ def test_random_states_go_on_where_they_were(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_random_state_of_the_gpu_goes_on_where_it_was(tmp_path):
+def test_the_random_state_of_the_gpu_is_restored(tmp_path):
     torch.rand(3, device="cuda")
     Checkpoints(tmp_path).save(1, {}, {})
     expected = torch.rand(3, device="cuda")
@@ -196,12 +190,6 @@ def test_the_second_process_writes_nothing_and_reads_what_the_first_chose(tmp_pa
 def test_a_fault_on_the_first_process_is_raised_on_the_second(tmp_path):
     with pytest.raises(CheckpointError, match="disk is full"):
         save(Checkpoints(tmp_path, process_index=1, gather=lambda items: ["disk is full"]), 20)
-
-
-def test_texts_are_files_of_the_checkpoint(tmp_path):
-    path = save(Checkpoints(tmp_path), 1, texts={"config.json": '{"model_type": "replknet"}\n'})
-    assert (path / "config.json").read_text() == '{"model_type": "replknet"}\n'
-    assert "config.json" in json.loads((path / "manifest.json").read_text())["files"]
 
 
 def test_nothing_but_safetensors_and_json_is_written(tmp_path):
@@ -256,8 +244,8 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
 def test_a_later_format_is_refused_with_both_versions(tmp_path):
     path = save(Checkpoints(tmp_path), 10)
     files = json.loads((path / "manifest.json").read_text())["files"]
-    (path / "manifest.json").write_text(checkpointing._manifest_text(10, files, version=2))
-    with pytest.raises(InputError, match="has format version 2 and this program reads version 1"):
+    (path / "manifest.json").write_text(checkpoint_files.manifest_text(10, files, version=2))
+    with pytest.raises(InputError, match="expected a checkpoint of format version 1, found version 2"):
         Checkpoints(tmp_path).load(path)
 
 
@@ -275,7 +263,7 @@ def test_saves_are_affordable_where_they_take_two_percent_of_the_time(tmp_path, 
 
     monkeypatch.setattr(checkpointing, "get_random_state", slow_random_state)
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.are_affordable()  # what a save costs is not known yet
+    assert checkpoints.are_affordable()  # the cost of a save is still unknown
     save(checkpoints, 10)
     now = 199.0
     assert not checkpoints.are_affordable()
@@ -356,7 +344,7 @@ def test_a_foreign_folder_of_the_same_name_is_moved_aside(tmp_path, caplog):
 
 
 def test_a_limit_below_one_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"save_total_limit must be at least 1, .* got 0"):
+    with pytest.raises(InputError, match=r"expected save_total_limit of at least 1, .* found 0"):
         Checkpoints(tmp_path, save_total_limit=0)
 
 
@@ -387,7 +375,7 @@ def die_before_operation(number: int) -> None:
     for name in ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir"):
         setattr(os, name, fatal(getattr(os, name)))
     Path.write_text = fatal(write_text)
-    checkpointing.save_file = fatal(save_file)
+    checkpoint_files.save_file = fatal(save_file)
 
 
 def _save_and_die(output_dir: Path, steps: list[int], number: int) -> None:
@@ -414,7 +402,7 @@ def _kills(tmp_path: Path, first: list[int], then: list[int]):
     assert number > 20  # files, flushes, renames and prunings were all met
 
 
-def test_a_kill_between_any_two_file_operations_leaves_a_whole_latest(tmp_path):
+def test_a_kill_between_any_two_file_operations_leaves_a_complete_latest(tmp_path):
     found = []
     for output_dir in _kills(tmp_path, first=[10], then=[20]):
         checkpoint = Checkpoints(output_dir).load("latest")
@@ -423,7 +411,7 @@ def test_a_kill_between_any_two_file_operations_leaves_a_whole_latest(tmp_path):
     assert found == sorted(found) and {*found} == {10, 20}
 
 
-def test_a_kill_in_the_first_save_leaves_none_or_a_whole_one(tmp_path):
+def test_a_kill_in_the_first_save_leaves_none_or_a_complete_one(tmp_path):
     found = []
     for output_dir in _kills(tmp_path, first=[], then=[20]):
         checkpoint = Checkpoints(output_dir).load("latest")
@@ -432,7 +420,7 @@ def test_a_kill_in_the_first_save_leaves_none_or_a_whole_one(tmp_path):
     assert found == sorted(found) and {*found} == {False, True}
 
 
-def test_a_kill_while_the_same_step_is_replaced_leaves_a_whole_one(tmp_path):
+def test_a_kill_while_the_same_step_is_replaced_leaves_a_complete_one(tmp_path):
     for output_dir in _kills(tmp_path, first=[20], then=[20]):
         assert is_whole(Checkpoints(output_dir).load("latest"), 20)
 
@@ -444,7 +432,7 @@ def test_after_any_kill_the_next_save_leaves_only_what_it_should(tmp_path):
         assert names(checkpoints) == ["latest", "step-00000030"]
 
 
-def test_after_any_kill_loading_clears_what_was_left_over(tmp_path):
+def test_after_any_kill_loading_clears_leftovers(tmp_path):
     for output_dir in _kills(tmp_path, first=[10], then=[20]):
         checkpoints = Checkpoints(output_dir)
         checkpoints.load("latest")
@@ -464,7 +452,7 @@ def _outgrow_the_limit(output_dir: Path, messages) -> None:
     save(Checkpoints(output_dir), 30)
 
 
-def test_a_write_that_fails_is_told_and_the_next_one_may_succeed(tmp_path):
+def test_a_failed_write_is_reported_and_the_next_one_may_succeed(tmp_path):
     save(Checkpoints(tmp_path), 10)
     messages = FORKS.SimpleQueue()
     process = FORKS.Process(target=_outgrow_the_limit, args=(tmp_path, messages))
@@ -478,7 +466,7 @@ def test_a_write_that_fails_is_told_and_the_next_one_may_succeed(tmp_path):
 
 @pytest.mark.parametrize("operation", ["mkdir", "fsync", "rename", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
-def test_a_fault_of_the_disk_leaves_the_former_checkpoint_and_no_rubbish(tmp_path, monkeypatch, operation, code):
+def test_a_fault_of_the_disk_leaves_the_earlier_checkpoint_and_no_leftovers(tmp_path, monkeypatch, operation, code):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 10)
 
@@ -495,7 +483,7 @@ def test_a_fault_of_the_disk_leaves_the_former_checkpoint_and_no_rubbish(tmp_pat
     assert is_whole(checkpoints.load("latest"), 30)
 
 
-def test_a_folder_that_vanished_is_told_and_not_made_anew(tmp_path):
+def test_a_missing_folder_is_reported_and_not_created_again(tmp_path):
     output_dir = tmp_path / "run"
     output_dir.mkdir()
     checkpoints = Checkpoints(output_dir)
@@ -507,7 +495,7 @@ def test_a_folder_that_vanished_is_told_and_not_made_anew(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_became_read_only_is_told(tmp_path):
+def test_a_folder_that_became_read_only_is_reported(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 10)
     checkpoints.folder.chmod(0o555)
@@ -517,7 +505,7 @@ def test_a_folder_that_became_read_only_is_told(tmp_path):
     checkpoints.folder.chmod(0o755)
 
 
-def test_a_failure_to_prune_does_not_spoil_the_save(tmp_path, monkeypatch, caplog):
+def test_a_failure_to_prune_does_not_affect_the_save(tmp_path, monkeypatch, caplog):
     checkpoints = Checkpoints(tmp_path, save_total_limit=1)
     save(checkpoints, 10)
 
@@ -586,7 +574,7 @@ def test_a_damaged_checkpoint_given_by_path_is_refused_by_name(tmp_path, name, d
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_pointer_is_told_and_the_newest_is_used(tmp_path, caplog, damage):
+def test_a_damaged_pointer_is_reported_and_the_newest_is_used(tmp_path, caplog, damage):
     checkpoints = Checkpoints(tmp_path)
     for step in (10, 20):
         save(checkpoints, step)
@@ -618,12 +606,12 @@ def test_where_all_checkpoints_are_damaged_the_run_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (10, 20):
         truncate(save(checkpoints, step) / "model.safetensors")
-    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: .*step-00000020 .*step-00000010 "):
+    with pytest.raises(InputError, match=r"expected a complete checkpoint in .*, found none: .*-00000020 .*-00000010 "):
         checkpoints.load("latest")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_checkpoint_can_be_written_anew(tmp_path, name):
+def test_a_damaged_checkpoint_can_be_written_again(tmp_path, name):
     checkpoints = Checkpoints(tmp_path)
     for step in (10, 20):
         path = save(checkpoints, step)
@@ -656,7 +644,7 @@ def test_a_malicious_pickle_in_place_of_a_file_is_refused_and_not_run(tmp_path, 
     if signed and name != "manifest.json":
         files = json.loads((path / "manifest.json").read_text())["files"]
         files[name] = entry(path / name)
-        (path / "manifest.json").write_text(checkpointing._manifest_text(10, files))
+        (path / "manifest.json").write_text(checkpoint_files.manifest_text(10, files))
     with pytest.raises(InputError, match=r"is damaged|nothing of it was run or used"):
         Checkpoints(tmp_path).load(path)
     assert not witness.exists()
@@ -679,7 +667,7 @@ def test_a_manifest_cannot_point_out_of_its_folder(tmp_path):
     (tmp_path / "secret").write_text("")
     files = json.loads((path / "manifest.json").read_text())["files"]
     files["../../secret"] = entry(tmp_path / "secret")
-    (path / "manifest.json").write_text(checkpointing._manifest_text(10, files))
+    (path / "manifest.json").write_text(checkpoint_files.manifest_text(10, files))
     with pytest.raises(InputError, match=r"manifest\.json is not as it was written"):
         Checkpoints(tmp_path).load(path)
 
@@ -693,12 +681,12 @@ ARGUMENTS = {
 }
 
 
-def test_equal_arguments_are_accepted_without_a_word():
+def test_equal_arguments_are_accepted_without_a_message():
     assert check_unchanged(json.loads(json.dumps(ARGUMENTS)), ARGUMENTS) == []
 
 
 @pytest.mark.parametrize("name", sorted(FREE_ARGUMENTS))
-def test_an_argument_that_alters_nothing_may_change(name):
+def test_an_argument_without_effect_on_the_weights_may_change(name):
     assert check_unchanged(ARGUMENTS, {**ARGUMENTS, name: "another"}) == []
 
 
@@ -711,7 +699,7 @@ def test_every_free_argument_is_an_argument():
              "ema_decay", "cache_images", "global_batch_size", "mixed_precision", "early_stopping_patience",
              "eval_steps"]
 )  # fmt: skip
-def test_an_argument_that_alters_the_run_is_refused_with_both_values(name):
+def test_an_argument_that_changes_the_run_is_refused_with_both_values(name):
     with pytest.raises(
         InputError, match=rf"{name} was {ARGUMENTS[name]!r} and is 'another'.*--allow_changed_arguments"
     ):
@@ -723,11 +711,11 @@ def test_all_changed_arguments_are_named_at_once():
         check_unchanged(ARGUMENTS, {**ARGUMENTS, "seed": 7, "learning_rate": 0.1})
 
 
-def test_changed_arguments_that_are_allowed_are_told():
+def test_changed_arguments_that_are_allowed_are_reported():
     assert check_unchanged(ARGUMENTS, {**ARGUMENTS, "seed": 7}, allow=True) == ["seed was 42 and is 7"]
 
 
-def test_the_factors_of_one_global_batch_may_change_and_are_told():
+def test_the_factors_of_one_global_batch_may_change_and_are_reported():
     changed = {**ARGUMENTS, "num_processes": 1, "per_device_train_batch_size": 64}
     assert check_unchanged(ARGUMENTS, changed) == [
         "num_processes was 2 and is 1",
@@ -735,6 +723,6 @@ def test_the_factors_of_one_global_batch_may_change_and_are_told():
     ]
 
 
-def test_an_argument_that_one_side_does_not_know_is_named():
-    with pytest.raises(InputError, match="novel was not known and is 1"):
+def test_an_argument_that_only_one_side_has_is_named():
+    with pytest.raises(InputError, match="novel was unknown and is 1"):
         check_unchanged(ARGUMENTS, {**ARGUMENTS, "novel": 1})
