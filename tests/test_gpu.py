@@ -107,5 +107,5 @@ def test_the_memory_that_is_foretold_is_what_a_step_takes(settings):
         batch_size=batch_size, dtype=dtype, gradient_checkpointing=checkpointing, ema=True,
     ).peak  # fmt: skip
     print(f"{settings}: foretold {foretold / 1e6:,.0f} MB, measured {measured / 1e6:,.0f} MB")
-    # The README asks for a tenth, and 2 GB for what no operation shows.
+    # docs/training.md asks for a tenth, and 2 GB for what no operation shows.
     assert 0.7 * foretold < measured < 1.1 * foretold + 2e9

@@ -1,7 +1,11 @@
-"""The README and the recipes speak of what there is."""
+"""README, docs and recipes show commands, flags and files that exist."""
 
+import io
 import re
 import shlex
+import subprocess
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,10 @@ from seedling_hf.commands import main as seedling_hf
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FIRST_PAGES = ["README.md", "README.zh.md"]
+DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+PAGES = [*FIRST_PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "scripts/sample/README.md", *DOCS]
+SCRIPTS = [path.stem for path in sorted((ROOT / "scripts").glob("*.py"))]
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 
 
@@ -53,49 +61,120 @@ def test_the_configuration_of_fsdp_is_one_of_accelerate_that_training_takes():
     assert set(config.fsdp_config) <= options
 
 
-def test_each_command_has_its_row():
-    rows = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+@cache
+def flags_of(command: str) -> set[str]:
+    """The flags in the command's own help."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit):
+        seedling_hf([command, "--help"])
+    return {"--help", *re.findall(r"--\w+", printed.getvalue())}
+
+
+@cache
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def shown_commands(text: str) -> list[tuple[str, str]]:
+    """(command, the words after it) of every `seedling-hf COMMAND …` and `scripts/COMMAND.py …`."""
+    text = text.replace("\\\n", " ")
+    scripts = re.findall(rf"scripts/({'|'.join(SCRIPTS)})\.py((?: [^`\n|]*)?)", text)
+    return re.findall(r"seedling-hf (\w+)((?: [^`\n|]*)?)", text) + scripts
+
+
+def blocks(name: str, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page(name), re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_first_page_is_short():
+    assert len(README.splitlines()) <= 180
+
+
+@pytest.mark.parametrize("name", FIRST_PAGES)
+def test_each_command_has_its_row(name):
+    rows = re.findall(r"^\| `(\w+)` \|", page(name), re.MULTILINE)
     assert rows == [*COMMANDS]
 
 
+@pytest.mark.parametrize("name", FIRST_PAGES)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_flags_in_a_row_are_flags_of_the_command(command, capsys):
-    row = re.search(rf"^\| `{command}` \|.*\| `([^`]*)` \|$", README, re.MULTILINE)[1]
-    with pytest.raises(SystemExit):
-        seedling_hf([command, "--help"])
-    flags = set(re.findall(r"--\w+", capsys.readouterr().out))
-    assert set(row.split()) <= flags
+def test_the_flags_in_a_row_are_flags_of_the_command(command, name):
+    row = re.search(rf"^\| `{command}` \|.*\| `([^`]*)` \|$", page(name), re.MULTILINE)[1]
+    assert set(row.split()) <= flags_of(command)
 
 
-def test_the_flags_of_train_that_are_named_exist(capsys):
-    with pytest.raises(SystemExit):
-        seedling_hf(["train", "--help"])
-    flags = set(re.findall(r"--\w+", capsys.readouterr().out))
-    lines = README.replace("\\\n", " ").splitlines()
+def test_the_flags_of_train_that_are_named_exist():
+    lines = "\n".join(map(page, PAGES)).replace("\\\n", " ").splitlines()
     used = {
         flag for line in lines if "scripts/train.py" in line for flag in re.findall(r"--\w+", line.split("train.py")[1])
     }
     assert used
-    assert used <= flags
+    assert used <= flags_of("train")
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
-def test_the_commands_that_are_shown_are_commands_with_such_flags(name, capsys):
-    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = re.findall(r"seedling-hf (\w+)((?: [^`\n|]*)?)", text)
-    assert len(lines) > 5
-    for command, words in lines:
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_that_are_shown_are_commands_with_such_flags(name):
+    commands = shown_commands(page(name))
+    if name in FIRST_PAGES:
+        assert len(commands) > 5
+    for command, words in commands:
         if command == "COMMAND":
             continue
         assert command in COMMANDS
-        with pytest.raises(SystemExit):
-            seedling_hf([command, "--help"])
-        assert set(re.findall(r"--\w+", words)) <= set(re.findall(r"--\w+", capsys.readouterr().out)), command
+        assert set(re.findall(r"--\w+", words)) <= flags_of(command), command
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "CHANGELOG.md"])  # which has former flags too
+def test_a_flag_in_the_text_is_a_flag_of_some_command(name):
+    text = re.sub(r"^```.*?^```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
+    launchers = {flag for action in launch_command_parser()._actions for flag in action.option_strings}
+    known = launchers.union({"--check", "--nproc_per_node"}, *map(flags_of, COMMANDS))  # ruff's and torchrun's
+    assert set(re.findall(r"--\w+", text)) <= known
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_the_files_that_are_named_exist(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    names = re.findall(r"(?:\]\(|[\s\"])((?:scripts|seedling_hf|tests)/[\w./-]+?\.\w+)", text)
-    assert len(names) >= 5
+    names = re.findall(r"(?:\]\(|[\s\"`])((?:scripts|seedling_hf|tests)/[\w./-]+?\.\w+)", page(name))
+    if name in FIRST_PAGES:
+        assert len(names) >= 5
     assert [name for name in names if "COMMAND" not in name and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_link_leads_to_a_file_and_a_heading_that_exist(name):
+    links = re.findall(r"\]\((?!\w+://)([^)\s]+)\)", page(name)) + re.findall(r"<img src=\"([^\"]+)\"", page(name))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_code_blocks_are_python_and_bash_that_can_be_read(name):
+    for block in blocks(name, "python"):
+        compile(block, name, "exec")
+    for block in blocks(name, "bash"):
+        assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).stderr == ""
+
+
+def test_the_program_of_the_first_page_prints_what_the_page_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    program, printed = re.search(r"```python\n(.*?)```\s+```text\n(.*?)```", README, re.DOTALL).groups()
+    output = io.StringIO()
+    with redirect_stdout(output):
+        exec(compile(program, "README.md", "exec"), {})
+    assert output.getvalue() == printed
+
+
+def test_the_tests_line_is_the_one_that_the_continuous_integration_runs():
+    assert re.search(r"^pip install .*&& pytest", README, re.MULTILINE)
+    assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")

@@ -34,10 +34,10 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="the extra `export` is needed to write and run ONNX")
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPET = re.search(r"```python\n(import json, numpy as np, onnxruntime\n.*?)```", README, re.DOTALL)[1]
+PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+SNIPPET = re.search(r"```python\n(import json, numpy as np, onnxruntime\n.*?)```", PAGE, re.DOTALL)[1]
 IMAGE = re.search(r"Image\.open\((\".*?\")\)", SNIPPET)[1]
-NORMALISE = re.search(r"`(\(\(np\.asarray\(image\).*?)`", README)[1]
+NORMALISE = re.search(r"`(\(\(np\.asarray\(image\).*?)`", PAGE)[1]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def without_torch(code: str, python: str = sys.executable, **values: object) -> 
 
 
 def for_each_image(snippet: str, model_file: Path, files: list[Path]) -> str:
-    """The README's lines, run for each of `files`, printing the logits too."""
+    """The page's lines, run for each of `files`, printing the logits too."""
     lines = snippet.replace('"seedlings.onnx"', repr(str(model_file))).replace(IMAGE, "file")
     assert lines.count("file)") == 1, "the image of the snippet was replaced"
     lines += "print(json.dumps(np.asarray(image).tolist()))\n"
@@ -199,12 +199,12 @@ def check_answers(printed: str, model_dir: Path, files: list[Path]) -> None:
     assert lines[::3] == [SPECIES[i] for i in answers]
 
 
-def test_the_snippet_of_the_readme_gives_the_same_answers_without_torch(exported, model_dir, files):
+def test_the_snippet_of_the_docs_gives_the_same_answers_without_torch(exported, model_dir, files):
     printed = without_torch(for_each_image(SNIPPET, exported["folder"] / "seedlings.onnx", files))
     check_answers(printed, model_dir, files)
 
 
-def test_the_readmes_normalisation_gives_the_same_answers_without_preprocessing_inside(bare, model_dir, files):
+def test_the_normalisation_of_the_docs_gives_the_same_answers_without_preprocessing_inside(bare, model_dir, files):
     snippet = SNIPPET.replace("np.asarray(image)[None]", NORMALISE)
     check_answers(without_torch(for_each_image(snippet, bare, files)), model_dir, files)
 
