@@ -55,32 +55,54 @@ class ArgumentGroup:
 
 
 @dataclass(kw_only=True)
-class DataArguments(ArgumentGroup):
+class SplitArguments(ArgumentGroup):
+    """What `load_splits` takes: a folder of images, and which of them validate."""
+
+    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
+    validation_dir: str | None = option(
+        None, "class folders to validate on; without it, part of train_dir is used for validation"
+    )
+    split_strategy: str = option(
+        "stratified",
+        "how validation images are drawn: stratified; grouped, the same with near-duplicates on one side; random, as "
+        "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
+        choices=["stratified", "grouped", "random", "mle_bench"],
+    )
+    train_val_split: float = option(0.3, "fraction of the images used for validation, above 0 and below 1")
+    fold: str | None = option(None, "i/n: validate on fold i of n instead of a fraction; stratified or grouped")
+    split_seed: int = option(42, "seed of the split, separate from the run's, so that several runs can share a split")
+    split_file: str | None = option(None, "split.csv of an earlier run, to use exactly its split")
+    max_train_samples: int | None = option(None, "use at most this many training images, evenly from the classes")
+    max_eval_samples: int | None = option(None, "use at most this many validation images, evenly from the classes")
+    skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "train_val_split", above=0, below=1)
+        check_range(self, "max_train_samples", least=1)
+        check_range(self, "max_eval_samples", least=1)
+        if self.fold is None:
+            return
+        if self.split_strategy not in ("stratified", "grouped"):
+            raise InputError(
+                f"expected --fold with --split_strategy stratified or grouped, found {self.split_strategy}; drop one"
+            )
+        i, slash, n = self.fold.partition("/")
+        if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) >= 2):
+            raise InputError(f"expected --fold i/n with i from 1 to n and n at least 2, such as 1/5, found {self.fold}")
+
+
+@dataclass(kw_only=True)
+class DataArguments(SplitArguments):
     _argument_group_name = "Data"
 
     train_dir: str | None = option(None, "folder of class folders, or one with train/, val/ and test/ inside")
-    validation_dir: str | None = option(
-        None, "class folders to validate on; without it a part of train_dir is split off"
-    )
     dataset_name: str | None = option(None, "data set on the Hub instead of a folder")
     dataset_config_name: str | None = option(None, "configuration of that data set")
     dataset_revision: str | None = option(None, "branch, tag or commit of that data set")
     streaming: bool = option(False, "read its training images as they are needed, without a copy on the disk")
     image_column_name: str = option("image", "its column of images")
     label_column_name: str = option("label", "its column of classes")
-    split_strategy: str = option(
-        "stratified",
-        "how validation images are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
-        "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
-        choices=["stratified", "grouped", "random", "mle_bench"],
-    )
-    train_val_split: float = option(0.3, "share of the images that validates, above 0 and below 1")
-    fold: str | None = option(None, "i/n: fold i of n validates instead of a share; stratified or grouped")
-    split_seed: int = option(42, "seed of the split, apart from the run's, so that several runs share it")
-    split_file: str | None = option(None, "split.csv of an earlier run, to use its very split")
-    max_train_samples: int | None = option(None, "use at most so many training images")
-    max_eval_samples: int | None = option(None, "use at most so many validation images")
-    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
     no_duplicate_check: bool = option(False, "do not look for validation images that are nearly in training too")
     dataloader_num_workers: int = option(0, "processes that load images, for each training process")
     cache_images: int | None = option(
@@ -106,9 +128,6 @@ class DataArguments(ArgumentGroup):
                 "expected --cache_images without --streaming, which keeps nothing on the disk, found both; leave one "
                 "out"
             )
-        check_range(self, "train_val_split", above=0, below=1)
-        check_range(self, "max_train_samples", least=1)
-        check_range(self, "max_eval_samples", least=1)
         check_range(self, "dataloader_num_workers", least=0)
         check_range(self, "cache_images", least=32)
 

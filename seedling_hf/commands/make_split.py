@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import MISSING, ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import MISSING, SplitArguments, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing, temporary_path
 
@@ -17,31 +17,16 @@ FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
 @dataclass(kw_only=True)
-class SplitArguments(ArgumentGroup):
+class MakeSplitArguments(SplitArguments):
     """Flags of `make_split`."""
 
-    train_dir: str = option(MISSING, "folder of class folders")
-    output_dir: str = option(MISSING, "folder that gets train/, val/ and split.csv")
-    split_strategy: str = option(
-        "stratified",
-        "how validation images are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
-        "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
-        choices=["stratified", "grouped", "random", "mle_bench"],
-    )
-    train_val_split: float = option(0.3, "share of the images that validates, above 0 and below 1")
-    fold: str | None = option(None, "i/n: fold i of n validates instead of a share; stratified or grouped")
-    split_seed: int = option(42, "seed of the split")
-    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "train_val_split", above=0, below=1)
+    output_dir: str = option(MISSING, "folder for train/, val/ and split.csv")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The split that `train` would draw, as folders; what is there already is never changed or deleted."""
     arguments = parse_arguments(
-        SplitArguments, argv, prog="make_split", description="Copies class folders into train/ and val/."
+        MakeSplitArguments, argv, prog="make_split", description="Copies class folders into train/ and val/."
     )
     from seedling_hf.data.dataset import describe_splits, image_paths, load_splits
     from seedling_hf.data.splits import write_split_csv
@@ -50,14 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source, target = Path(arguments.train_dir), Path(arguments.output_dir)
     if source.resolve() in (target.resolve(), *target.resolve().parents):
         raise InputError(f"expected --output_dir outside of {source}, found {target}; choose another --output_dir")
-    splits = load_splits(
-        train_dir=source,
-        split_strategy=arguments.split_strategy,
-        train_val_split=arguments.train_val_split,
-        split_seed=arguments.split_seed,
-        fold=arguments.fold,
-        skip_bad_images=arguments.skip_bad_images,
-    )
+    splits = load_splits(arguments)
     with tempfile.TemporaryDirectory() as folder:
         write_split_csv(splits, Path(folder, "split.csv"))
         originals = {

@@ -3,7 +3,7 @@
 import logging
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ OFF = {
     "min_crop_scale": 1.0, "horizontal_flip": 0.0, "vertical_flip": 0.0, "quarter_turns": 0.0, "rotation_degrees": 0.0,
     "color_jitter": 0.0, "randaugment_num_ops": 0, "jpeg_prob": 0.0, "random_erasing": 0.0, "cutout_size": 0,
 }  # fmt: skip
-MIXING = ("mixup_alpha", "cutmix_alpha", "mixup_prob", "mixup_switch_prob", "mixup_mode", "label_smoothing_factor")
 
 
 @dataclass(kw_only=True)
@@ -80,8 +79,7 @@ def draw_class(name: str, images: "Dataset", rows: list[int], arguments: Preview
     from seedling_hf.plots import plot_contact_sheet
 
     size = arguments.image_size
-    flags = {key: value for key, value in asdict(arguments).items() if key in (*OFF, "randaugment_magnitude")}
-    versions = augment(images, rows, flags, arguments, epochs=arguments.num_examples)
+    versions = augment(images, rows, arguments, epochs=arguments.num_examples)
     sheet = [[to_rgb(images[row]["image"]).resize((size, size)), *augmented]
              for row, augmented in zip(rows, versions, strict=True)]  # fmt: skip
     columns = ["original", *(f"epoch {i + 1}" for i in range(arguments.num_examples))]
@@ -93,7 +91,7 @@ def draw_each_augmentation(names: list[str], images: "Dataset", rows: list[int],
     from seedling_hf.plots import plot_contact_sheet
 
     changes = each_augmentation(arguments.image_size)
-    columns = [augment(images, rows, flags, arguments) for flags in changes.values()]
+    columns = [augment(images, rows, replace(arguments, **flags)) for flags in changes.values()]
     sheet = [[column[place][0] for column in columns] for place in range(len(rows))]
     path = Path(arguments.output_dir, "each_augmentation.png")
     plot_contact_sheet(sheet, path, title="Each augmentation by itself", columns=[*changes], rows=names)
@@ -105,7 +103,7 @@ def draw_mixed_batches(images: "Dataset", rows: list[int], arguments: PreviewArg
     from seedling_hf.plots import plot_contact_sheet
 
     names = images.features["label"].names
-    view = images.with_transform(build_transform(OFF, arguments))
+    view = images.with_transform(build_transform(replace(arguments, **OFF)))
     examples = [{**view[row], "index": row} for row in rows]
     always = {"mixup_prob": 1.0}
     batches = {
@@ -115,11 +113,10 @@ def draw_mixed_batches(images: "Dataset", rows: list[int], arguments: PreviewArg
     }
     sheet, captions, titles = [], [], []
     for title, changes in batches.items():
-        flags = {key: value for key, value in asdict(arguments).items() if key in MIXING} | changes
-        if changes and not (flags["mixup_alpha"] or flags["cutmix_alpha"]):
+        augmentation = replace(arguments, **changes)
+        if changes and not (augmentation.mixup_alpha or augmentation.cutmix_alpha):
             continue  # switched off by its flag
-        smoothing = flags.pop("label_smoothing_factor")
-        batch = Collator(len(names), label_smoothing=smoothing, seed=arguments.seed, **flags)(examples)
+        batch = Collator(len(names), augmentation, seed=arguments.seed)(examples)
         sheet.append([to_bytes(image) for image in batch["pixel_values"]])
         captions.append([label_text(label, names) for label in batch["labels"]])
         titles.append(title)
@@ -129,21 +126,21 @@ def draw_mixed_batches(images: "Dataset", rows: list[int], arguments: PreviewArg
     )  # fmt: skip
 
 
-def build_transform(flags: dict, arguments: PreviewArguments) -> "ExampleTransform":
-    """The training transform of `flags` at the preview's size and seed."""
+def build_transform(arguments: PreviewArguments) -> "ExampleTransform":
+    """The training transform at the preview's size and seed."""
     from seedling_hf.data.transforms import ExampleTransform, build_train_transform
     from seedling_hf.replknet import RepLKNetImageProcessor
 
-    mean, std = RepLKNetImageProcessor.image_mean, RepLKNetImageProcessor.image_std
-    transform = build_train_transform(image_size=arguments.image_size, mean=mean, std=std, **flags)
+    side = {"height": arguments.image_size, "width": arguments.image_size}
+    transform = build_train_transform(arguments, RepLKNetImageProcessor(crop_size=side))
     return ExampleTransform(transform, seed=arguments.seed)
 
 
 def augment(
-    images: "Dataset", rows: list[int], flags: dict, arguments: PreviewArguments, epochs: int = 1
+    images: "Dataset", rows: list[int], arguments: PreviewArguments, epochs: int = 1
 ) -> list[list["np.ndarray"]]:
     """For each row, its image in each epoch, (H, W, 3) of 8 bits."""
-    transform = build_transform(flags, arguments)
+    transform = build_transform(arguments)
     view, versions = images.with_transform(transform), [[] for _ in rows]
     for epoch in range(epochs):
         transform.set_epoch(epoch)

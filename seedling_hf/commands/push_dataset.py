@@ -6,37 +6,20 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import MISSING, ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import MISSING, SplitArguments, option, parse_arguments
 
 
 @dataclass(kw_only=True)
-class PushDatasetArguments(ArgumentGroup):
+class PushDatasetArguments(SplitArguments):
     """Flags of `push_dataset`."""
 
-    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
     dataset_name: str = option(MISSING, "data set on the Hub, user/name; `train --dataset_name` takes the same")
     license: str = option(MISSING, "licence of the images, such as cc-by-sa-4.0, for the card")
     source: str | None = option(None, "where the images come from, a sentence for the card")
-    validation_dir: str | None = option(None, "class folders to validate on")
-    split_strategy: str = option(
-        "stratified",
-        "how validation images are drawn: stratified; grouped, the same with near-duplicates on one side; random as "
-        "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
-        choices=["stratified", "grouped", "random", "mle_bench"],
-    )
-    train_val_split: float = option(0.3, "share of the images that validates, above 0 and below 1")
-    fold: str | None = option(None, "i/n: fold i of n validates instead of a share; stratified or grouped")
-    split_seed: int = option(42, "seed of the split")
-    split_file: str | None = option(None, "split.csv of a run, to publish its very split")
-    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
     hub_private_repo: bool | None = option(None, "make a new repository private")
     hub_revision: str | None = option(None, "branch to push to")
     hub_tag: str | None = option(None, "tag of the data set")
     dry_run: bool = option(False, "only print the card")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "train_val_split", above=0, below=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -52,16 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.hub.outbox import CARD, Target
     from seedling_hf.hub.repository import push_dataset
 
-    splits = load_splits(
-        train_dir=arguments.train_dir,
-        validation_dir=arguments.validation_dir,
-        split_strategy=arguments.split_strategy,
-        train_val_split=arguments.train_val_split,
-        split_seed=arguments.split_seed,
-        fold=arguments.fold,
-        split_file=arguments.split_file,
-        skip_bad_images=arguments.skip_bad_images,
-    )
+    splits = load_splits(arguments)
     print(describe_splits(splits))
     with tempfile.TemporaryDirectory() as folder, nullcontext() if arguments.dry_run else hub_session():
         repo_id = arguments.dataset_name if arguments.dry_run else full_repo_id(arguments.dataset_name)

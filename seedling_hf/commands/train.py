@@ -61,36 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             timeout_s=arguments.hub_timeout,
         )
         pusher.preflight()
-    splits = (
-        load_streamed(
-            arguments.dataset_name,
-            arguments.dataset_config_name,
-            arguments.dataset_revision,
-            image_column=arguments.image_column_name,
-            label_column=arguments.label_column_name,
-            max_eval_samples=arguments.max_eval_samples,
-            split_seed=arguments.split_seed,
-            skip_bad_images=arguments.skip_bad_images,
-        )
-        if arguments.streaming
-        else load_splits(
-            train_dir=arguments.train_dir,
-            validation_dir=arguments.validation_dir,
-            dataset_name=arguments.dataset_name,
-            dataset_config_name=arguments.dataset_config_name,
-            dataset_revision=arguments.dataset_revision,
-            image_column_name=arguments.image_column_name,
-            label_column_name=arguments.label_column_name,
-            split_strategy=arguments.split_strategy,
-            train_val_split=arguments.train_val_split,
-            split_seed=arguments.split_seed,
-            fold=arguments.fold,
-            split_file=arguments.split_file,
-            max_train_samples=arguments.max_train_samples,
-            max_eval_samples=arguments.max_eval_samples,
-            skip_bad_images=arguments.skip_bad_images,
-        )
-    )
+    splits = load_streamed(arguments) if arguments.streaming else load_splits(arguments)
     class_names = splits["train"].features["label"].names
     model, image_processor = build_trainable_model(arguments, class_names)
     if arguments.auto_find_batch_size:

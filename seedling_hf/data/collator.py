@@ -6,55 +6,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.errors import InputError
 
 
 class Collator:
     """Stacks examples, and mixes them in training.
 
-    MixUp (arXiv 1710.09412) and CutMix (arXiv 1905.04899) are timm's `Mixup`; defaults are the tutorial's. How a batch
-    is mixed depends on (seed, epoch, images of the batch) alone.
+    MixUp (arXiv 1710.09412) and CutMix (arXiv 1905.04899) are timm's `Mixup`. How a batch is mixed depends only on
+    (seed, epoch, images of the batch).
 
     Args:
         num_labels: Number of classes.
-        mixup_alpha: MixUp's beta; 0 is off.
-        cutmix_alpha: CutMix's beta; 0 is off.
-        mixup_prob: Probability that a batch, pair or image is mixed.
-        mixup_switch_prob: Probability of CutMix where both are on.
-        mixup_mode: What shares one mixing weight: `batch`, `pair` or `elem`.
-        label_smoothing: Share of the target that is spread over all classes.
+        augmentation: How batches are mixed and labels smoothed; None leaves both as they are.
         seed: Seed of the run.
 
     Raises:
-        InputError: for another `mixup_mode`.
+        InputError: for an unknown `mixup_mode`.
     """
 
-    def __init__(
-        self,
-        num_labels: int,
-        *,
-        mixup_alpha: float = 0.8,
-        cutmix_alpha: float = 1.0,
-        mixup_prob: float = 0.1,
-        mixup_switch_prob: float = 0.5,
-        mixup_mode: str = "batch",
-        label_smoothing: float = 0.1,
-        seed: int = 0,
-    ) -> None:
-        if mixup_mode not in ("batch", "pair", "elem"):  # timm takes any other word for batch
-            raise InputError(f"expected mixup_mode batch, pair or elem, found {mixup_mode!r}")
-        self.num_labels, self.label_smoothing, self.seed, self.epoch = num_labels, label_smoothing, seed, 0
-        self.mixup = None
-        if (mixup_alpha or cutmix_alpha) and mixup_prob:
+    def __init__(self, num_labels: int, augmentation: AugmentationArguments | None = None, *, seed: int = 0) -> None:
+        self.num_labels, self.seed, self.epoch = num_labels, seed, 0
+        self.label_smoothing, self.mixup = 0.0, None
+        if augmentation is None:
+            return
+        if augmentation.mixup_mode not in ("batch", "pair", "elem"):  # timm takes any other word for batch
+            raise InputError(f"expected mixup_mode batch, pair or elem, found {augmentation.mixup_mode!r}")
+        self.label_smoothing = augmentation.label_smoothing_factor
+        if (augmentation.mixup_alpha or augmentation.cutmix_alpha) and augmentation.mixup_prob:
             from timm.data import Mixup  # takes a second to import
 
             self.mixup = Mixup(
-                mixup_alpha=mixup_alpha,
-                cutmix_alpha=cutmix_alpha,
-                prob=mixup_prob,
-                switch_prob=mixup_switch_prob,
-                mode=mixup_mode,
-                label_smoothing=label_smoothing,
+                mixup_alpha=augmentation.mixup_alpha,
+                cutmix_alpha=augmentation.cutmix_alpha,
+                prob=augmentation.mixup_prob,
+                switch_prob=augmentation.mixup_switch_prob,
+                mode=augmentation.mixup_mode,
+                label_smoothing=self.label_smoothing,
                 num_classes=num_labels,
             )
 

@@ -4,60 +4,27 @@ The columns are `image`, `label`, `file` and `index`, wherever the images come f
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from datasets import Dataset, DatasetDict, Image
 
+from seedling_hf.arguments import SplitArguments
 from seedling_hf.data.duplicates import cluster_duplicates
 from seedling_hf.data.folders import load_folders, number_rows
 from seedling_hf.data.hub_dataset import load_hub
 from seedling_hf.data.images import a_few
-from seedling_hf.data.splits import SPLITS, Row, choose_of_each_class, draw_validation, parse_fold, split_as_written
+from seedling_hf.data.splits import SPLITS, Row, choose_of_each_class, draw_validation, split_as_written
 from seedling_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def load_splits(
-    *,
-    train_dir: str | os.PathLike | None = None,
-    validation_dir: str | os.PathLike | None = None,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    dataset_revision: str | None = None,
-    image_column_name: str = "image",
-    label_column_name: str = "label",
-    split_strategy: str = "stratified",
-    train_val_split: float = 0.3,
-    split_seed: int = 42,
-    fold: str | None = None,
-    split_file: str | os.PathLike | None = None,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    skip_bad_images: bool = False,
-) -> DatasetDict:
+def load_splits(arguments: SplitArguments) -> DatasetDict:
     """Loads the images of a run and splits them, the same way on every process.
 
     Args:
-        train_dir: Class folders, or a folder with `train/`, `val/` (or `validation/`) and perhaps `test/` inside.
-        validation_dir: Class folders to validate on; without it, and without `val/`, a part of `train_dir` is.
-        dataset_name: A Hub data set instead.
-        dataset_config_name: Its configuration.
-        dataset_revision: Its branch, tag or commit.
-        image_column_name: Its column of images.
-        label_column_name: Its column of classes.
-        split_strategy: `stratified`: the share of each class; `grouped`: the same as far as clusters of near-duplicates
-            allow, which stay on one side (every image is decoded for that); `random`: as the tutorial draws it,
-            scikit-learn's `train_test_split` of the sorted files; `mle_bench`: the 14 % of MLE-bench's test set.
-        train_val_split: Share of the images that validates.
-        split_seed: Seed of the split; not the run's, so that runs of several seeds are judged on the same images.
-        fold: `i/n`: instead of a share, fold i (from 1) of n validates; `stratified` or `grouped`.
-        split_file: A split.csv that says for each file where it belongs.
-        max_train_samples: Use at most so many training images, evenly from the classes.
-        max_eval_samples: Use at most so many validation images, evenly from the classes.
-        skip_bad_images: Leave out images that cannot be decoded.
+        arguments: A folder and its split; `DataArguments` without `train_dir` name a data set of the Hub.
 
     Returns:
         `train`, `validation` and perhaps `test`; columns `image`, `label` (ClassLabel, names in byte order), `file`
@@ -65,37 +32,42 @@ def load_splits(
 
     Raises:
         InputError: for a missing folder, fewer than two classes, an empty class, a class that is in validation only, or
-            images that cannot be decoded, by name.
+            images that cannot be decoded, with their names.
     """
-    if fold is not None:
-        parse_fold(fold, split_strategy)
-    if dataset_name is not None:
-        pools = load_hub(
-            dataset_name, dataset_config_name, dataset_revision, image_column_name, label_column_name, skip_bad_images
-        )
+    if arguments.train_dir is None:
+        pools = load_hub(arguments)
     else:
-        pools = load_folders(train_dir, validation_dir, skip_bad_images=skip_bad_images)
+        pools = load_folders(arguments.train_dir, arguments.validation_dir, skip_bad_images=arguments.skip_bad_images)
     members = {split: list(range(len(pool))) for split, pool in pools.items()}
     if "validation" not in pools:
         pool, rows = pools["train"], _rows(pools["train"])
-        if split_file is not None:
-            split_of = split_as_written(rows, split_file, ignore_test="test" in pools)
+        if arguments.split_file is not None:
+            split_of = split_as_written(rows, arguments.split_file, ignore_test="test" in pools)
         else:
             clusters = None
-            if split_strategy == "grouped":
+            if arguments.split_strategy == "grouped":
                 clusters = dict(zip(rows, cluster_duplicates(image_sources(pool)), strict=True))
-            chosen = draw_validation(rows, split_strategy, train_val_split, split_seed, fold=fold, clusters=clusters)
+            chosen = draw_validation(
+                rows,
+                arguments.split_strategy,
+                arguments.train_val_split,
+                arguments.split_seed,
+                fold=arguments.fold,
+                clusters=clusters,
+            )
             split_of = dict.fromkeys(rows, "train") | dict.fromkeys(chosen, "validation")
         for split in {"train", "validation"} | set(split_of.values()):
             pools[split] = pool
             members[split] = [i for i, row in enumerate(rows) if split_of.get(row) == split]
-    elif split_file is not None or fold is not None:
-        flag = "--split_file" if split_file is not None else "--fold"
+    elif arguments.split_file is not None or arguments.fold is not None:
+        flag = "--split_file" if arguments.split_file is not None else "--fold"
         raise InputError(f"expected {flag} for images in one place, found a validation split beside them")
-    for split, limit in (("train", max_train_samples), ("validation", max_eval_samples)):
+    for split, limit in (("train", arguments.max_train_samples), ("validation", arguments.max_eval_samples)):
         if limit is not None:
             labels = pools[split].select(members[split])["label"]
-            members[split] = [members[split][i] for i in choose_of_each_class(list(labels), limit, split_seed)]
+            members[split] = [
+                members[split][i] for i in choose_of_each_class(list(labels), limit, arguments.split_seed)
+            ]
         if not members[split]:
             raise InputError(f"expected images for {split}, found none; change --train_val_split or add images")
     splits = DatasetDict({name: number_rows(pools[name], members[name]) for name in SPLITS if name in pools})

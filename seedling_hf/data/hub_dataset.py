@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 
+from seedling_hf.arguments import DataArguments
 from seedling_hf.data.folders import check_classes, check_known_classes, number_rows
 from seedling_hf.data.images import a_few, find_good_images
 from seedling_hf.data.splits import SPLITS, choose_of_each_class
@@ -17,15 +18,15 @@ HUB_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 logger = logging.getLogger(__name__)
 
 
-def load_hub(
-    name: str, config: str | None, revision: str | None, image_column: str, label_column: str, skip_bad: bool
-) -> dict[str, Dataset]:
+def load_hub(arguments: DataArguments) -> dict[str, Dataset]:
     """The splits of a Hub data set with the columns `image`, `label` and `file`; classes in the order of its train."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
+    name = arguments.dataset_name
+    image_column, label_column = arguments.image_column_name, arguments.label_column_name
     try:
-        loaded = load_dataset(name, config, revision=revision)
+        loaded = load_dataset(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
     except (DatasetNotFoundError, OSError, ValueError) as error:
         raise InputError(f"expected a data set at {name}, found none: {str(error).splitlines()[0]}") from error
     loaded = {HUB_NAMES.get(split, split): dataset for split, dataset in loaded.items()}
@@ -39,33 +40,15 @@ def load_hub(
     class_names, pools = None, {}
     for split in [split for split in SPLITS if split in loaded and split not in unused]:
         where = f"the split {split} of {name}"
-        pools[split] = _hub_pool(loaded[split], split, where, image_column, label_column, class_names, skip_bad)
+        pools[split] = _hub_pool(
+            loaded[split], split, where, image_column, label_column, class_names, arguments.skip_bad_images
+        )
         class_names = class_names or pools[split].features["label"].names
     return pools
 
 
-def load_streamed(
-    name: str,
-    config: str | None = None,
-    revision: str | None = None,
-    *,
-    image_column: str = "image",
-    label_column: str = "label",
-    max_eval_samples: int | None = None,
-    split_seed: int = 42,
-    skip_bad_images: bool = False,
-) -> dict[str, IterableDataset | Dataset]:
+def load_streamed(arguments: DataArguments) -> dict[str, IterableDataset | Dataset]:
     """The training images of a Hub data set as a stream, and its validation images on the disk.
-
-    Args:
-        name: Repository of the data set, or a folder of Parquet files.
-        config: Its configuration.
-        revision: Its branch, tag or commit.
-        image_column: Its column of images.
-        label_column: Its column of classes, a ClassLabel.
-        max_eval_samples: Use at most so many validation images, evenly from the classes.
-        split_seed: Seed of which.
-        skip_bad_images: Leave out validation images that cannot be decoded.
 
     Returns:
         `train` with columns `image`, undecoded, and `label`; `validation` as `load_splits` gives it.
@@ -76,8 +59,10 @@ def load_streamed(
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
+    name = arguments.dataset_name
+    image_column, label_column = arguments.image_column_name, arguments.label_column_name
     try:
-        streams = load_dataset(name, config, revision=revision, streaming=True)
+        streams = load_dataset(name, arguments.dataset_config_name, revision=arguments.dataset_revision, streaming=True)
         names = {HUB_NAMES.get(split, split): split for split in streams}
         missing = sorted({"train", "validation"} - names.keys())
         if missing:
@@ -105,11 +90,11 @@ def load_streamed(
     class_names = features[label_column].names
     pool = _hub_pool(
         images, "validation", f"the split validation of {name}", image_column, label_column, class_names,
-        skip_bad_images,
+        arguments.skip_bad_images,
     )  # fmt: skip
     members = list(range(len(pool)))
-    if max_eval_samples is not None:
-        members = choose_of_each_class(list(pool["label"]), max_eval_samples, split_seed)
+    if arguments.max_eval_samples is not None:
+        members = choose_of_each_class(list(pool["label"]), arguments.max_eval_samples, arguments.split_seed)
     stream = _undecoded(stream.select_columns([image_column, label_column]))
     renamed = {image_column: "image", label_column: "label"}
     stream = stream.rename_columns({old: new for old, new in renamed.items() if old != new})

@@ -45,7 +45,7 @@ def draw_validation(
     """
     rows = sorted(rows)
     if fold is not None:
-        return _draw_fold(rows, strategy, *parse_fold(fold, strategy), seed, clusters)
+        return _draw_fold(rows, strategy, *map(int, fold.split("/")), seed, clusters)
     if strategy in ("random", "mle_bench"):
         from sklearn.model_selection import train_test_split
 
@@ -67,20 +67,6 @@ def draw_validation(
         # Of its own for each class: another class more or less moves no image of this one.
         chosen |= set(random.Random(f"{seed} {label}").sample(free, min(count, len(free))))
     return chosen
-
-
-def parse_fold(fold: str, strategy: str) -> tuple[int, int]:
-    """The numbers i and n of a fold `i/n`.
-
-    Raises:
-        InputError: unless 1 ≤ i ≤ n and n ≥ 2, or for a strategy that draws no folds.
-    """
-    if strategy not in ("stratified", "grouped"):
-        raise InputError(f"expected --fold with --split_strategy stratified or grouped, found {strategy}; drop one")
-    i, slash, n = fold.partition("/")
-    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) >= 2):
-        raise InputError(f"expected --fold i/n with i from 1 to n and n at least 2, such as 1/5, found {fold}")
-    return int(i), int(n)
 
 
 def write_split_csv(splits: DatasetDict, path: str | os.PathLike) -> None:

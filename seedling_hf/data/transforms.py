@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor
 
+from seedling_hf.arguments import AugmentationArguments
+
 Transform = Callable[[Image.Image | Tensor], Tensor]  # of an image in RGB, or its (3, H, W) bytes
 
 
@@ -107,76 +109,50 @@ class Cutout(nn.Module):
 
 
 def build_train_transform(
-    *,
-    image_size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    resample: int = Image.Resampling.BICUBIC,
-    min_crop_scale: float = 0.6,
-    horizontal_flip: float = 0.5,
-    vertical_flip: float = 0.5,
-    quarter_turns: float = 0.0,
-    rotation_degrees: float = 180.0,
-    color_jitter: float = 0.2,
-    randaugment_num_ops: int = 0,
-    randaugment_magnitude: int = 7,
-    jpeg_prob: float = 0.0,
-    random_erasing: float = 0.0,
-    cutout_size: int = 0,
+    augmentation: AugmentationArguments, image_processor: BaseImageProcessor, image_size: int | None = None
 ) -> Transform:
     """The augmentation of one image: PIL image or its bytes in, normalised (3, image_size, image_size) float32 out.
 
     Args:
-        image_size: Side in pixels.
-        mean: Of each channel, on the scale of 0 to 1.
-        std: Of each channel.
-        resample: How sizes are changed, as PIL numbers it. It should be what the image processor does in evaluation:
-            a network that was trained on softer images than it is asked about takes sharpness for a sign of species.
-        min_crop_scale: Smallest share of the area that a random crop keeps; 1 leaves the image whole.
-        horizontal_flip: Probability.
-        vertical_flip: Probability.
-        quarter_turns: Probability of a turn by 0, 90, 180 or 270 degrees.
-        rotation_degrees: Largest angle either way; corners are filled with the mean colour.
-        color_jitter: Strength for brightness, contrast and saturation.
-        randaugment_num_ops: Operations of RandAugment (arXiv 1909.13719); 0 is off.
-        randaugment_magnitude: From 0 to 30.
-        jpeg_prob: Probability that an image is made a JPEG first: a network that has seen none takes what compression
-            leaves for a sign of species.
-        random_erasing: Probability of Random Erasing (arXiv 1708.04896).
-        cutout_size: Side of Cutout's square in pixels; 0 is off.
+        augmentation: What is drawn, and how often.
+        image_processor: Gives mean, std and interpolation. Training must resize as evaluation does: a network trained
+            on softer images than it is evaluated on takes sharpness for a property of a class.
+        image_size: Side in pixels; default: that of the image processor, which `cutout_size` is relative to.
     """
-    # Lanczos and the others of PIL are not made for tensors.
-    kind = {Image.Resampling.NEAREST: "nearest", Image.Resampling.BILINEAR: "bilinear"}.get(resample, "bicubic")
-    how = {"interpolation": InterpolationMode(kind), "antialias": True}
+    final_size = image_processor.crop_size["height"]
+    size, mean = image_size or final_size, image_processor.image_mean
+    # Tensors cannot be resized by Lanczos and the other filters of PIL.
+    resample = {Image.Resampling.NEAREST: "nearest", Image.Resampling.BILINEAR: "bilinear"}
+    how = {"interpolation": InterpolationMode(resample.get(image_processor.resample, "bicubic")), "antialias": True}
     steps: list[nn.Module] = [v2.PILToTensor()]
-    if jpeg_prob:
-        steps.append(v2.RandomApply([RandomJPEG()], jpeg_prob))  # before anything else, as cameras do it
-    if min_crop_scale < 1:
-        steps.append(v2.RandomResizedCrop(image_size, scale=(min_crop_scale, 1.0), **how))
+    if augmentation.jpeg_prob:
+        steps.append(v2.RandomApply([RandomJPEG()], augmentation.jpeg_prob))  # first, as in a camera
+    if augmentation.min_crop_scale < 1:
+        steps.append(v2.RandomResizedCrop(size, scale=(augmentation.min_crop_scale, 1.0), **how))
     else:
-        steps.append(v2.Resize((image_size, image_size), **how))
-    if horizontal_flip:
-        steps.append(v2.RandomHorizontalFlip(horizontal_flip))
-    if vertical_flip:
-        steps.append(v2.RandomVerticalFlip(vertical_flip))
-    if quarter_turns:
-        steps.append(RandomQuarterTurn(quarter_turns))
-    # From here on in float, in which colours are jittered sooner.
+        steps.append(v2.Resize((size, size), **how))
+    if augmentation.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip(augmentation.horizontal_flip))
+    if augmentation.vertical_flip:
+        steps.append(v2.RandomVerticalFlip(augmentation.vertical_flip))
+    if augmentation.quarter_turns:
+        steps.append(RandomQuarterTurn(augmentation.quarter_turns))
+    # From here on in float, in which colour jitter is faster.
     steps.append(v2.ToDtype(torch.float32, scale=True))
-    if rotation_degrees:
-        steps.append(RandomRotation(rotation_degrees, image_size, mean))
-    if color_jitter:
-        steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
-    if randaugment_num_ops:
-        fill = [round(255 * value) for value in mean]
+    if augmentation.rotation_degrees:
+        steps.append(RandomRotation(augmentation.rotation_degrees, size, mean))
+    if augmentation.color_jitter:
+        steps.append(v2.ColorJitter(*3 * [augmentation.color_jitter]))
+    if augmentation.randaugment_num_ops:
+        operations, magnitude = augmentation.randaugment_num_ops, augmentation.randaugment_magnitude
         steps.append(v2.ToDtype(torch.uint8, scale=True))
-        steps.append(v2.RandAugment(randaugment_num_ops, randaugment_magnitude, fill=fill))
+        steps.append(v2.RandAugment(operations, magnitude, fill=[round(255 * value) for value in mean]))
         steps.append(v2.ToDtype(torch.float32, scale=True))
-    steps.append(v2.Normalize(mean, std))
-    if random_erasing:
-        steps.append(v2.RandomErasing(random_erasing))
-    if cutout_size:
-        steps.append(Cutout(cutout_size))
+    steps.append(v2.Normalize(mean, image_processor.image_std))
+    if augmentation.random_erasing:
+        steps.append(v2.RandomErasing(augmentation.random_erasing))
+    if cutout := augmentation.cutout_size * size // final_size:
+        steps.append(Cutout(cutout))
     return v2.Compose(steps)
 
 

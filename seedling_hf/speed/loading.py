@@ -52,9 +52,9 @@ def loading_row(
     if count == 0:
         raise InputError(f"expected at least {batch_size} images in {folder} for a batch, found {len(images)}")
     images = images.select(choose_evenly(range(len(images)), count))
-    transform = ExampleTransform(_our_transform(processor), seed=seed)
+    transform = ExampleTransform(build_train_transform(DEFAULTS, processor), seed=seed)
     cached = cache_training_images(images, cached_side, processor)
-    collator = Collator(images.features["label"].num_classes, mixup_alpha=0, cutmix_alpha=0, label_smoothing=0)
+    collator = Collator(images.features["label"].num_classes)
     loader = {"batch_size": batch_size, "collate_fn": collator}
     with tempfile.TemporaryDirectory() as links:
         for file in images["file"]:
@@ -86,13 +86,6 @@ def _one_pass(loader: Iterable[Any], count: int, image_size: int) -> Callable[[]
             raise RuntimeError(f"expected {count} images in a pass, found {count - left}")
 
     return run
-
-
-def _our_transform(processor: BaseImageProcessor) -> Callable[..., torch.Tensor]:
-    size = processor.crop_size["height"]
-    return build_train_transform(
-        image_size=size, mean=processor.image_mean, std=processor.image_std, resample=processor.resample
-    )
 
 
 def _rotation(processor: BaseImageProcessor) -> v2.RandomRotation:

@@ -36,7 +36,7 @@ from seedling_hf.data.image_cache import (
 )
 from seedling_hf.data.sampler import EpochSampler
 from seedling_hf.data.stream import ImageStream, Place, pop_place
-from seedling_hf.data.transforms import ExampleTransform, Transform, build_eval_transform, build_train_transform
+from seedling_hf.data.transforms import ExampleTransform, build_eval_transform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import classification_metrics
 from seedling_hf.files import write_text
@@ -139,17 +139,8 @@ class Training:
         self.split = [row for split in kept for row in zip(split["file"], split["label"], strict=True)]
         self.eval_labels = np.asarray(validation["label"])
         self.image_size = image_processor.crop_size["height"]
-        self.train_transform = ExampleTransform(self._build_train_transform(self.image_size), seed=arguments.seed)
-        self.collator = Collator(
-            num_labels=len(self.class_names),
-            mixup_alpha=arguments.mixup_alpha,
-            cutmix_alpha=arguments.cutmix_alpha,
-            mixup_prob=arguments.mixup_prob,
-            mixup_switch_prob=arguments.mixup_switch_prob,
-            mixup_mode=arguments.mixup_mode,
-            label_smoothing=arguments.label_smoothing_factor,
-            seed=arguments.seed,
-        )
+        self.train_transform = ExampleTransform(build_train_transform(arguments, image_processor), seed=arguments.seed)
+        self.collator = Collator(len(self.class_names), arguments, seed=arguments.seed)
         # A generator of their own: each start of an iteration draws from it, and a run that is resumed within an epoch
         # starts one more.
         loader = partial(
@@ -196,7 +187,7 @@ class Training:
             loader(
                 validation.with_transform(eval_transform),
                 batch_size=arguments.per_device_eval_batch_size,
-                collate_fn=Collator(len(self.class_names), mixup_alpha=0, cutmix_alpha=0, label_smoothing=0),
+                collate_fn=Collator(len(self.class_names)),
             )
         )
         self.eval_loader = TimedLoader(eval_loader, self.timing, "evaluation_wait")
@@ -539,26 +530,6 @@ class Training:
         share = min(1.0, 1.5 * epoch * self.steps_per_epoch / self.num_steps)
         return self.image_size if share == 1 else start + int(share * (self.image_size - start)) // 16 * 16
 
-    def _build_train_transform(self, image_size: int) -> Transform:
-        arguments, image_processor = self.arguments, self.image_processor
-        return build_train_transform(
-            image_size=image_size,
-            mean=image_processor.image_mean,
-            std=image_processor.image_std,
-            resample=image_processor.resample,
-            min_crop_scale=arguments.min_crop_scale,
-            horizontal_flip=arguments.horizontal_flip,
-            vertical_flip=arguments.vertical_flip,
-            quarter_turns=arguments.quarter_turns,
-            rotation_degrees=arguments.rotation_degrees,
-            color_jitter=arguments.color_jitter,
-            randaugment_num_ops=arguments.randaugment_num_ops,
-            randaugment_magnitude=arguments.randaugment_magnitude,
-            jpeg_prob=arguments.jpeg_prob,
-            random_erasing=arguments.random_erasing,
-            cutout_size=arguments.cutout_size * image_size // self.image_size,
-        )
-
     def _download(self, name: str) -> str:
         """The checkpoint of a run on the Hub, brought here by the main process for all."""
         path = error = None
@@ -579,7 +550,9 @@ class Training:
         else:
             self.sampler.set_position(epoch, first_step)
             self.train_transform.set_epoch(epoch)
-            self.train_transform.transform = self._build_train_transform(self.image_size_of(epoch))
+            self.train_transform.transform = build_train_transform(
+                self.arguments, self.image_processor, self.image_size_of(epoch)
+            )
             self.collator.set_epoch(epoch)
         with self._timed("wait"):  # workers start here
             batches = iter(self.train_loader)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_loading import splits_of
 from hub_client import Client, Repository
 from huggingface_hub import DatasetCard
 from local_hub import Fault
 from local_hub import check_card as check_as_the_hub
 from PIL import Image
 
-from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.splits import hash_split, write_split_csv
 from seedling_hf.hub.dataset_card import Location, find_duplicates
 
@@ -24,11 +24,12 @@ LICENSE = "cc-by-sa-4.0"
 LOAD = """
 import hashlib, json, sys
 from pathlib import Path
+from seedling_hf.arguments import DataArguments
 from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.splits import write_split_csv
 
 source, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
-splits = load_splits(**source)
+splits = load_splits(DataArguments(**source))
 write_split_csv(splits, folder / "split.csv")
 rows = {name: [[row["file"], row["label"], row["index"], hashlib.sha256(row["image"].tobytes()).hexdigest()]
                for row in split] for name, split in splits.items()}
@@ -79,9 +80,9 @@ def test_the_data_set_on_the_hub_is_the_folder(client, images, repository, tmp_p
 
 
 def test_the_split_of_a_run_is_published_as_it_is(client, images, repository, tmp_path):
-    splits = load_splits(train_dir=images, split_seed=7)
+    splits = splits_of(train_dir=images, split_seed=7)
     write_split_csv(splits, tmp_path / "split.csv")
-    assert hash_split(tmp_path / "split.csv") != hash_of(load_splits(train_dir=images), tmp_path)
+    assert hash_split(tmp_path / "split.csv") != hash_of(splits_of(train_dir=images), tmp_path)
     assert push(client, images, "--split_file", tmp_path / "split.csv").returncode == 0
     assert repository.read("split.csv") == (tmp_path / "split.csv").read_bytes()
     assert "The split is that of an earlier run" in repository.read("README.md").decode()
@@ -103,7 +104,7 @@ def test_the_card_has_classes_split_duplicates_and_licence(client, images, repos
     assert (data["license"], data["task_categories"]) == (LICENSE, ["image-classification"])
     assert [split["num_examples"] for split in data["dataset_info"]["splits"]] == [13, 6]
     assert "| Common wheat | 4 | 2 |\n| Maize | 5 | 2 |\n| all | 13 | 6 |" in text
-    assert f"`{hash_of(load_splits(train_dir=images), tmp_path)}`" in text
+    assert f"`{hash_of(splits_of(train_dir=images), tmp_path)}`" in text
     assert "equal in every pixel: 1; " in text
     listed = re.search(r"\| files \| splits \|\n\|:--\|:--\|\n\| (.+?) \|", text)[1]
     assert sorted(listed.split(", ")) == sorted([f"Maize/{maize[0].name}", "Maize/again.jpg"])
@@ -161,7 +162,7 @@ def test_equal_pixels_are_found_under_other_names_and_formats(images):
         other = np.array(image.convert("RGB"))
     other[0, 0, 0] ^= 1
     Image.fromarray(other).save(images / "Charlock" / "other.png")
-    (group,) = find_duplicates(load_splits(train_dir=images))
+    (group,) = find_duplicates(splits_of(train_dir=images))
     assert {(row.file, row.label) for row in group} == {
         (f"Maize/{original.name}", "Maize"), ("Charlock/copy.png", "Charlock")
     }  # fmt: skip

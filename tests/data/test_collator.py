@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 
+from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data.collator import Collator
 from seedling_hf.errors import InputError
 
@@ -23,7 +24,8 @@ def examples(count: int, first: int = 0) -> list[dict]:
 
 
 def collate(batch: list[dict], *, epoch: int = 0, seed: int = 3, **settings) -> dict[str, torch.Tensor]:
-    collator = Collator(NUM_LABELS, seed=seed, **{"mixup_prob": 1.0, "label_smoothing": SMOOTHING} | settings)
+    augmentation = AugmentationArguments(**{"mixup_prob": 1.0, "label_smoothing_factor": SMOOTHING} | settings)
+    collator = Collator(NUM_LABELS, augmentation, seed=seed)
     collator.set_epoch(epoch)
     return collator(batch)
 
@@ -37,10 +39,11 @@ def smoothed(labels: torch.Tensor, smoothing: float = SMOOTHING) -> torch.Tensor
 @pytest.mark.parametrize("epoch", range(3))
 def test_a_batch_is_mixed_by_timm_from_seed_epoch_and_images(kind, mode, epoch):
     batch = examples(6, first=10)
-    settings = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": SMOOTHING} | MIXING[kind]
+    settings = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0} | MIXING[kind]
     found = collate(batch, epoch=epoch, mixup_mode=mode, **settings)
     np.random.seed(np.random.SeedSequence([3, epoch, 10, 11, 12, 13, 14, 15]).generate_state(4))
-    pixel_values, labels = Mixup(**settings, prob=1.0, mode=mode, num_classes=NUM_LABELS)(
+    mixup = Mixup(**settings, prob=1.0, mode=mode, label_smoothing=SMOOTHING, num_classes=NUM_LABELS)
+    pixel_values, labels = mixup(
         torch.stack([example["pixel_values"] for example in batch]),
         torch.tensor([example["labels"] for example in batch]),
     )
@@ -81,7 +84,7 @@ def test_a_batch_of_one_image_is_smoothed_only():
 
 
 def test_the_last_short_batch_of_an_epoch_is_mixed_within_itself():
-    collator = Collator(NUM_LABELS, mixup_prob=1.0, cutmix_alpha=0.0)
+    collator = Collator(NUM_LABELS, AugmentationArguments(mixup_prob=1.0, cutmix_alpha=0.0))
     full, short = collator(examples(8)), collator(examples(2, first=8))
     assert (len(full["labels"]), len(short["labels"])) == (8, 2)
     assert 8 <= short["pixel_values"].min() < short["pixel_values"].max() <= 9
@@ -119,7 +122,7 @@ def test_about_the_requested_share_of_batches_is_mixed():
 
 @pytest.mark.parametrize("settings", [{"mixup_prob": 0.0}, {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}], ids=str)
 def test_smoothed_labels_without_mixing_give_the_loss_of_pytorchs_label_smoothing(settings):
-    batch = collate(examples(7), label_smoothing=0.2, **settings)
+    batch = collate(examples(7), label_smoothing_factor=0.2, **settings)
     logits = torch.randn(7, NUM_LABELS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([example["labels"] for example in examples(7)])
     expected = F.cross_entropy(logits, labels, label_smoothing=0.2)
@@ -128,7 +131,7 @@ def test_smoothed_labels_without_mixing_give_the_loss_of_pytorchs_label_smoothin
 
 
 def test_without_mixing_and_smoothing_labels_are_class_numbers():
-    batch = collate(examples(4), mixup_prob=0.0, label_smoothing=0.0)
+    batch = collate(examples(4), mixup_prob=0.0, label_smoothing_factor=0.0)
     assert batch["labels"].dtype == batch["index"].dtype == torch.int64
     assert batch["labels"].tolist() == [0, 2, 4, 6]
     assert batch["index"].tolist() == [0, 1, 2, 3]
@@ -136,11 +139,11 @@ def test_without_mixing_and_smoothing_labels_are_class_numbers():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_mixed_labels_sum_to_one(smoothing):
-    labels = collate(examples(7), label_smoothing=smoothing)["labels"]
+    labels = collate(examples(7), label_smoothing_factor=smoothing)["labels"]
     assert (labels.shape, labels.dtype) == ((7, NUM_LABELS), torch.float32)
     torch.testing.assert_close(labels.sum(1), torch.ones(7))
 
 
 def test_an_unknown_mixup_mode_is_refused():
     with pytest.raises(InputError, match="expected mixup_mode batch, pair or elem, found 'half'"):
-        Collator(NUM_LABELS, mixup_mode="half")
+        Collator(NUM_LABELS, AugmentationArguments(mixup_mode="half"))

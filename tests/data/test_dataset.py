@@ -11,19 +11,22 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from data_loading import splits_of
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 from sklearn.model_selection import train_test_split
 
+from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data import images as image_files
-from seedling_hf.data.dataset import describe_splits, image_paths, load_splits
+from seedling_hf.data.dataset import describe_splits, image_paths
 from seedling_hf.data.duplicates import cluster_duplicates
 from seedling_hf.data.folders import load_folder, load_folders
 from seedling_hf.data.images import find_bad_images, list_images, read_image
 from seedling_hf.data.splits import draw_validation, hash_split, read_split_csv, write_split_csv
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
+from seedling_hf.replknet import RepLKNetImageProcessor
 
 SEEDLINGS = Path(__file__).resolve().parents[3] / "shared" / "seedlings"
 
@@ -55,7 +58,7 @@ def rows(split: Dataset) -> list[tuple[str, str]]:
 
 
 def test_a_tree_of_class_folders_gives_images_with_label_file_and_number(tree):
-    splits = load_splits(train_dir=tree)
+    splits = splits_of(train_dir=tree)
     assert splits.keys() == {"train", "validation"}
     for split in splits.values():
         assert split["index"] == list(range(len(split)))
@@ -69,14 +72,14 @@ def test_a_tree_of_class_folders_gives_images_with_label_file_and_number(tree):
 
 def test_classes_are_in_byte_order(tmp_path, plant):
     plant(tmp_path / "tree", Zup=2, a_low=2, Common_10=2, Ähre=2)
-    assert load_splits(train_dir=tmp_path / "tree")["train"].features["label"].names == [
+    assert splits_of(train_dir=tmp_path / "tree")["train"].features["label"].names == [
         "Common_10", "Zup", "a_low", "Ähre",
     ]  # fmt: skip
 
 
 def test_class_folders_may_be_called_like_splits(tmp_path, plant):
     plant(tmp_path / "tree", **{"train": 2, "val": 2, "test weed": 2, "a[1]*": 2})
-    splits = load_splits(train_dir=tmp_path / "tree")
+    splits = splits_of(train_dir=tmp_path / "tree")
     assert Counter(name for split in splits.values() for _, name in rows(split)) == {
         "train": 2, "val": 2, "test weed": 2, "a[1]*": 2,
     }  # fmt: skip
@@ -86,7 +89,7 @@ def test_equal_file_names_in_two_classes_are_two_images(tmp_path, plant):
     root = plant(tmp_path / "tree")
     for name in ("Maize", "Charlock"):
         shutil.copyfile(next((root / name).iterdir()), root / name / "same.jpg")
-    splits = load_splits(train_dir=root)
+    splits = splits_of(train_dir=root)
     files = [*splits["train"]["file"], *splits["validation"]["file"]]
     assert {"Maize/same.jpg", "Charlock/same.jpg"} <= set(files)
     assert len(set(files)) == len(files) == 11
@@ -96,29 +99,27 @@ def test_equal_file_names_in_two_classes_are_two_images(tmp_path, plant):
 
 
 def test_a_stratified_split_has_the_share_of_each_class(sample_dir):
-    splits = load_splits(train_dir=sample_dir, train_val_split=0.25)
+    splits = splits_of(train_dir=sample_dir, train_val_split=0.25)
     assert set(Counter(splits["validation"]["label"]).values()) == {10}
     assert set(Counter(splits["train"]["label"]).values()) == {30}
 
 
 def test_a_split_depends_on_its_seed(sample_dir):
-    first, again, other = (
-        set(load_splits(train_dir=sample_dir, split_seed=s)["validation"]["file"]) for s in (1, 1, 2)
-    )
+    first, again, other = (set(splits_of(train_dir=sample_dir, split_seed=s)["validation"]["file"]) for s in (1, 1, 2))
     assert first == again != other
 
 
 def test_another_class_moves_no_image_of_the_others(tree, plant):
-    before = set(rows(load_splits(train_dir=tree)["validation"]))
+    before = set(rows(splits_of(train_dir=tree)["validation"]))
     plant(tree, Cleavers=6)
-    after = set(rows(load_splits(train_dir=tree)["validation"]))
+    after = set(rows(splits_of(train_dir=tree)["validation"]))
     assert {row for row in after if row[1] != "Cleavers"} == before
 
 
 def test_the_random_split_is_the_tutorials(sample_dir):
     files = sorted(str(path) for path in sample_dir.glob("*/*.jpg"))
     expected = train_test_split(files, test_size=0.3, random_state=42)
-    splits = load_splits(train_dir=sample_dir, split_strategy="random")
+    splits = splits_of(train_dir=sample_dir, split_strategy="random")
     for split, wanted in zip(("train", "validation"), expected, strict=True):
         assert sorted(image_paths(splits[split])) == sorted(wanted)
 
@@ -127,7 +128,7 @@ def test_the_random_split_sorts_whole_paths_where_one_class_name_begins_another(
     root = plant(tmp_path / "tree", **{"Maize": 7, "Maize early": 7})
     files = sorted(str(path) for path in root.glob("*/*.jpg"))
     expected = train_test_split(files, test_size=0.3, random_state=42)[1]
-    found = load_splits(train_dir=root, split_strategy="random")["validation"]
+    found = splits_of(train_dir=root, split_strategy="random")["validation"]
     assert sorted(image_paths(found)) == sorted(expected)
 
 
@@ -154,14 +155,14 @@ def sides(root: Path, validation: set[str]) -> Counter:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_grouped_split_keeps_near_duplicates_on_one_side_and_the_share_of_each_class(doubled, seed):
-    splits = load_splits(train_dir=doubled, split_strategy="grouped", split_seed=seed)
+    splits = splits_of(train_dir=doubled, split_strategy="grouped", split_seed=seed)
     assert sides(doubled, set(splits["validation"]["file"])).keys() <= {0, 2}
     # 30 % of 13 images; single images fill up what pairs leave.
     assert set(Counter(splits["validation"]["label"]).values()) == {4}
 
 
 def test_the_stratified_split_of_the_same_images_parts_some_pairs(doubled):
-    splits = load_splits(train_dir=doubled)
+    splits = splits_of(train_dir=doubled)
     assert sides(doubled, set(splits["validation"]["file"]))[1] > 0
 
 
@@ -191,7 +192,7 @@ def test_a_grouped_split_depends_on_clusters_and_seed_and_not_on_their_numbers_o
 
 
 def test_without_duplicates_the_grouped_split_is_the_stratified_one(tree):
-    grouped, stratified = (load_splits(train_dir=tree, split_strategy=s) for s in ("grouped", "stratified"))
+    grouped, stratified = (splits_of(train_dir=tree, split_strategy=s) for s in ("grouped", "stratified"))
     assert {s: rows(split) for s, split in grouped.items()} == {s: rows(split) for s, split in stratified.items()}
 
 
@@ -205,7 +206,7 @@ def test_a_cluster_over_two_classes_stays_on_one_side():
 
 @pytest.mark.parametrize("strategy", ["stratified", "grouped"])
 def test_folds_part_the_images(doubled, strategy):
-    folds = [load_splits(train_dir=doubled, split_strategy=strategy, fold=f"{i}/4") for i in (1, 2, 3, 4)]
+    folds = [splits_of(train_dir=doubled, split_strategy=strategy, fold=f"{i}/4") for i in (1, 2, 3, 4)]
     validated = [file for fold in folds for file in fold["validation"]["file"]]
     assert len(validated) == len(set(validated)) == 39
     for fold in folds:
@@ -217,7 +218,7 @@ def test_folds_part_the_images(doubled, strategy):
 
 def test_folds_depend_on_the_seed(tree):
     first, again, other = (
-        set(load_splits(train_dir=tree, fold="1/4", split_seed=s)["validation"]["file"]) for s in (1, 1, 2)
+        set(splits_of(train_dir=tree, fold="1/4", split_seed=s)["validation"]["file"]) for s in (1, 1, 2)
     )
     assert first == again != other
 
@@ -236,12 +237,12 @@ def test_folds_depend_on_the_seed(tree):
 )
 def test_a_fold_that_is_none_is_refused(tree, flags, message):
     with pytest.raises(InputError, match=message):
-        load_splits(train_dir=tree, **flags)
+        splits_of(train_dir=tree, **flags)
 
 
 def test_a_fold_of_images_with_a_validation_folder_is_refused(tree):
     with pytest.raises(InputError, match="expected --fold for images in one place"):
-        load_splits(train_dir=tree, validation_dir=tree, fold="1/2")
+        splits_of(train_dir=tree, validation_dir=tree, fold="1/2")
 
 
 def test_the_mle_bench_split_sorts_classes_then_files_and_asks_for_nothing_else(tmp_path, plant):
@@ -250,7 +251,7 @@ def test_the_mle_bench_split_sorts_classes_then_files_and_asks_for_nothing_else(
     files = [f"{label}/{file}" for label in sorted(os.listdir(root)) for file in sorted(os.listdir(root / label))]
     expected = train_test_split(files, test_size=0.14, random_state=0)[1]
     for flags in ({}, {"split_seed": 5, "train_val_split": 0.5}):
-        found = load_splits(train_dir=root, split_strategy="mle_bench", **flags)["validation"]["file"]
+        found = splits_of(train_dir=root, split_strategy="mle_bench", **flags)["validation"]["file"]
         assert sorted(found) == sorted(expected)
 
 
@@ -265,7 +266,7 @@ def test_the_mle_bench_split_of_4750_images_validates_666_as_its_sample_submissi
 @pytest.mark.skipif(not SEEDLINGS.is_dir(), reason=f"needs the 4,027 seedlings in {SEEDLINGS}")
 @pytest.mark.parametrize("flags", [{}, {"fold": "1/5"}], ids=str)
 def test_a_grouped_split_of_the_seedlings_keeps_every_cluster_together(flags):
-    splits = load_splits(train_dir=SEEDLINGS, split_strategy="grouped", **flags)
+    splits = splits_of(train_dir=SEEDLINGS, split_strategy="grouped", **flags)
     files = sorted(SEEDLINGS.glob("*/*"))
     validation = set(image_paths(splits["validation"]))
     side_of = {}
@@ -279,28 +280,28 @@ def test_a_grouped_split_of_the_seedlings_keeps_every_cluster_together(flags):
 
 
 def test_a_class_of_one_image_is_trained_on_with_a_warning(tmp_path, plant, caplog):
-    splits = load_splits(train_dir=plant(tmp_path / "tree", Maize=1, Charlock=4))
+    splits = splits_of(train_dir=plant(tmp_path / "tree", Maize=1, Charlock=4))
     assert "the class Maize has one image" in caplog.text
     assert Counter(name for _, name in rows(splits["train"])) == {"Maize": 1, "Charlock": 3}
 
 
 def test_a_class_that_a_random_split_leaves_without_training_is_named(tmp_path, plant, caplog):
-    load_splits(train_dir=plant(tmp_path / "tree", A=1, B=1, C=1), split_strategy="random", train_val_split=0.6)
+    splits_of(train_dir=plant(tmp_path / "tree", A=1, B=1, C=1), split_strategy="random", train_val_split=0.6)
     assert "no image is left to train these classes: " in caplog.text
 
 
 def test_fewer_images_are_taken_evenly_from_the_classes(tmp_path, plant):
     root = plant(tmp_path / "tree", Maize=20, Charlock=10, Cleavers=4)
-    splits = load_splits(train_dir=root, train_val_split=0.5, max_train_samples=6, max_eval_samples=3)
+    splits = splits_of(train_dir=root, train_val_split=0.5, max_train_samples=6, max_eval_samples=3)
     assert Counter(name for _, name in rows(splits["train"])) == {"Maize": 2, "Charlock": 2, "Cleavers": 2}
     assert Counter(name for _, name in rows(splits["validation"])) == {"Maize": 1, "Charlock": 1, "Cleavers": 1}
     assert splits["train"]["index"] == list(range(6))
 
 
 def test_a_limit_above_the_number_of_images_changes_nothing(tree):
-    limited = load_splits(train_dir=tree, max_train_samples=1000, max_eval_samples=1000)
+    limited = splits_of(train_dir=tree, max_train_samples=1000, max_eval_samples=1000)
     assert {s: rows(split) for s, split in limited.items()} == {
-        s: rows(split) for s, split in load_splits(train_dir=tree).items()
+        s: rows(split) for s, split in splits_of(train_dir=tree).items()
     }
 
 
@@ -310,14 +311,14 @@ def test_a_limit_above_the_number_of_images_changes_nothing(tree):
 def test_folders_of_splits_are_used_as_they_are(tmp_path, plant):
     for split, count in (("train", 4), ("val", 3), ("test", 2)):
         plant(tmp_path / split, Maize=count, Charlock=count)
-    assert {s: len(split) for s, split in load_splits(train_dir=tmp_path).items()} == {
+    assert {s: len(split) for s, split in splits_of(train_dir=tmp_path).items()} == {
         "train": 8, "validation": 6, "test": 4,
     }  # fmt: skip
 
 
 def test_a_validation_folder_may_lie_elsewhere_and_lack_a_class(tmp_path, plant):
     plant(tmp_path / "a", Maize=2, Charlock=2)
-    splits = load_splits(train_dir=tmp_path / "a", validation_dir=plant(tmp_path / "b", Maize=3))
+    splits = splits_of(train_dir=tmp_path / "a", validation_dir=plant(tmp_path / "b", Maize=3))
     assert rows(splits["validation"])[0][1] == "Maize"
     assert splits["validation"].features == splits["train"].features
     assert len(splits["train"]) == 4
@@ -327,7 +328,7 @@ def test_two_validation_folders_are_refused(tmp_path, plant):
     for split in ("train", "val", "validation"):
         plant(tmp_path / split)
     with pytest.raises(InputError, match="found val and validation; remove one"):
-        load_splits(train_dir=tmp_path)
+        splits_of(train_dir=tmp_path)
 
 
 def test_a_flat_test_folder_and_other_folders_are_left_out_with_a_notice(tmp_path, plant, caplog):
@@ -345,11 +346,11 @@ def test_a_class_that_only_validates_is_refused_by_name(tmp_path, plant, name, a
     plant(tmp_path / "train", Maize=2, Charlock=2)
     plant(tmp_path / "val", **{"Charlock": 2, name: 2})
     with pytest.raises(InputError, match=f"found {name} besides; {advice}; the classes are Charlock, Maize"):
-        load_splits(train_dir=tmp_path)
+        splits_of(train_dir=tmp_path)
 
 
 def test_classes_that_differ_in_capitals_are_kept_apart_with_a_warning(tmp_path, plant, caplog):
-    splits = load_splits(train_dir=plant(tmp_path / "tree", Maize=2, maize=2))
+    splits = splits_of(train_dir=plant(tmp_path / "tree", Maize=2, maize=2))
     assert splits["train"].features["label"].names == ["Maize", "maize"]
     assert "differ in capitals only are kept apart: Maize, maize" in caplog.text
 
@@ -370,13 +371,13 @@ def test_a_class_that_the_model_does_not_know_is_refused_by_name(tree):
 
 def test_strangers_are_left_out_with_one_notice(tree, caplog):
     caplog.set_level(logging.INFO)
-    expected = {s: rows(split) for s, split in load_splits(train_dir=tree).items()}
+    expected = {s: rows(split) for s, split in splits_of(train_dir=tree).items()}
     for name in (".DS_Store", "readme.txt", "stray.png", "Maize/Thumbs.db", "Maize/.hidden.jpg", "Maize/notes.txt"):
         (tree / name).write_bytes(b"x")
     for name in (".git/Oak", "__MACOSX/Maize", "Charlock/__MACOSX", "Charlock/.ipynb_checkpoints"):
         (tree / name).mkdir(parents=True)
     caplog.clear()
-    assert {s: rows(split) for s, split in load_splits(train_dir=tree).items()} == expected
+    assert {s: rows(split) for s, split in splits_of(train_dir=tree).items()} == expected
     assert len(caplog.messages) == 1
     assert ".DS_Store" in caplog.text and "and 5 more" in caplog.text
 
@@ -398,21 +399,21 @@ def test_strangers_are_left_out_with_one_notice(tree, caplog):
 def test_a_tree_without_two_classes_of_images_is_refused_with_the_reason(tree, make, message):
     make(tree)
     with pytest.raises(InputError, match=message):
-        load_splits(train_dir=tree)
+        splits_of(train_dir=tree)
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
 def test_a_class_folder_without_permission_is_refused_by_name(tree):
     (tree / "Maize").chmod(0)
     with pytest.raises(InputError, match=r"can be read at .*Maize, found Permission denied"):
-        load_splits(train_dir=tree)
+        splits_of(train_dir=tree)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_not_utf8_is_refused(tree):
     shutil.copyfile(next((tree / "Maize").iterdir()), os.fsencode(tree / "Maize") + b"/\xff.jpg")
     with pytest.raises(InputError, match=r"names in UTF-8 in .*Maize, found b'.xff.jpg'; rename it"):
-        load_splits(train_dir=tree)
+        splits_of(train_dir=tree)
 
 
 # Images of every kind
@@ -450,8 +451,8 @@ GOOD = {
 @pytest.mark.parametrize("name", GOOD)
 def test_an_image_of_an_unusual_kind_is_trained_on(tree, name, tmp_path):
     GOOD[name](tree / "Maize" / name)
-    splits = load_splits(train_dir=tree, train_val_split=0.01)
-    transform = ExampleTransform(build_train_transform(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3))
+    splits = splits_of(train_dir=tree, train_val_split=0.01)
+    transform = ExampleTransform(build_train_transform(AugmentationArguments(), RepLKNetImageProcessor(crop_size=32)))
     examples = {f: example for split in splits.values()
                 for f, example in zip(split["file"], split.with_transform(transform), strict=True)}  # fmt: skip
     assert examples[f"Maize/{name}"]["pixel_values"].shape == (3, 32, 32)
@@ -514,8 +515,8 @@ def test_a_bad_image_is_refused_by_name_or_left_out(tree, name, caplog):
     else:
         write(tree / "Maize" / name)
     with pytest.raises(InputError, match=rf"found 1 of 10 that cannot: .*{name} \(.*{reason}.*\); .*skip_bad_images"):
-        load_splits(train_dir=tree)
-    splits = load_splits(train_dir=tree, skip_bad_images=True)
+        splits_of(train_dir=tree)
+    splits = splits_of(train_dir=tree, skip_bad_images=True)
     assert sum(map(len, splits.values())) == 9
     assert "left out 1 of 10 images that cannot be decoded" in caplog.text
 
@@ -525,14 +526,14 @@ def test_an_image_without_permission_is_refused_by_name(tree):
     file = next((tree / "Maize").iterdir())
     file.chmod(0)
     with pytest.raises(InputError, match=rf"{file.name} \(Permission denied\)"):
-        load_splits(train_dir=tree)
+        splits_of(train_dir=tree)
 
 
 def test_a_class_of_bad_images_only_is_refused_though_they_may_be_skipped(tree):
     for file in (tree / "Maize").iterdir():
         file.write_bytes(b"")
     with pytest.raises(InputError, match="found none in Maize"):
-        load_splits(train_dir=tree, skip_bad_images=True)
+        splits_of(train_dir=tree, skip_bad_images=True)
 
 
 def test_bad_images_are_found_among_good_ones(tree):
@@ -546,12 +547,12 @@ def test_bad_images_are_found_among_good_ones(tree):
 
 @pytest.fixture
 def written(tree, tmp_path) -> Path:
-    write_split_csv(load_splits(train_dir=tree, split_seed=7), tmp_path / "split.csv")
+    write_split_csv(splits_of(train_dir=tree, split_seed=7), tmp_path / "split.csv")
     return tmp_path / "split.csv"
 
 
 def test_a_split_is_read_back_as_it_was_written(tree, written):
-    expected, found = load_splits(train_dir=tree, split_seed=7), load_splits(train_dir=tree, split_file=written)
+    expected, found = splits_of(train_dir=tree, split_seed=7), splits_of(train_dir=tree, split_file=written)
     assert {s: rows(split) for s, split in found.items()} == {s: rows(split) for s, split in expected.items()}
 
 
@@ -567,33 +568,33 @@ def test_a_split_may_say_what_tests(tree, tmp_path):
     lines = [f"{file},{label},{split}" for (file, label), split in
              zip(rows(load_folder(tree)), ["train", "validation", "test"] * 3, strict=True)]  # fmt: skip
     (tmp_path / "split.csv").write_text("\n".join(["file,label,split", *lines]))
-    splits = load_splits(train_dir=tree, split_file=tmp_path / "split.csv")
+    splits = splits_of(train_dir=tree, split_file=tmp_path / "split.csv")
     assert {s: len(split) for s, split in splits.items()} == {"train": 3, "validation": 3, "test": 3}
 
 
 def test_a_split_that_a_spreadsheet_saved_is_read(tree, written):
     written.write_text("\ufeff" + written.read_text().replace("\n", "\r\n"), newline="")
-    assert len(load_splits(train_dir=tree, split_file=written)["train"]) == 6
+    assert len(splits_of(train_dir=tree, split_file=written)["train"]) == 6
 
 
 def test_a_split_of_images_that_are_gone_is_refused_with_their_names(tree, written):
     gone = next((tree / "Maize").iterdir())
     gone.unlink()
     with pytest.raises(InputError, match=f"found 1 gone: Maize/{gone.name}; restore them or draw a new split"):
-        load_splits(train_dir=tree, split_file=written)
+        splits_of(train_dir=tree, split_file=written)
 
 
 def test_a_split_with_another_label_is_refused_with_the_name(tree, written):
     file = next((tree / "Maize").iterdir()).name
     written.write_text(written.read_text().replace(f"Maize/{file},Maize", f"Maize/{file},Charlock"))
     with pytest.raises(InputError, match=rf"found 1 with another class: Maize/{file} \(Charlock, now Maize\)"):
-        load_splits(train_dir=tree, split_file=written)
+        splits_of(train_dir=tree, split_file=written)
 
 
 def test_images_that_a_split_does_not_know_are_left_out_with_a_warning(tree, written, plant, caplog):
-    expected = {s: rows(split) for s, split in load_splits(train_dir=tree, split_file=written).items()}
+    expected = {s: rows(split) for s, split in splits_of(train_dir=tree, split_file=written).items()}
     shutil.copyfile(next((tree / "Maize").iterdir()), tree / "Maize" / "new.jpg")
-    assert {s: rows(split) for s, split in load_splits(train_dir=tree, split_file=written).items()} == expected
+    assert {s: rows(split) for s, split in splits_of(train_dir=tree, split_file=written).items()} == expected
     assert "left out 1 images that are not in" in caplog.text and "Maize/new.jpg" in caplog.text
 
 
@@ -601,7 +602,7 @@ def test_a_split_file_beside_a_validation_folder_is_refused(tmp_path, plant, wri
     for split in ("train", "val"):
         plant(tmp_path / "both" / split)
     with pytest.raises(InputError, match="--split_file for images in one place"):
-        load_splits(train_dir=tmp_path / "both", split_file=written)
+        splits_of(train_dir=tmp_path / "both", split_file=written)
 
 
 @pytest.mark.parametrize(
@@ -625,7 +626,7 @@ def test_a_file_that_is_no_split_is_refused(tmp_path, text, message):
 
 def test_a_missing_split_file_is_refused(tree):
     with pytest.raises(InputError, match=r"expected a split\.csv at .*, found: .*No such file"):
-        load_splits(train_dir=tree, split_file=tree / "none.csv")
+        splits_of(train_dir=tree, split_file=tree / "none.csv")
 
 
 def test_the_hash_of_a_split_does_not_depend_on_the_order_of_lines(written):
@@ -640,14 +641,14 @@ def test_the_hash_of_a_split_does_not_depend_on_the_order_of_lines(written):
 def test_the_hash_knows_equal_names_in_two_split_folders(tmp_path, plant):
     for split in ("train", "val"):
         plant(tmp_path / split)
-    splits = load_splits(train_dir=tmp_path)
+    splits = splits_of(train_dir=tmp_path)
     write_split_csv(splits, tmp_path / "both.csv")
     write_split_csv({"train": splits["train"]}, tmp_path / "train.csv")
     assert hash_split(tmp_path / "both.csv") != hash_split(tmp_path / "train.csv")
 
 
 def test_a_table_shows_images_of_each_class_and_split(tree):
-    lines = [line.split() for line in describe_splits(load_splits(train_dir=tree)).splitlines()]
+    lines = [line.split() for line in describe_splits(splits_of(train_dir=tree)).splitlines()]
     assert lines == [["train", "validation"], ["Charlock", "3", "2"], ["Maize", "3", "1"], ["total", "6", "3"]]
 
 
@@ -741,7 +742,7 @@ def images(count: int, prefix: str = "", name: str | None = None, path: bool = T
 
 
 def test_a_hub_data_set_keeps_its_classes_splits_and_path_names(hub):
-    splits = load_splits(dataset_name=hub(train=images(6), validation=images(4, "v"), test=images(2, "t")))
+    splits = splits_of(dataset_name=hub(train=images(6), validation=images(4, "v"), test=images(2, "t")))
     assert {s: len(split) for s, split in splits.items()} == {"train": 6, "validation": 4, "test": 2}
     assert splits["train"].features["label"].names == ["Maize", "Charlock"]
     assert splits["validation"]["file"] == ["v0.jpg", "v1.jpg", "v2.jpg", "v3.jpg"]
@@ -751,30 +752,30 @@ def test_a_hub_data_set_keeps_its_classes_splits_and_path_names(hub):
 
 def test_a_hub_data_set_without_validation_is_split_as_a_folder_is(hub, tmp_path):
     name = hub(train=images(20))
-    splits = load_splits(dataset_name=name, split_seed=3)
+    splits = splits_of(dataset_name=name, split_seed=3)
     assert Counter(rows_label for _, rows_label in rows(splits["validation"])) == {"Maize": 3, "Charlock": 3}
     assert splits["validation"]["index"] == list(range(6))
     assert [row["index"] for row in splits["validation"]] == list(range(6))
     write_split_csv(splits, tmp_path / "split.csv")
-    again = load_splits(dataset_name=name, split_file=tmp_path / "split.csv")
+    again = splits_of(dataset_name=name, split_file=tmp_path / "split.csv")
     assert {s: rows(split) for s, split in again.items()} == {s: rows(split) for s, split in splits.items()}
 
 
 def test_images_of_the_hub_without_names_are_numbered(hub):
-    splits = load_splits(dataset_name=hub(train=images(4, path=False), validation=[("Maize", "same", None)] * 2))
+    splits = splits_of(dataset_name=hub(train=images(4, path=False), validation=[("Maize", "same", None)] * 2))
     assert splits["train"]["file"] == [f"train/{i:08d}" for i in range(4)]
     assert splits["validation"]["file"] == ["validation/00000000", "validation/00000001"]
 
 
 def test_labels_of_the_hub_may_be_words_in_a_column_of_another_name(hub):
     name = hub(classes=None, image="photo", label="species", train=images(4), validation=images(2))
-    splits = load_splits(dataset_name=name, image_column_name="photo", label_column_name="species")
+    splits = splits_of(dataset_name=name, image_column_name="photo", label_column_name="species")
     assert splits["train"].features["label"].names == ["Charlock", "Maize"]
     assert [label for _, label in rows(splits["validation"])] == ["Maize", "Charlock"]
 
 
 def test_a_hub_split_that_lacks_a_class_gets_the_numbers_of_training(hub):
-    splits = load_splits(dataset_name=hub(classes=None, train=images(4), validation=images(2, name="Maize")))
+    splits = splits_of(dataset_name=hub(classes=None, train=images(4), validation=images(2, name="Maize")))
     assert list(splits["validation"]["label"]) == [1, 1]
     assert splits["validation"].features == splits["train"].features
 
@@ -782,15 +783,15 @@ def test_a_hub_split_that_lacks_a_class_gets_the_numbers_of_training(hub):
 def test_a_hub_test_split_without_labels_is_left_out_with_a_notice(hub, caplog):
     caplog.set_level(logging.INFO)
     name = hub(train=images(4), validation=images(2), test=[(None, "t.jpg", None)])
-    assert load_splits(dataset_name=name).keys() == {"train", "validation"}
+    assert splits_of(dataset_name=name).keys() == {"train", "validation"}
     assert "without labels: test" in caplog.text
 
 
 def test_a_bad_image_of_the_hub_is_refused_by_name_or_left_out(hub):
     name = hub(train=[*images(4), ("Maize", "bad.jpg", b"no image")], validation=images(2))
     with pytest.raises(InputError, match=r"found 1 of 5 that cannot: bad.jpg \(cannot identify image file\)"):
-        load_splits(dataset_name=name)
-    splits = load_splits(dataset_name=name, skip_bad_images=True)
+        splits_of(dataset_name=name)
+    splits = splits_of(dataset_name=name, skip_bad_images=True)
     assert splits["train"]["file"] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
     assert splits["train"]["index"] == [0, 1, 2, 3]
 
@@ -809,15 +810,15 @@ def test_a_bad_image_of_the_hub_is_refused_by_name_or_left_out(hub):
 )
 def test_a_hub_data_set_that_cannot_be_trained_on_is_refused(hub, data, flags, message):
     with pytest.raises(InputError, match=message):
-        load_splits(dataset_name=hub(**data), **flags)
+        splits_of(dataset_name=hub(**data), **flags)
 
 
 def test_a_hub_class_that_only_validates_is_refused_by_name(hub):
     name = hub(classes=None, train=images(4), validation=images(1, name="Oak"))
     with pytest.raises(InputError, match=r"expected the classes of its train split in .* found Oak besides"):
-        load_splits(dataset_name=name)
+        splits_of(dataset_name=name)
 
 
 def test_a_data_set_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"expected a data set at .*nowhere, found none: "):
-        load_splits(dataset_name=str(tmp_path / "nowhere"))
+        splits_of(dataset_name=str(tmp_path / "nowhere"))

@@ -14,12 +14,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from data_loading import splits_of
 from PIL import Image
 from training_runs import Run
 
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.data import image_cache
-from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.image_cache import (
     FromCache,
     PreparedTransform,
@@ -63,7 +63,7 @@ def folder(tmp_path, images) -> Path:
 
 @pytest.fixture
 def split(folder):
-    return load_splits(train_dir=folder)["train"]
+    return splits_of(train_dir=folder)["train"]
 
 
 def paths(split) -> list[str]:
@@ -108,7 +108,7 @@ def test_validation_has_the_very_values_that_the_processor_makes_of_the_files(sp
 def test_the_second_run_finds_what_the_first_has_written_and_each_says_so(folder, processor, cache_dir, caplog):
     caplog.set_level(logging.INFO, "seedling_hf")
     for _ in range(2):
-        split = load_splits(train_dir=folder)["train"]
+        split = splits_of(train_dir=folder)["train"]
         cached = cache_training_images(split, SIDE, processor)
     size = sum(os.path.getsize(file["filename"]) for file in cached.cache_files)
     assert size > 3 * 30 * SIDE**2
@@ -120,7 +120,7 @@ def test_the_second_run_finds_what_the_first_has_written_and_each_says_so(folder
 
 @pytest.mark.parametrize("change", ["side", "content", "touched", "processor"])
 def test_other_images_and_other_settings_have_a_cache_of_their_own(folder, processor, cache_dir, change):
-    split = load_splits(train_dir=folder)["train"]
+    split = splits_of(train_dir=folder)["train"]
     make = partial(cache_training_images, split, SIDE, processor)
     if change == "processor":
         make = partial(cache_validation_images, split, processor)

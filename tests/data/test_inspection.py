@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from data_loading import splits_of
 from PIL import Image
 
 from seedling_hf.commands import run
 from seedling_hf.commands.inspect_dataset import main
-from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.inspection import (
     find_shared_images,
     inspect_folder,
@@ -147,13 +147,13 @@ def test_a_missing_folder_is_a_mistake_and_not_a_finding(tmp_path, capsys):
 def shared(flawed, tmp_path):
     """A split with `flipped.png` and `copy.jpg` in validation and their originals in training."""
     (flawed / "Maize" / "cut.jpg").unlink()
-    splits = load_splits(train_dir=flawed)
+    splits = splits_of(train_dir=flawed)
     write_split_csv(splits, tmp_path / "split.csv")
     lines = (tmp_path / "split.csv").read_text().splitlines()
     moved = ("Maize/flipped.png", "Maize/copy.jpg")
     lines = [f"{line.rsplit(',', 1)[0]},{'validation' if line.startswith(moved) else 'train'}" for line in lines[1:]]
     (tmp_path / "split.csv").write_text("\n".join(["file,label,split", *lines]) + "\n")
-    return load_splits(train_dir=flawed, split_file=tmp_path / "split.csv")
+    return splits_of(train_dir=flawed, split_file=tmp_path / "split.csv")
 
 
 def test_validation_images_are_named_with_their_doubles_in_training(shared, flawed):
@@ -174,7 +174,7 @@ def test_training_warns_once_of_shared_images_and_writes_them_down(shared, tmp_p
 def test_a_grouped_split_gives_no_reason_to_warn(flawed, tmp_path, caplog):
     (flawed / "Maize" / "cut.jpg").unlink()
     for seed in range(3):
-        splits = load_splits(train_dir=flawed, split_strategy="grouped", split_seed=seed)
+        splits = splits_of(train_dir=flawed, split_strategy="grouped", split_seed=seed)
         report_shared_images(splits, tmp_path / "near_duplicates.json")
         assert json.loads((tmp_path / "near_duplicates.json").read_text())["pairs"] == []
     assert caplog.text == ""

@@ -11,7 +11,7 @@ from datasets import Image as ImageFeature
 from torch.utils.data import DataLoader
 from training_runs import NUM_STEPS, Run, kill
 
-from seedling_hf.arguments import TrainArguments
+from seedling_hf.arguments import AugmentationArguments, DataArguments, TrainArguments
 from seedling_hf.commands import run as run_command
 from seedling_hf.commands.train import main
 from seedling_hf.data import stream as streaming
@@ -20,6 +20,7 @@ from seedling_hf.data.hub_dataset import load_streamed
 from seedling_hf.data.stream import ImageStream, Place
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
+from seedling_hf.replknet import RepLKNetImageProcessor
 
 CLASSES = ["Charlock", "Maize"]
 SHARDS = [10, 9, 11]  # images
@@ -55,10 +56,12 @@ def write(tmp_path, sample_dir, monkeypatch):
 
 
 def stream_of(name: str, **settings) -> ImageStream:
-    transform = ExampleTransform(build_train_transform(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3), seed=1)
-    collator = Collator(len(CLASSES), mixup_prob=0.5, seed=1)
+    augmentation = AugmentationArguments(mixup_prob=0.5)
+    transform = build_train_transform(augmentation, RepLKNetImageProcessor(crop_size=32))
+    collator = Collator(len(CLASSES), augmentation, seed=1)
+    splits = load_streamed(DataArguments(dataset_name=name))
     settings = {"batch_size": 1, "seed": 1} | settings
-    return ImageStream(load_streamed(name)["train"], transform, collator, **settings)
+    return ImageStream(splits["train"], ExampleTransform(transform, seed=1), collator, **settings)
 
 
 def indices(batches) -> list[int]:
@@ -129,12 +132,12 @@ def test_a_data_set_without_validation_is_refused(write, tmp_path):
     name = write()
     (tmp_path / "hub" / "validation-0.parquet").unlink()
     with pytest.raises(InputError, match=r"expected splits for train and validation in .*found train; a stream cannot"):
-        load_streamed(name)
+        load_streamed(DataArguments(dataset_name=name))
 
 
 def test_a_column_of_another_kind_is_refused(write):
     with pytest.raises(InputError, match="expected ClassLabel in the column 'image'"):
-        load_streamed(write(), label_column="image")
+        load_streamed(DataArguments(dataset_name=write(), label_column_name="image"))
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,17 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data.transforms import RandomQuarterTurn, RandomRotation, build_train_transform, to_rgb
 from seedling_hf.replknet import RepLKNetImageProcessor
 
 SIZE, MEAN, STD = 96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def train_transform(resample: int = Image.Resampling.BICUBIC, **flags):
+    """The training transform of `SIZE` with these flags."""
+    processor = RepLKNetImageProcessor(crop_size=SIZE, resample=resample)
+    return build_train_transform(AugmentationArguments(**flags), processor)
 
 
 @pytest.fixture
@@ -59,10 +66,10 @@ def test_a_quarter_turn_moves_pixels_and_mixes_none(images):
 def test_an_image_that_nothing_random_is_done_to_is_what_the_processor_makes_of_it(images, resample):
     """Softer images in training than in evaluation cost nano one point in a hundred."""
     processor = RepLKNetImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE, resample=resample)
-    ours = build_train_transform(
-        image_size=SIZE, mean=processor.image_mean, std=processor.image_std, resample=processor.resample,
-        min_crop_scale=1, horizontal_flip=0, vertical_flip=0, quarter_turns=0, rotation_degrees=0, color_jitter=0,
-    )  # fmt: skip
+    nothing_random = AugmentationArguments(
+        min_crop_scale=1, horizontal_flip=0, vertical_flip=0, quarter_turns=0, rotation_degrees=0, color_jitter=0
+    )
+    ours = build_train_transform(nothing_random, processor)
     for image in images:
         expected = processor(image, return_tensors="pt")["pixel_values"][0]
         assert image.width == image.height  # so that the processor crops nothing away
@@ -74,25 +81,23 @@ def test_an_image_is_made_the_jpeg_that_pillow_makes_and_as_often_as_asked(image
     processor = RepLKNetImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE)
     nothing = {"min_crop_scale": 1, "horizontal_flip": 0, "vertical_flip": 0, "rotation_degrees": 0, "color_jitter": 0}
 
-    def train_transform(probability: float):
-        return build_train_transform(image_size=SIZE, mean=MEAN, std=STD, jpeg_prob=probability, **nothing)
-
     for seed, image in enumerate(images):
-        found = same_random_numbers(seed, train_transform(1.0), image)
+        found = same_random_numbers(seed, train_transform(jpeg_prob=1.0, **nothing), image)
         torch.manual_seed(seed)
         torch.rand(())  # whether
         file = BytesIO()
         image.save(file, "JPEG", quality=int(torch.randint(50, 101, ())))
         expected = processor(Image.open(file), return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(found, expected, rtol=0, atol=1.01 / 255 / min(STD))
-    whole = train_transform(0.0)(images[0])
-    altered = [not torch.equal(same_random_numbers(n, train_transform(0.25), images[0]), whole) for n in range(100)]
+    whole = train_transform(jpeg_prob=0.0, **nothing)(images[0])
+    sometimes = train_transform(jpeg_prob=0.25, **nothing)
+    altered = [not torch.equal(same_random_numbers(n, sometimes, images[0]), whole) for n in range(100)]
     assert 15 < sum(altered) < 35
 
 
 def test_a_crop_is_as_sharp_as_evaluation(images):
     soft, sharp = (
-        build_train_transform(image_size=SIZE, mean=MEAN, std=STD, resample=resample, rotation_degrees=0)
+        train_transform(resample, rotation_degrees=0)
         for resample in (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS)  # Lanczos becomes bicubic
     )
     for seed, image in enumerate(images):
@@ -111,7 +116,7 @@ def test_the_corners_have_the_mean_colour_and_the_edge_no_seam():
 
 
 def test_the_augmentation_is_torchvisions_chain_on_bytes_but_for_rounding(images):
-    ours = build_train_transform(image_size=SIZE, mean=MEAN, std=STD, rotation_degrees=0)
+    ours = train_transform(rotation_degrees=0)
     theirs = v2.Compose(
         [
             v2.PILToTensor(), v2.RandomResizedCrop(SIZE, scale=(0.6, 1.0), interpolation=InterpolationMode.BICUBIC),
@@ -129,7 +134,7 @@ def test_the_augmentation_is_torchvisions_chain_on_bytes_but_for_rounding(images
 
 
 def test_randaugment_works_on_bytes(images):
-    transform = build_train_transform(image_size=SIZE, mean=MEAN, std=STD, randaugment_num_ops=2)
+    transform = train_transform(randaugment_num_ops=2)
     dtypes = []
     (step,) = [step for step in transform.transforms if isinstance(step, v2.RandAugment)]
     step.register_forward_pre_hook(lambda module, inputs: dtypes.append(inputs[0].dtype))
