@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all, however a run ends."""
+"""Files and folders that appear complete or not at all, however a run ends."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,27 +10,46 @@ from seedling_hf.errors import InputError
 
 
 def temporary_path(path: str | os.PathLike) -> Path:
-    """Where `path` is written until it is whole: beside it, so that one operation puts it into its place."""
+    """Where `path` is written until it is complete: beside it, so that one rename finishes it."""
     path = Path(path)
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a path to write to, which takes the place of `path` in the end; after an error `path` is as it was."""
+    """Yields a path to write to, which replaces `path` at the end; after an error `path` is unchanged."""
     yield temporary_path(path)
     os.replace(temporary_path(path), path)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a file in UTF-8, whole or not at all."""
+    """Writes a file in UTF-8, complete or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def creating_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `folder`, new or empty, at the end; after an error nothing is left."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
+        building = Path(temporary, folder.name)
+        building.mkdir()
+        yield building
+        if folder.exists():
+            folder.rmdir()
+        building.rename(folder)
+
+
+def check_new_folder(folder: Path, flag: str) -> None:
+    """Raises InputError for a folder that exists and is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"expected {flag} to be new or empty, found {folder} in use; choose another folder")
+
+
 def check_writable_folder(folder: Path, flag: str) -> None:
-    """Refuses, before any work is done, a folder that is not there and cannot be made, or not be written to."""
+    """Raises InputError, before any work is done, for a folder that cannot be created or written to."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        found = "a folder that may not be written to" if existing.is_dir() else "a file"
-        raise InputError(f"expected {flag} in a folder that can be written to, found {existing}, {found}; name another")
+        found = "a folder without write permission" if existing.is_dir() else "a file"
+        raise InputError(f"expected {flag} in a writable folder, found {existing}, {found}; choose another")

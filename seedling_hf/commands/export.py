@@ -1,4 +1,4 @@
-"""`export`: a model folder goes in, one file that runs without this package comes out, checked on real images."""
+"""`export`: writes a model as one file that runs without this package, checked on real images."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
@@ -16,23 +16,23 @@ SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
 class ExportArguments(ClassifierArguments):
     """Flags of `export`."""
 
-    output_file: str = option(MISSING, "file to write, .onnx or .pt2, --int8 beside it; half: a folder")
+    output_file: str = option(MISSING, "file to write, .onnx or .pt2; for the format half a folder")
     format: str = option(
         "onnx",
-        "ONNX; a program for torch.export.load; or a model folder with weights in float16, half the size",
+        "ONNX, a program for torch.export.load, or a model folder in float16, half the size",
         choices=[*SUFFIXES],
     )
-    include_preprocessing: bool = option(False, "take uint8 (N, height, width, 3) and normalise inside the file")
+    include_preprocessing: bool = option(False, "take uint8 (N, height, width, 3) and normalize inside the file")
     images: list[str] = field(
         default_factory=list,
-        metadata={"help": "images or folders to check the file on (default: those of --eval_dir or --train_dir)"},
+        metadata={"help": "images or folders to check the file on (default: --eval_dir or --train_dir)"},
     )
-    max_check_samples: int = option(200, "check on at most so many of them")
-    tolerance: float = option(1e-4, "largest difference from PyTorch's logits that is let through")
-    int8: bool = option(False, "write the model in int8 too, its ranges found on images of --train_dir")
+    max_check_samples: int = option(200, "check on at most this many of them")
+    tolerance: float = option(1e-4, "largest allowed difference from PyTorch's logits")
+    int8: bool = option(False, "also write the model in int8, calibrated on images of --train_dir")
     train_dir: str | None = option(None, "folder of training images, for --int8")
-    max_calibration_samples: int = option(256, "find the ranges of int8 on at most so many of them")
-    eval_dir: str | None = option(None, "class folders on which to tell the accuracy of PyTorch and of each file")
+    max_calibration_samples: int = option(256, "calibrate int8 on at most this many of them")
+    eval_dir: str | None = option(None, "class folders for the accuracy of PyTorch and of each file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,32 +46,32 @@ class ExportArguments(ClassifierArguments):
             found = f"--format {self.format}" if self.format != "onnx" else "none"
             raise InputError(f"expected --train_dir and --format onnx for --int8, found {found}")
         if self.format != "half" and not (self.images or self.eval_dir or self.train_dir):
-            raise InputError("expected images to check the file on, found none; name some by --images or --eval_dir")
+            raise InputError("expected images to check the file on, found none; give --images or --eval_dir")
         check_writable_folder(Path(self.output_file).parent, "--output_file")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model → file → the same answers on real images → the file's place."""
+    """Model → file → comparison on real images → table."""
     arguments = parse_arguments(
-        ExportArguments, argv, prog="export", description="Writes a model as ONNX or torch.export, and checks it."
+        ExportArguments, argv, prog="export", description="Write a model as ONNX, torch.export or float16, checked."
     )
-    from seedling_hf.export import programs as export
-
-    if arguments.format == "onnx":
-        export.check_packages()
-
     from seedling_hf.data.folders import load_folder
+    from seedling_hf.export.half_precision import export_half
+    from seedling_hf.export.onnx_program import check_packages
+    from seedling_hf.export.programs import export_classifier, format_rows
     from seedling_hf.inference.classifier import list_classes
 
+    if arguments.format == "onnx":
+        check_packages()
     model, image_processor = arguments.load(merge=arguments.format != "half")
     if arguments.format == "half":
         folder, card = Path(arguments.output_file), Path(arguments.model_name_or_path, "README.md")
-        size = export.export_half(model, image_processor, card if card.is_file() else None, folder)
-        print(f"{folder}: weights of {size / 1e6:.1f} MB in float16; seedling-hf evaluate tells what they lose")
+        size = export_half(model, image_processor, card if card.is_file() else None, folder)
+        print(f"{folder}: {size / 1e6:.1f} MB of weights in float16; measure their accuracy with seedling-hf evaluate")
         return
     class_names = list_classes(model.config)
     labelled = load_folder(arguments.eval_dir, class_names=class_names) if arguments.eval_dir else None
-    rows = export.export_classifier(
+    rows = export_classifier(
         model,
         image_processor,
         Path(arguments.output_file),
@@ -83,21 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         include_preprocessing=arguments.include_preprocessing,
         tolerance=arguments.tolerance,
     )
-    print(export.format_rows(rows))
+    print(format_rows(rows))
     for row in rows:
         if row["file"]:
-            print(f"{row['name']} is in {row['file']}")
+            print(f"{row['name']}: {row['file']}")
 
 
 def _images(paths: Sequence[str], most: int) -> list[str]:
-    """At most so many images, spread evenly, all of which can be decoded."""
-    from seedling_hf.data.images import find_bad_images, list_images
-    from seedling_hf.export.programs import take_evenly
+    """At most `most` images, spread evenly; all must be readable."""
+    from seedling_hf.data.images import choose_evenly, find_bad_images, list_images
 
     files = list(list_images(paths))
     if not files:
-        raise InputError(f"expected images in {', '.join(paths)}, found none; name another folder")
-    files = take_evenly(files, most)
+        raise InputError(f"expected images in {', '.join(paths)}, found none; choose another folder")
+    files = choose_evenly(files, most)
     for file, reason in find_bad_images(files):
         raise InputError(f"expected images that can be decoded, found {file} ({reason}); remove it")
     return files

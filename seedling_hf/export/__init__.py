@@ -1,1 +1,5 @@
-"""A model in another format: `conversion` reads the authors' checkpoints, `programs` writes ONNX and torch.export."""
+"""A model in another format.
+
+`conversion` reads the authors' checkpoints; `half_precision` writes a model folder in float16; `programs` writes and
+checks ONNX and torch.export files, with `preprocessing`, `torch_program` and `onnx_program`.
+"""

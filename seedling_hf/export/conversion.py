@@ -8,8 +8,7 @@ import hashlib
 import os
 import pickle
 import re
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from seedling_hf.errors import InputError
+from seedling_hf.files import check_new_folder, creating_folder
 from seedling_hf.replknet import (
     RepLKNetBackbone,
     RepLKNetConfig,
@@ -282,8 +282,7 @@ def convert_checkpoint(
         InputError: for a file that cannot be read or used, and for a folder that is in use.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise InputError(f"expected output_dir to be new or empty, found {output_dir} in use; choose another folder")
+    check_new_folder(output_dir, "output_dir")
     for name, value in (("num_labels", num_labels), ("image_size", image_size)):
         if value is not None and value < 1:
             raise InputError(f"expected {name} to be at least 1, found {value}")
@@ -294,19 +293,7 @@ def convert_checkpoint(
     processor = RepLKNetImageProcessor.from_variant(
         variant_name(model.config) or "31B", image_size=image_size if isinstance(image_size, int) else 224
     )
-    _write_whole(output_dir, [model, processor])
+    with creating_folder(output_dir) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     return model
-
-
-def _write_whole(output_dir: Path, parts: Iterable) -> None:
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        for part in parts:
-            part.save_pretrained(temporary)
-        if output_dir.exists():
-            output_dir.rmdir()
-        temporary.rename(output_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -201,7 +201,7 @@ def test_a_watched_folder_is_answered_plant_by_plant(model_dir, tmp_path):
         ({"tiles": False, "min_plant_side": 0.1}, "expected --tiles for --min_plant_side"),
         ({"min_plant_side": 0}, "expected --min_plant_side above 0 and at most 1, found 0"),
         ({"boxes_dir": TRAY.parent}, f"expected --boxes_dir apart from {TRAY}"),
-        ({"boxes_dir": TRAY}, "expected --boxes_dir in a folder that can be written to"),
+        ({"boxes_dir": TRAY}, "expected --boxes_dir in a writable folder"),
         (
             {"images": [TRAY.parent], "boxes_dir": TRAY.parent / "drawn"},
             f"expected --boxes_dir apart from {TRAY.parent}",

@@ -1,0 +1,103 @@
+"""A classifier as an ONNX file, in float32 and int8."""
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seedling_hf.errors import InputError
+from seedling_hf.export.torch_program import ExportedClassifier, Run, quiet
+
+INPUT, OUTPUT = "pixel_values", "logits"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_packages() -> None:
+    """Raises InputError unless the packages of the extra `export` are installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"expected {', '.join(PACKAGES)} for ONNX, found no {', '.join(missing)}; pip install 'seedling-hf[export]'"
+        )
+
+
+def write_onnx(classifier: ExportedClassifier, example: np.ndarray, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes a classifier as one ONNX file, its batch of any size; arguments as of `write_torch_export`.
+
+    Each value of the metadata becomes a property of the model, in JSON.
+    """
+    import onnx
+
+    batch = torch.export.Dim("batch", min=1)
+    with quiet():
+        program = torch.onnx.export(
+            classifier, (torch.from_numpy(example),), dynamo=True, verbose=False, input_names=[INPUT],
+            output_names=[OUTPUT], dynamic_shapes=({0: batch},),
+        )  # fmt: skip
+    onnx.checker.check_model(program.model_proto)
+    _save(program.model_proto, path, metadata)
+
+
+def quantize_onnx(float_path: Path, path: Path, inputs: Iterator[np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Writes an ONNX file again with the convolutions of its stages in int8 (static quantization, QDQ).
+
+    Weights are quantized per channel, activations by their range on `inputs`. Depthwise convolutions, the stem and the
+    classifier stay in float32: in 8 bits they cost accuracy, and ONNX Runtime takes longer for large kernels in int8.
+
+    Args:
+        float_path: The file in float32.
+        path: The file to write.
+        inputs: Batches of typical inputs: training images.
+        metadata: As of `write_onnx`.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(inputs, None)
+            return None if batch is None else {INPUT: batch}
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        prepared = Path(folder, "prepared.onnx")
+        quant_pre_process(float_path, prepared, skip_symbolic_shape=True)
+        nodes = [node for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
+        names = [node.name for node in nodes if _groups(node) == 1 and "embeddings" not in node.input[1]]
+        quantize_static(
+            prepared, path, Reader(), quant_format=QuantFormat.QDQ, nodes_to_quantize=names,
+            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+    _save(onnx.load(path), path, metadata)
+
+
+def run_onnx(path: Path) -> Run:
+    """Loads an ONNX file into ONNX Runtime with as many threads as torch uses; returns inputs → the first output."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda inputs: session.run(None, {name: inputs})[0]
+
+
+def _groups(node: Any) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+def _save(model: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+    import onnx
+
+    # The exporter's notes hold stack traces with the user's folders.
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+    onnx.save(model, path)
