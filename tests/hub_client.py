@@ -61,7 +61,8 @@ for line in sys.stdin:
 """
 LIGHT = ("seedling_hf.hub.pusher", "safetensors.numpy")
 HEAVY = (
-    "seedling_hf.training.loop", "seedling_hf.evaluation.report", "evaluate", "matplotlib.figure", "sklearn.metrics"
+    "seedling_hf.training.loop", "seedling_hf.evaluation.report_files", "evaluate", "matplotlib.figure",
+    "sklearn.metrics",
 )  # fmt: skip
 # What a model answers that is loaded from a folder and from the Hub, where the package cannot be imported.
 LOAD = """

@@ -22,7 +22,8 @@ from seedling_hf.commands.train import main
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["pytest", "seedling_hf.training.loop", "seedling_hf.evaluation.report", "seedling_hf.plots", "timm.data",
+    ["pytest", "seedling_hf.training.loop", "seedling_hf.evaluation.report_files",
+     "seedling_hf.evaluation.seedling_metric", "seedling_hf.plots", "timm.data",
      "matplotlib.pyplot", "sklearn.metrics", "seedling_hf.training.checkpointing",
      "seedling_hf.replknet.modeling_replknet"]
 )  # fmt: skip

@@ -48,35 +48,32 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
 
     from seedling_hf.data.folders import load_folder
-    from seedling_hf.evaluation.comparison import compare_models, format_comparison, write_comparison
+    from seedling_hf.evaluation.comparison import compare_models
+    from seedling_hf.evaluation.evaluator import Evaluator
     from seedling_hf.evaluation.report import evaluate_model
-    from seedling_hf.inference.classifier import list_classes, load_classifier
+    from seedling_hf.evaluation.report_files import format_comparison, write_comparison
+    from seedling_hf.inference.classifier import load_classifier
     from seedling_hf.inference.prediction import build_accelerator
 
     accelerator = build_accelerator(arguments.mixed_precision)
-    loaded = [load_classifier(name, trust_remote_code=arguments.trust_remote_code) for name in arguments.models]
-    classes = [list_classes(model.config) for model, _ in loaded]
-    for name, own in zip(arguments.models, classes, strict=True):
-        if sorted(own) != sorted(classes[0]):
+    loading = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
+    evaluators = [
+        Evaluator(*load_classifier(name, trust_remote_code=arguments.trust_remote_code), accelerator, *loading)
+        for name in arguments.models
+    ]
+    expected = evaluators[0].class_names
+    for name, evaluator in zip(arguments.models, evaluators, strict=True):
+        if different := set(evaluator.class_names) ^ set(expected):
             raise InputError(
                 f"expected models of the same classes, found {name} to differ from {arguments.models[0]} in "
-                f"{', '.join(sorted(set(own) ^ set(classes[0])))}; compare models of the same species"
+                f"{', '.join(sorted(different))}; compare models of the same classes"
             )
     reports = []
-    for (model, image_processor), own in zip(loaded, classes, strict=True):
-        dataset = load_folder(arguments.data_dir, class_names=own, skip_bad_images=arguments.skip_bad_images)
-        reports.append(
-            evaluate_model(
-                model,
-                image_processor,
-                dataset,
-                accelerator,
-                batch_size=arguments.per_device_eval_batch_size,
-                num_workers=arguments.dataloader_num_workers,
-                data_name=arguments.data_dir,
-                seed=arguments.seed,
-            )
+    for evaluator in evaluators:
+        dataset = load_folder(
+            arguments.data_dir, class_names=evaluator.class_names, skip_bad_images=arguments.skip_bad_images
         )
+        reports.append(evaluate_model(evaluator, dataset, data_name=arguments.data_dir, seed=arguments.seed))
     if accelerator.is_main_process:
         comparison = compare_models(short_names(arguments.models), reports, arguments.data_dir)
         write_comparison(comparison, dataset, arguments.output_dir)

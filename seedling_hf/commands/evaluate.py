@@ -1,12 +1,12 @@
 """`evaluate`: a model folder and labelled images go in, a report comes out."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.files import check_writable_folder
-from seedling_hf.inference.classifier import InferenceArguments, list_classes
+from seedling_hf.inference.classifier import InferenceArguments
 
 
 @dataclass(kw_only=True)
@@ -39,55 +39,40 @@ class EvaluateArguments(InferenceArguments, EvaluationArguments):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model and images → answers → report."""
+    """Model and images → predictions → report."""
     arguments = parse_arguments(
-        EvaluateArguments, argv, prog="evaluate", description="Reports how well a model names labelled images."
+        EvaluateArguments, argv, prog="evaluate", description="Reports how well a model classifies labelled images."
     )
 
     from seedling_hf.data.folders import load_folder
+    from seedling_hf.evaluation.evaluator import load_evaluator
     from seedling_hf.evaluation.probing import probe
-    from seedling_hf.evaluation.report import evaluate_model, format_report, write_report
-    from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.evaluation.report import evaluate_model
+    from seedling_hf.evaluation.report_files import format_report, write_report
     from seedling_hf.interpretation.saliency import check_captum, explain
 
     if arguments.saliency:
         check_captum()
-    accelerator = build_accelerator(arguments.mixed_precision)
-    model, image_processor = arguments.load()
-    class_names = list_classes(model.config)
-    dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images)
-    calibration = None
-    if arguments.calibration_dir:
-        images = load_folder(
-            arguments.calibration_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images
-        )
-        calibration = (images, arguments.calibration_dir)
+    evaluator = load_evaluator(arguments)
+    dataset, *others = (
+        load_folder(folder, class_names=evaluator.class_names, skip_bad_images=arguments.skip_bad_images)
+        for folder in (arguments.test_dir, arguments.calibration_dir)
+        if folder
+    )
     report = evaluate_model(
-        model,
-        image_processor,
+        evaluator,
         dataset,
-        accelerator,
-        batch_size=arguments.per_device_eval_batch_size,
-        num_workers=arguments.dataloader_num_workers,
         data_name=arguments.test_dir,
-        calibration=calibration,
+        calibration=(others[0], arguments.calibration_dir) if others else None,
         target_accuracy=arguments.not_sure_accuracy,
         test_time_augmentation=arguments.test_time_augmentation,
         seed=arguments.seed,
     )
     if arguments.probes:
-        report["probing"] = probe(
-            model,
-            image_processor,
-            dataset,
-            accelerator,
-            batch_size=arguments.per_device_eval_batch_size,
-            num_workers=arguments.dataloader_num_workers,
-            seed=arguments.seed,
-        )
-    if accelerator.is_main_process:
-        saliency = explain(model, image_processor) if arguments.saliency else None
+        report = replace(report, probing=probe(evaluator, dataset, seed=arguments.seed))
+    if evaluator.accelerator.is_main_process:
+        saliency = explain(evaluator.model, evaluator.image_processor) if arguments.saliency else None
         write_report(report, arguments.output_dir, dataset, saliency)
         print(format_report(report))
         print(f"\nThe report is in {arguments.output_dir}: open {Path(arguments.output_dir) / 'report.html'}.")
-    accelerator.end_training()
+    evaluator.accelerator.end_training()

@@ -1,13 +1,13 @@
-"""`probe`: a model and labelled images go in, what the model relies on and what it bears comes out."""
+"""`probe`: a model and labelled images go in, what the model relies on and what it is robust to comes out."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.files import check_writable_folder, write_text
-from seedling_hf.inference.classifier import InferenceArguments, list_classes
+from seedling_hf.inference.classifier import InferenceArguments
 
 EXAMPLES_ON_THE_SHEET = 6
 
@@ -36,45 +36,36 @@ class ProbeArguments(InferenceArguments, ProbeOptions):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and images → images altered one way at a time → accuracy of each."""
     arguments = parse_arguments(
-        ProbeArguments, argv, prog="probe", description="Measures what a model relies on and what it bears."
+        ProbeArguments, argv, prog="probe", description="Measures what a model relies on and what it is robust to."
     )
 
     from seedling_hf.data.folders import load_folder
     from seedling_hf.data.images import choose_evenly
-    from seedling_hf.evaluation import probing
-    from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.evaluation.evaluator import load_evaluator
+    from seedling_hf.evaluation.probes import PROBES
+    from seedling_hf.evaluation.probing import example_images, format_probes, probe
+    from seedling_hf.evaluation.rendering import markdown_probes
     from seedling_hf.plots import plot_contact_sheet, plot_probes
 
-    accelerator = build_accelerator(arguments.mixed_precision)
-    model, image_processor = arguments.load()
-    class_names = list_classes(model.config)
+    evaluator = load_evaluator(arguments)
+    class_names = evaluator.class_names
     dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images)
     dataset = dataset.select(choose_evenly(range(len(dataset)), arguments.max_samples))
-    result = probing.probe(
-        model,
-        image_processor,
-        dataset,
-        accelerator,
-        batch_size=arguments.per_device_eval_batch_size,
-        num_workers=arguments.dataloader_num_workers,
-        seed=arguments.seed,
-    )
-    if accelerator.is_main_process:
-        result = {"model": arguments.model_name_or_path, "data": arguments.test_dir, **result}
-        folder = Path(arguments.output_dir)
+    probing = probe(evaluator, dataset, seed=arguments.seed)
+    if evaluator.accelerator.is_main_process:
+        folder, origin = Path(arguments.output_dir), {"model": arguments.model_name_or_path, "data": arguments.test_dir}
         folder.mkdir(parents=True, exist_ok=True)
-        table = probing.format_probes(result)
-        write_text(folder / "probes.json", json.dumps(result, indent=2) + "\n")
-        write_text(folder / "probes.md", probing.markdown_probes(result))
-        plot_probes(result["probes"], folder / "probes.png", guess=result["guess"])
+        write_text(folder / "probes.json", json.dumps(origin | asdict(probing), indent=2) + "\n")
+        write_text(folder / "probes.md", markdown_probes(probing, **origin))
+        plot_probes(probing.probes, folder / "probes.png", guess=probing.guess)
         examples = dataset.select(choose_evenly(range(len(dataset)), EXAMPLES_ON_THE_SHEET))
         plot_contact_sheet(
-            probing.example_images(examples, image_processor, arguments.seed),
+            example_images(examples, evaluator.image_processor, arguments.seed),
             folder / "examples.png",
             title="What the model was shown",
             columns=[class_names[label] for label in examples["label"]],
-            rows=[each.title for each in probing.PROBES],
+            rows=[each.title for each in PROBES],
         )
-        print(table)
+        print(format_probes(probing))
         print(f"\nThe figures are in {folder}: read {folder / 'probes.md'}.")
-    accelerator.end_training()
+    evaluator.accelerator.end_training()

@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.hub_dataset import load_streamed
     from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
     from seedling_hf.data.splits import write_split_csv
-    from seedling_hf.evaluation.report import evaluate_model, format_report, write_report
+    from seedling_hf.evaluation.evaluator import Evaluator
+    from seedling_hf.evaluation.report import evaluate_model
+    from seedling_hf.evaluation.report_files import format_report, write_report
     from seedling_hf.hub.model_card import write_card
     from seedling_hf.hub.pusher import HubPusher
     from seedling_hf.inference.classifier import load_classifier
@@ -98,12 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     # What is reported is what was saved: the folder is loaded as its users will load it.
     model, image_processor = load_classifier(str(output_dir))
     report = evaluate_model(
-        model,
-        image_processor,
+        Evaluator(
+            model,
+            image_processor,
+            accelerator,
+            arguments.per_device_eval_batch_size,
+            arguments.dataloader_num_workers,
+        ),
         splits["validation"],
-        accelerator,
-        batch_size=arguments.per_device_eval_batch_size,
-        num_workers=arguments.dataloader_num_workers,
         data_name=f"the validation images of {arguments.train_dir or arguments.dataset_name}",
     )
     if accelerator.is_main_process:

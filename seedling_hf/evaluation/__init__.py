@@ -1,4 +1,5 @@
-"""Labels are known: arrays become figures, and figures become pages.
+"""With known labels: probabilities become figures, and figures become pages.
 
-In reading order: `metrics`, `calibration`, `probing`, `report`, `comparison`, `html_report`.
+In reading order: `metrics`, `calibration`, `seedling_metric`, `evaluator`, `probes`, `probing`, `report`, `comparison`,
+`sentences`, `rendering`, `report_files`.
 """

@@ -1,7 +1,7 @@
 """Accuracy, F1, confusions and calibration of a classifier, from its probabilities."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from seedling_hf.errors import InputError
 
 CALIBRATION_BINS = 15  # arXiv 1706.04599, section 5
-NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
+CONFIDENCE = 0.95
 # Giselsson et al., arXiv 1711.05458: the species of their images.
 CROPS = frozenset({"Common wheat", "Maize", "Sugar beet"})
 WEEDS = frozenset(
@@ -23,28 +23,79 @@ PLANT_SEEDLINGS = CROPS | WEEDS
 HARD_PAIR = ("Black-grass", "Loose Silky-bent")
 
 
+@dataclass(frozen=True)
+class Mistakes:
+    """How many of `total` images were mistaken: `share` with its 95 % interval (Wilson)."""
+
+    count: int
+    total: int
+    share: float
+    interval: list[float]
+
+
+@dataclass(frozen=True)
+class CropWeedCosts:
+    """What mistakes cost in a field: a crop taken for a weed is weeded out, a weed taken for a crop is left to grow.
+
+    Attributes:
+        crops_lost: Crops taken for weeds.
+        weeds_missed: Weeds taken for crops.
+        accuracy: Of crop against weed.
+        species: By name, `kind` (crop or weed), `count` of the mistaken and `total`.
+    """
+
+    crops_lost: Mistakes
+    weeds_missed: Mistakes
+    accuracy: float
+    species: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class HardPair:
+    """How often two classes are taken for each other: `share` is of the `total` images of the two."""
+
+    pair: list[str]
+    first_as_second: int
+    second_as_first: int
+    total: int
+    share: float
+    share_of_mistakes: float
+
+
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927, Journal of the American Statistical Association 22, p. 209).
 
-    It stays inside 0 and 1 and keeps its width where every trial succeeds, unlike the textbook's normal one.
+    It stays between 0 and 1 and keeps its width where every trial succeeds, unlike the textbook's normal interval.
     """
-    share, square = successes / trials, NORMAL_QUANTILE**2
-    middle = (share + square / (2 * trials)) / (1 + square / trials)
-    half = NORMAL_QUANTILE * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2)) / (1 + square / trials)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean negative log-probability of the truth; finite also where the truth has no probability."""
+    truth = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(truth, np.finfo(np.float64).tiny)).mean())
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = CALIBRATION_BINS) -> float:
     """The mean distance of confidence from accuracy over bins of equal width (arXiv 1706.04599, equation 3).
 
     Args:
-        confidence: (N,) probability of each answer.
-        correct: (N,) whether the answer is right.
-        num_bins: Bins between 0 and 1; a bin holds its upper edge.
+        confidence: (N,) probability of each prediction.
+        correct: (N,) whether the prediction is right.
+        num_bins: Bins between 0 and 1; a bin includes its upper edge.
     """
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=correct.astype(float) - confidence, minlength=num_bins)
+    gaps = np.bincount(
+        bin_numbers(confidence, num_bins), weights=correct.astype(float) - confidence, minlength=num_bins
+    )
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def bin_numbers(confidence: np.ndarray, num_bins: int) -> np.ndarray:
+    """(N,) the bin of each confidence, among bins of equal width between 0 and 1 that include their upper edge."""
+    return np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
 
 
 def classification_metrics(
@@ -59,16 +110,78 @@ def classification_metrics(
 
     Returns:
         `accuracy` and `accuracy_interval` (95 %, Wilson), `macro_f1` (mean over the classes that occur among labels or
-        answers, as scikit-learn has it), `num_examples`, `per_class` {name: precision, recall, f1, support; 0 where
+        predictions, as in scikit-learn), `num_examples`, `per_class` {name: precision, recall, f1, support; 0 where
         undefined}, `confusion_matrix` (rows are the truth), `expected_calibration_error` and `loss` (mean negative
         log-probability of the truth).
 
     Raises:
-        InputError: for shapes that do not fit, labels out of range, or rows that are no probabilities.
+        InputError: for shapes that do not fit, labels out of range, or rows that are not probabilities.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    class_names = _check(probabilities, labels, class_names)
+    predictions, classes = probabilities.argmax(1), range(len(class_names))
+    correct = predictions == labels
+    scores = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0)
+    return {
+        "accuracy": float(correct.mean()),
+        "accuracy_interval": list(wilson_interval(int(correct.sum()), len(labels))),
+        "macro_f1": float(scores[2][np.union1d(labels, predictions)].mean()),
+        "num_examples": len(labels),
+        "loss": negative_log_likelihood(probabilities, labels),
+        "expected_calibration_error": expected_calibration_error(probabilities.max(1), correct),
+        "per_class": {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for name, p, r, f, n in zip(class_names, *scores, strict=True)
+        },
+        "confusion_matrix": confusion_matrix(labels, predictions, labels=classes).tolist(),
+    }
+
+
+def crop_weed_costs(matrix: ArrayLike, class_names: Sequence[str]) -> CropWeedCosts | None:
+    """The costs of mistakes from counts (C, C), whose rows are the truth.
+
+    None where not all classes are of `PLANT_SEEDLINGS`, or crops or weeds have no image.
+    """
+    matrix = np.asarray(matrix)
+    is_crop = np.array([name in CROPS for name in class_names])
+    totals = matrix.sum(1)
+    if not set(class_names) <= PLANT_SEEDLINGS or not totals[is_crop].any() or not totals[~is_crop].any():
+        return None
+    mistaken = np.where(is_crop, matrix[:, ~is_crop].sum(1), matrix[:, is_crop].sum(1))
+
+    def count(rows: np.ndarray) -> Mistakes:
+        count, total = int(mistaken[rows].sum()), int(totals[rows].sum())
+        return Mistakes(count, total, count / total, list(wilson_interval(count, total)))
+
+    return CropWeedCosts(
+        crops_lost=count(is_crop),
+        weeds_missed=count(~is_crop),
+        accuracy=float(1 - mistaken.sum() / totals.sum()),
+        species={
+            name: {"kind": "crop" if crop else "weed", "count": int(count), "total": int(total)}
+            for name, crop, count, total in zip(class_names, is_crop, mistaken, totals, strict=True)
+            if total
+        },
+    )
+
+
+def confused_pair(matrix: ArrayLike, class_names: Sequence[str], pair: tuple[str, str]) -> HardPair | None:
+    """How often two classes are taken for each other; None where the model lacks one, or neither has an image."""
+    if not set(pair) <= set(class_names):
+        return None
+    matrix, (first, second) = np.asarray(matrix), (list(class_names).index(name) for name in pair)
+    total = int(matrix[[first, second]].sum())
+    if not total:
+        return None
+    there, back = int(matrix[first, second]), int(matrix[second, first])
+    mistakes = int(matrix.sum() - np.trace(matrix))
+    return HardPair(list(pair), there, back, total, (there + back) / total, (there + back) / max(1, mistakes))
+
+
+def _check(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None) -> list[str]:
+    """The names of the classes, once everything fits together."""
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
         raise InputError(
             f"expected probabilities of shape (N, C) and labels of shape (N,), N ≥ 1, found {probabilities.shape} "
@@ -84,123 +197,7 @@ def classification_metrics(
             f"{labels.min()} to {labels.max()}"
         )
     if not np.isfinite(probabilities).all():
-        raise InputError("expected finite probabilities, found infinite or NaN: the model's weights have run away")
+        raise InputError("expected finite probabilities, found infinite or NaN: the model's weights have diverged")
     if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(1), 1, atol=1e-3):
         raise InputError("expected rows of probabilities that add up to 1, found others; apply a softmax to logits")
-
-    answers, confidence = probabilities.argmax(1), probabilities.max(1)
-    correct, classes = answers == labels, range(num_classes)
-    precision, recall, f1, support = precision_recall_fscore_support(labels, answers, labels=classes, zero_division=0)
-    occurring = np.union1d(labels, answers)
-    truth_probability = probabilities[np.arange(len(labels)), labels].clip(np.finfo(np.float64).tiny)
-    return {
-        "accuracy": float(correct.mean()),
-        "accuracy_interval": list(wilson_interval(int(correct.sum()), len(labels))),
-        "macro_f1": float(f1[occurring].mean()),
-        "num_examples": len(labels),
-        "loss": float(-np.log(truth_probability).mean()),
-        "expected_calibration_error": expected_calibration_error(confidence, correct),
-        "per_class": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-            for name, p, r, f, n in zip(class_names, precision, recall, f1, support, strict=True)
-        },
-        "confusion_matrix": confusion_matrix(labels, answers, labels=classes).tolist(),
-    }
-
-
-def crop_weed_costs(matrix: ArrayLike, class_names: Sequence[str]) -> dict[str, Any] | None:
-    """What mistakes cost in a field: a crop taken for a weed is weeded out, a weed taken for a crop is left to grow.
-
-    Args:
-        matrix: (C, C) counts, rows are the truth.
-        class_names: C names.
-
-    Returns:
-        None where not all classes are of `PLANT_SEEDLINGS`, or crops or weeds have no image. Else `crops_lost` and
-        `weeds_missed` ({count, total, share, interval: 95 %, Wilson}), `accuracy` of crop against weed, and `species`:
-        by name `kind` (crop or weed), `count` of the mistaken and `total`.
-    """
-    matrix = np.asarray(matrix)
-    is_crop = np.array([name in CROPS for name in class_names])
-    totals = matrix.sum(1)
-    if not set(class_names) <= PLANT_SEEDLINGS or not totals[is_crop].any() or not totals[~is_crop].any():
-        return None
-    mistaken = np.where(is_crop, matrix[:, ~is_crop].sum(1), matrix[:, is_crop].sum(1))
-
-    def cost(rows: np.ndarray) -> dict[str, Any]:
-        count, total = int(mistaken[rows].sum()), int(totals[rows].sum())
-        return {
-            "count": count,
-            "total": total,
-            "share": count / total,
-            "interval": list(wilson_interval(count, total)),
-        }
-
-    return {
-        "crops_lost": cost(is_crop),
-        "weeds_missed": cost(~is_crop),
-        "accuracy": float(1 - mistaken.sum() / totals.sum()),
-        "species": {
-            name: {"kind": "crop" if crop else "weed", "count": int(count), "total": int(total)}
-            for name, crop, count, total in zip(class_names, is_crop, mistaken, totals, strict=True)
-            if total
-        },
-    }
-
-
-def confused_pair(matrix: ArrayLike, class_names: Sequence[str], pair: tuple[str, str]) -> dict[str, Any] | None:
-    """Two species and each other: `pair`, `first_as_second`, `second_as_first`, `total` of both, `share` of the two.
-
-    None where the model does not know both, or neither has an image.
-    """
-    if not set(pair) <= set(class_names):
-        return None
-    matrix, (first, second) = np.asarray(matrix), (list(class_names).index(name) for name in pair)
-    total = int(matrix[[first, second]].sum())
-    there, back = int(matrix[first, second]), int(matrix[second, first])
-    if not total:
-        return None
-    return {
-        "pair": list(pair),
-        "first_as_second": there,
-        "second_as_first": back,
-        "total": total,
-        "share": (there + back) / total,
-        "share_of_mistakes": (there + back) / max(1, int(matrix.sum() - np.trace(matrix))),
-    }
-
-
-def __getattr__(name: str) -> type:
-    """Makes `ClassificationMetric` when first asked for: `import evaluate` takes about eight seconds."""
-    if name != "ClassificationMetric":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import evaluate
-    from datasets import Features, List, Value
-
-    class ClassificationMetric(evaluate.Metric):
-        """`classification_metrics` as a metric of `evaluate`: a local class, so that it needs no network.
-
-        `compute(predictions=probabilities (N, C), references=labels (N,), class_names=…)`; batches may come before by
-        `add_batch(predictions=…, references=…)`.
-        """
-
-        def __init__(self, **kwargs: Any) -> None:
-            # In memory there is no cache file for two processes to fight over.
-            super().__init__(**{"keep_in_memory": True, **kwargs})
-
-        def _info(self) -> evaluate.MetricInfo:
-            return evaluate.MetricInfo(
-                description="Accuracy with its interval, F1, confusions and calibration of a classifier.",
-                citation="",
-                inputs_description="predictions: probabilities (N, C); references: indices of the true classes (N,).",
-                features=Features({"predictions": List(Value("float64")), "references": Value("int64")}),
-            )
-
-        def _compute(
-            self, predictions: list[list[float]], references: list[int], class_names: Sequence[str] | None = None
-        ) -> dict[str, Any]:
-            return classification_metrics(predictions, references, class_names)
-
-    ClassificationMetric.__qualname__ = "ClassificationMetric"
-    globals()["ClassificationMetric"] = ClassificationMetric
-    return ClassificationMetric
+    return class_names

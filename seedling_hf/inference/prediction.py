@@ -58,6 +58,7 @@ def build_dataloader(
     *,
     batch_size: int,
     num_workers: int,
+    transform: Callable[..., Any] | None = None,
 ) -> DataLoader:
     """Batches of a data set's images as the image processor gives them, dealt to the processes.
 
@@ -67,9 +68,10 @@ def build_dataloader(
         accelerator: Deals the batches to the processes.
         batch_size: Images in a batch of one process.
         num_workers: Processes that load images, for each process.
+        transform: Makes `pixel_values` and `index` of rows, in place of the image processor.
     """
     dataloader = DataLoader(
-        dataset.with_transform(InferenceTransform(image_processor)),
+        dataset.with_transform(transform or InferenceTransform(image_processor)),
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=accelerator.device.type == "cuda",

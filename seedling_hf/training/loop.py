@@ -38,7 +38,7 @@ from seedling_hf.data.sampler import EpochSampler
 from seedling_hf.data.stream import ImageStream, Place, pop_place
 from seedling_hf.data.transforms import ExampleTransform, build_eval_transform, build_train_transform
 from seedling_hf.errors import InputError
-from seedling_hf.evaluation.metrics import classification_metrics
+from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.files import write_text
 from seedling_hf.hub.outbox import Outbox
 from seedling_hf.hub.pusher import HubPusher
@@ -316,7 +316,7 @@ class Training:
         for buffer in model.buffers():
             broadcast(buffer)
         logits, index = predict(model, self.eval_loader, self.accelerator)
-        metrics = classification_metrics(logits.softmax(-1).numpy(), self.eval_labels[index], self.class_names)
+        metrics = compute_metrics(logits.softmax(-1).numpy(), self.eval_labels[index], self.class_names)
         self.timing["evaluation"] += time.perf_counter() - started
 
         counters = self.counters

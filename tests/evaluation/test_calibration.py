@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from seedling_hf.evaluation.calibration import (
+    NotSure,
     area_under_risk,
     bootstrap_intervals,
     calibrate,
@@ -24,7 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def sure_of_itself() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def overconfident() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits three times too large, and labels drawn from the probabilities of the true ones."""
     generator = np.random.default_rng(0)
     logits = 2 * generator.standard_normal((4000, 5))
@@ -32,22 +33,22 @@ def sure_of_itself() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return 3 * logits, softmax(3 * logits), labels
 
 
-def test_scaling_divides_the_logits(sure_of_itself):
-    logits, probabilities, _ = sure_of_itself
+def test_scaling_divides_the_logits(overconfident):
+    logits, probabilities, _ = overconfident
     np.testing.assert_allclose(scale_probabilities(probabilities, 2.5), softmax(logits / 2.5), rtol=1e-9)
 
 
-def test_the_temperature_of_logits_that_are_three_times_too_large_is_three(sure_of_itself):
-    _, probabilities, labels = sure_of_itself
-    # 4,000 labels drawn by chance: a standard error of about 0.06.
+def test_the_temperature_of_logits_that_are_three_times_too_large_is_three(overconfident):
+    _, probabilities, labels = overconfident
+    # 4,000 random labels: a standard error of about 0.06.
     assert fit_temperature(probabilities, labels) == pytest.approx(3, abs=0.2)
 
 
-def test_scaling_mends_the_calibration_error_and_no_answer_changes(sure_of_itself):
-    _, probabilities, labels = sure_of_itself
-    found = calibrate(probabilities, labels, seed=1, num_bins=15)
-    assert found["before"]["expected_calibration_error"] > 0.2
-    assert found["after"]["expected_calibration_error"] < 0.03
+def test_scaling_reduces_the_calibration_error_and_changes_no_prediction(overconfident):
+    _, probabilities, labels = overconfident
+    found = calibrate(probabilities, labels, seed=1, fitted_on="these")
+    assert found.before.expected_calibration_error > 0.2
+    assert found.after.expected_calibration_error < 0.03
     assert (cross_fit(probabilities, labels, 1).argmax(1) == probabilities.argmax(1)).all()
 
 
@@ -57,9 +58,9 @@ def test_a_zero_probability_is_scaled_to_a_number():
     np.testing.assert_allclose(scaled.sum(1), 1)
 
 
-def test_no_image_has_a_part_in_its_own_temperature(sure_of_itself):
+def test_no_image_affects_its_own_temperature(overconfident):
     """The temperature of an image stays where its own label changes, and moves where one of the other half does."""
-    _, probabilities, labels = (part[:40] for part in sure_of_itself)
+    _, probabilities, labels = (part[:40] for part in overconfident)
     first, second = halves(40, seed=5)
     before = cross_fit(probabilities, labels, 5)
     changed = labels.copy()
@@ -75,45 +76,47 @@ def test_the_halves_hold_every_example_once():
     assert abs(len(first) - len(second)) == 1
 
 
-def test_the_temperature_of_other_images_scales_these(sure_of_itself):
-    _, probabilities, labels = sure_of_itself
-    found = calibrate(probabilities[:50], labels[:50], seed=0, num_bins=15, fitted=(probabilities[50:], labels[50:]))
+def test_the_temperature_of_other_images_scales_these(overconfident):
+    _, probabilities, labels = overconfident
+    found = calibrate(
+        probabilities[:50], labels[:50], seed=0, fitted_on="others", fitted=(probabilities[50:], labels[50:])
+    )
     temperature = fit_temperature(probabilities[50:], labels[50:])
     scaled = scale_probabilities(probabilities[:50], temperature)
-    assert found["temperature"] == temperature
-    assert found["num_fitted"] == 3950
-    assert not found["cross_fitted"]
+    assert found.temperature == temperature
+    assert found.num_fitted == 3950
+    assert not found.cross_fitted
     expected = expected_calibration_error(scaled.max(1), scaled.argmax(1) == labels[:50])
-    assert found["after"]["expected_calibration_error"] == pytest.approx(expected)
+    assert found.after.expected_calibration_error == pytest.approx(expected)
 
 
-def test_bins_hold_their_upper_edge_and_empty_ones_are_left_out():
+def test_bins_include_their_upper_edge_and_empty_ones_are_skipped():
     bins = reliability_bins(np.array([0.2, 0.4, 0.41, 1.0]), np.array([True, False, True, True]), 5)
     assert [(row["high"], row["count"]) for row in bins] == [(0.2, 1), (0.4, 1), (0.6, 1), (1.0, 1)]
 
 
-def test_answers_of_one_confidence_are_kept_or_held_back_together():
+def test_predictions_of_equal_confidence_are_kept_or_withheld_together():
     curve = coverage_risk(np.array([0.9, 0.5, 0.5, 0.3]), np.array([True, True, False, False]))
     assert curve["threshold"].tolist() == [0.9, 0.5, 0.3]
     assert curve["coverage"].tolist() == [0.25, 0.75, 1.0]
     assert curve["risk"].tolist() == [0, 1 / 3, 0.5]
 
 
-def test_the_area_is_that_of_all_orders_of_equal_answers():
+def test_the_area_is_the_mean_over_all_orders_of_predictions_of_equal_confidence():
     confidence, correct = np.array([0.9, 0.5, 0.5]), np.array([True, True, False])
     assert area_under_risk(confidence, correct) == pytest.approx((0 + 1 / 3 + 1 / 3) / 3)
 
 
-def test_the_lowest_threshold_is_found_beyond_one_that_is_not_enough():
+def test_the_lowest_threshold_is_found_below_one_that_is_not_enough():
     confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
     correct = np.array([True, False, True, True, False])
     found = not_sure_threshold(confidence, correct, 0.75)
-    assert found == {"threshold": 0.6, "coverage": 0.8, "accuracy": 0.75}
+    assert found == NotSure(0.75, threshold=0.6, coverage=0.8, accuracy=0.75)
 
 
-def test_there_is_no_threshold_where_none_is_enough():
+def test_there_is_no_threshold_if_none_is_enough():
     found = not_sure_threshold(np.array([0.9, 0.8]), np.array([False, True]), 0.95)
-    assert found == {"threshold": None, "coverage": None, "accuracy": None}
+    assert found == NotSure(0.95, threshold=None, coverage=None, accuracy=None)
 
 
 def test_a_threshold_of_one_half_is_judged_on_the_other():
@@ -121,9 +124,9 @@ def test_a_threshold_of_one_half_is_judged_on_the_other():
     confidence = generator.random(20_000)
     correct = generator.random(20_000) < confidence
     found = cross_fit_not_sure(confidence, correct, 0.9, seed=0)
-    # Calibrated answers above t are right (1 + t) / 2 of the time: t = 0.8 keeps a fifth. Drawn by chance: to 0.02.
-    assert found["accuracy"] == pytest.approx(0.9, abs=0.02)
-    assert found["coverage"] == pytest.approx(0.2, abs=0.04)
+    # Calibrated predictions above t are right (1 + t) / 2 of the time: t = 0.8 keeps a fifth. Drawn by chance: to 0.02.
+    assert found.accuracy == pytest.approx(0.9, abs=0.02)
+    assert found.coverage == pytest.approx(0.2, abs=0.04)
 
 
 def test_the_bootstrap_is_the_same_for_the_same_seed_and_another_for_another():
@@ -136,11 +139,12 @@ def test_the_bootstrap_interval_of_many_images_is_the_normal_one():
     matrix = np.array([[450, 50], [50, 450]])
     half = 1.96 * np.sqrt(0.9 * 0.1 / 1000)
     # 2,000 resamples: the ends have a standard error of about 0.0006.
-    assert bootstrap_intervals(matrix, 0)["accuracy"] == pytest.approx([0.9 - half, 0.9 + half], abs=0.003)
+    assert bootstrap_intervals(matrix, 0).accuracy == pytest.approx([0.9 - half, 0.9 + half], abs=0.003)
 
 
-def test_right_answers_alone_have_no_width():
-    assert bootstrap_intervals([[5, 0], [0, 5]], 0) == {"accuracy": [1.0, 1.0], "macro_f1": [1.0, 1.0]}
+def test_the_interval_has_no_width_if_every_prediction_is_right():
+    found = bootstrap_intervals([[5, 0], [0, 5]], 0)
+    assert (found.accuracy, found.macro_f1) == ([1.0, 1.0], [1.0, 1.0])
 
 
 def test_a_long_curve_keeps_its_ends():

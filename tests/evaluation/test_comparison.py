@@ -2,6 +2,7 @@ import csv
 import json
 from math import comb
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from transformers import TimmWrapperForImageClassification
 
 from seedling_hf.commands import compare, run
 from seedling_hf.errors import InputError
+from seedling_hf.evaluation.calibration import Bootstrap
 from seedling_hf.evaluation.comparison import compare_models, holm_correction, mcnemar_test
+from seedling_hf.evaluation.report import Prediction, Provenance
 from seedling_hf.training.baseline import build_timm_classifier
 
 
@@ -22,7 +25,7 @@ def counts(both: int, only_first: int, only_second: int, neither: int) -> tuple[
     return np.array(first), np.array(second)
 
 
-def test_mcnemars_test_is_the_binomial_of_the_images_that_tell_apart():
+def test_mcnemars_test_is_the_binomial_test_of_the_images_that_one_alone_gets_right():
     found = mcnemar_test(*counts(50, 3, 12, 7))
     tail = sum(comb(15, k) for k in range(4)) / 2**15
     assert found["p_value"] == pytest.approx(2 * tail, rel=1e-12)
@@ -30,50 +33,48 @@ def test_mcnemars_test_is_the_binomial_of_the_images_that_tell_apart():
     assert found["difference"] == 9 / 72
 
 
-def test_images_that_both_get_right_say_nothing():
+def test_images_that_both_get_right_do_not_matter():
     assert mcnemar_test(*counts(5, 3, 12, 7))["p_value"] == mcnemar_test(*counts(5000, 3, 12, 0))["p_value"]
 
 
-def test_the_same_answers_are_no_difference():
+def test_the_same_predictions_are_no_difference():
     assert mcnemar_test(*counts(5, 0, 0, 2))["p_value"] == 1
 
 
-def test_holms_correction_multiplies_the_smallest_most_and_never_turns_the_order():
+def test_holms_correction_multiplies_the_smallest_most_and_keeps_the_order():
     assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm_correction([0.9, 0.8]) == [1.0, 1.0]
     assert holm_correction([0.02]) == [0.02]
 
 
-def stub(answers: list[int], names: list[str] = SPECIES) -> dict:
-    """A report with as much as a comparison reads; the truth is 0, 1, 2, 3, 0, 1, …"""
+def stub(answers: list[int], names: list[str] = SPECIES) -> SimpleNamespace:
+    """A report with what a comparison reads; the truth is 0, 1, 2, 3, 0, 1, …"""
     labels = [i % 4 for i in range(len(answers))]
-    return {
-        "class_names": names, "accuracy": 0.5, "macro_f1": 0.5, "loss": 1.0, "expected_calibration_error": 0.1,
-        "bootstrap": {"accuracy": [0.4, 0.6], "macro_f1": [0.4, 0.6]}, "per_class": {n: {"f1": 0.5} for n in names},
-        "provenance": {"model": "m", "architecture": "a", "num_parameters": 1, "seconds": 1.0, "date": "2026-01-01",
-                       "images_per_second": 1.0, "device": "CPU", "versions": {}},
-        "predictions": [
-            {"file": f"{i}.png", "label": SPECIES[label], "prediction": SPECIES[answer], "probability": 0.6,
-             "label_probability": 0.6 if answer == label else 0.1 + i / 100}
+    return SimpleNamespace(
+        class_names=names, accuracy=0.5, macro_f1=0.5, loss=1.0, expected_calibration_error=0.1,
+        bootstrap=Bootstrap([0.4, 0.6], [0.4, 0.6], 2000, 42), per_class={n: {"f1": 0.5} for n in names},
+        provenance=Provenance("m", "a", 1, "images", "2026-01-01", 1.0, 1.0, "CPU", 1, "no", {}),
+        predictions=[
+            Prediction(f"{i}.png", SPECIES[label], SPECIES[answer], 0.6, 0.6 if answer == label else 0.1 + i / 100)
             for i, (answer, label) in enumerate(zip(answers, labels, strict=True))
         ],
-    }  # fmt: skip
+    )  # fmt: skip
 
 
-def test_images_that_all_get_wrong_are_different_but_do_not_tell():
+def test_images_that_all_get_wrong_are_different_but_not_shown():
     found = compare_models(["a", "b"], [stub([0, 1, 0, 0]), stub([0, 2, 1, 3])], "images")
-    assert found["agreement"] == 0.25
-    assert found["num_differences"] == 3
-    assert [row["file"] for row in found["differences"]] == ["1.png", "3.png"], "2.png is wrong twice"
+    assert found.agreement == 0.25
+    assert found.num_differences == 3
+    assert [row["file"] for row in found.differences] == ["1.png", "3.png"], "2.png is wrong twice"
 
 
 def test_three_models_are_three_pairs():
     found = compare_models(["a", "b", "c"], [stub([0, 1, 2, 3]), stub([0, 1, 0, 0]), stub([1, 1, 1, 1])], "images")
-    assert [(p["first"], p["second"]) for p in found["pairs"]] == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert [p["only_first"] for p in found["pairs"]] == [2, 3, 1]
+    assert [(p["first"], p["second"]) for p in found.pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [p["only_first"] for p in found.pairs] == [2, 3, 1]
 
 
-def test_models_of_other_species_are_refused():
+def test_models_of_other_classes_are_refused():
     with pytest.raises(InputError, match="found 3 others in b"):
         compare_models(["a", "b"], [stub([0]), stub([0], SPECIES[:3])], "images")
 
@@ -112,12 +113,12 @@ def output(models, images, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_command_writes_page_text_figures_and_answers(output):
+def test_the_command_writes_page_text_figures_and_predictions(output):
     names = {"comparison.html", "comparison.md", "comparison.json", "answers.csv"}
     assert {file.name for file in output.iterdir()} == names
 
 
-def test_scikit_learn_and_the_answers_give_every_figure_again(output):
+def test_scikit_learn_reproduces_every_figure_from_the_predictions(output):
     figures = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
     with open(output / "answers.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -150,7 +151,7 @@ def test_the_markdown_names_both_and_says_whether_it_is_chance(output):
         (["--models", "{0}", "{1}", "--data_dir", "no/such/images"], "no/such/images"),
     ],
 )
-def test_compare_says_what_is_wrong_in_one_sentence(models, images, tmp_path, capsys, words, named):
+def test_compare_reports_a_mistake_in_one_sentence(models, images, tmp_path, capsys, words, named):
     words = [word.format(*models) for word in words]
     flags = ["--data_dir", str(images), "--output_dir", str(tmp_path / "new"), *words]
     assert run(compare.main, flags) == 2
@@ -160,6 +161,6 @@ def test_compare_says_what_is_wrong_in_one_sentence(models, images, tmp_path, ca
     assert not (tmp_path / "new").exists()
 
 
-def test_models_that_would_be_called_the_same_keep_their_folders():
+def test_models_of_the_same_name_keep_their_folders():
     assert compare.short_names(["runs/a/nano", "runs/b/nano"]) == ["runs/a/nano", "runs/b/nano"]
     assert compare.short_names(["runs/a/nano/", "runs/b/resnet18"]) == ["nano", "resnet18"]

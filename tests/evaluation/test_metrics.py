@@ -1,11 +1,8 @@
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_score, recall_score
 
 from seedling_hf.errors import InputError
@@ -66,8 +63,8 @@ def test_the_interval_keeps_its_width_when_all_is_right():
     assert low < 0.75
 
 
-def test_the_calibration_error_of_a_case_reckoned_by_hand():
-    # One bin: (0.9 + 0.92) / 2 sure, half right: off by 0.41. Another: 0.6 sure, all right: off by 0.4.
+def test_the_calibration_error_of_a_case_computed_by_hand():
+    # One bin: (0.9 + 0.92) / 2 confident, half right: off by 0.41. Another: 0.6 confident, all right: off by 0.4.
     confidence, correct = np.array([0.9, 0.92, 0.6, 0.6]), np.array([True, False, True, True])
     assert expected_calibration_error(confidence, correct, num_bins=10) == pytest.approx(
         (abs(1 - 0.9) + abs(0 - 0.92) + 2 * 0.4) / 4, abs=1e-12
@@ -75,11 +72,11 @@ def test_the_calibration_error_of_a_case_reckoned_by_hand():
     assert expected_calibration_error(confidence, correct, num_bins=5) == pytest.approx((2 * 0.41 + 2 * 0.4) / 4)
 
 
-def test_certainty_belongs_to_the_last_bin_and_a_zero_to_the_first():
+def test_a_probability_of_one_is_in_the_last_bin_and_zero_in_the_first():
     assert expected_calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0.0
 
 
-def test_a_truth_held_impossible_gives_a_large_loss_that_is_still_finite():
+def test_a_true_class_of_probability_zero_gives_a_large_but_finite_loss():
     loss = classification_metrics(np.array([[1.0, 0.0]]), np.array([1]))["loss"]
     assert 700 < loss < math.inf
 
@@ -96,35 +93,7 @@ def test_a_truth_held_impossible_gives_a_large_loss_that_is_still_finite():
         (np.ones((1, 2)) / 2, np.array([0]), ["a", "a"], "2 different class names"),
     ],
 )
-def test_what_is_no_classification_is_refused(probabilities, labels, names, message):
+def test_what_is_not_a_classification_is_refused(probabilities, labels, names, message):
     with pytest.raises(InputError, match="expected") as refusal:
         classification_metrics(probabilities, labels, names)
     assert message in str(refusal.value)
-
-
-def test_the_metric_of_evaluate_gives_the_same_figures_from_batches(probabilities, labels):
-    from seedling_hf.evaluation.metrics import ClassificationMetric
-
-    expected = classification_metrics(probabilities, labels, NAMES)
-    metric = ClassificationMetric()
-    assert metric.compute(predictions=probabilities, references=labels, class_names=NAMES) == expected
-    for rows in np.array_split(np.arange(200), 3):
-        metric.add_batch(predictions=torch.tensor(probabilities[rows]), references=torch.tensor(labels[rows]))
-    assert metric.compute(class_names=NAMES) == expected
-
-
-def test_two_metrics_at_once_do_not_disturb_each_other(probabilities, labels):
-    from seedling_hf.evaluation.metrics import ClassificationMetric
-
-    first, second = ClassificationMetric(), ClassificationMetric()
-    first.add_batch(predictions=probabilities[:50], references=labels[:50])
-    second.add_batch(predictions=probabilities[50:], references=labels[50:])
-    assert first.compute()["num_examples"] == 50
-    assert second.compute()["num_examples"] == 150
-
-
-def test_the_plain_function_does_not_import_evaluate():
-    code = "import sys, seedling_hf.evaluation.metrics as m; m.classification_metrics([[1.0, 0.0]], [0])"
-    code += "; print('evaluate' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "False"

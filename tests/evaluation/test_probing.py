@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from seedling_hf.commands.probe import main
 from seedling_hf.data.folders import load_folder
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
-from seedling_hf.evaluation import probing
+from seedling_hf.evaluation import probes, probing
+from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import wilson_interval
-from seedling_hf.evaluation.probing import PROBES, Probe, ProbeTransform, plant_mask, probe, shuffle_patches
+from seedling_hf.evaluation.probes import PROBES, Probe, plant_mask, shuffle_patches
+from seedling_hf.evaluation.probing import ProbeTransform, probe
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
 
@@ -58,7 +61,7 @@ def altered(name: str, image: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("patches", [2, 4, 8])
-def test_patches_change_places_and_stay_whole(patches):
+def test_patches_change_places_and_stay_intact(patches):
     image = torch.arange(3 * 32 * 48).reshape(3, 32, 48)
     shuffled = shuffle_patches(image, patches, generator())
     high, wide = 32 // patches, 48 // patches
@@ -71,7 +74,7 @@ def test_patches_change_places_and_stay_whole(patches):
     assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_what_division_leaves_over_stays():
+def test_the_remainder_of_the_division_stays():
     image = torch.rand(3, 34, 35)
     shuffled = shuffle_patches(image, 4, generator())
     assert torch.equal(shuffled[:, 32:], image[:, 32:])
@@ -87,7 +90,7 @@ def test_the_order_of_patches_is_that_of_the_seed():
 
 
 @pytest.mark.parametrize("patches", [0, 1, 33])
-def test_patches_that_cannot_be_are_refused(patches):
+def test_impossible_patches_are_refused(patches):
     with pytest.raises(InputError, match=f"found {patches} in 32×32 pixels"):
         shuffle_patches(torch.rand(3, 32, 32), patches, generator())
 
@@ -106,12 +109,12 @@ def test_otsus_threshold_has_the_least_variance_within():
 
     best = min(map(variance_within, edges))
     # 1e-3: Otsu's method sees the bins' centres, not the values.
-    assert variance_within(probing.otsu_threshold(values)) == pytest.approx(best, rel=1e-3)
+    assert variance_within(probes.otsu_threshold(values)) == pytest.approx(best, rel=1e-3)
 
 
 def test_excess_green_is_that_of_the_chromatic_coordinates():
     colors = np.array([[[0, 255, 0], [200, 100, 100], [90, 90, 90], [0, 0, 0]]], np.uint8)
-    assert probing.excess_green(colors)[0].tolist() == [2.0, -0.25, 0.0, 0.0]
+    assert probes.excess_green(colors)[0].tolist() == [2.0, -0.25, 0.0, 0.0]
 
 
 def test_a_drawn_plant_is_found():
@@ -127,19 +130,19 @@ def test_the_plant_of_a_real_image_is_kept_and_the_rest_is_grey(charlock):
     mask, pixels = plant_mask(charlock), altered("plant_only", charlock)
     assert 0.1 < mask.mean() < 0.6
     assert np.array_equal(pixels[mask], np.asarray(charlock)[mask])
-    assert (pixels[~mask] == probing.GREY).all()
+    assert (pixels[~mask] == probes.GREY).all()
 
 
-def test_the_background_of_a_real_image_has_no_green_left_and_is_else_the_same(charlock):
+def test_the_background_of_a_real_image_has_no_green_left_and_is_otherwise_the_same(charlock):
     pixels, mask = altered("background_only", charlock), plant_mask(charlock)
-    threshold = probing.otsu_threshold(probing.excess_green(np.asarray(charlock)))
-    green = probing.excess_green(pixels) > threshold
+    threshold = probes.otsu_threshold(probes.excess_green(np.asarray(charlock)))
+    green = probes.excess_green(pixels) > threshold
     assert green.mean() < 0.02 < mask.mean()
-    far = ~probing._widen(mask, 8)
+    far = ~probes._widen(mask, 8)
     assert np.array_equal(pixels[far], np.asarray(charlock)[far])
 
 
-def test_an_image_that_is_all_plant_has_a_background_all_the_same():
+def test_an_image_that_is_all_plant_can_be_altered_too():
     image = Image.new("RGB", (20, 20), (40, 160, 40))
     assert altered("background_only", image).shape == (20, 20, 3)
     assert altered("plant_only", image).shape == (20, 20, 3)
@@ -161,7 +164,7 @@ def test_every_probe_leaves_the_size_and_changes_the_image(charlock):
             assert np.abs(np.subtract(output, charlock, dtype=int)).mean() > 0.5, each.name
 
 
-def test_light_and_size_change_by_what_the_titles_say():
+def test_light_and_size_change_as_the_titles_say():
     gray = Image.new("RGB", (50, 50), (100, 100, 100))
     assert altered("warm", gray)[0, 0].tolist() == [120, 100, 80]
     assert altered("cool", gray)[0, 0].tolist() == [80, 100, 120]
@@ -179,12 +182,12 @@ def test_a_quarter_turn_is_exact(charlock):
     assert np.array_equal(altered("rotation_180", square), np.rot90(np.asarray(square), 2))
 
 
-def test_probes_have_names_of_their_own_and_begin_with_the_plain_image():
+def test_probes_have_different_names_and_begin_with_the_plain_image():
     assert len({each.name for each in PROBES}) == len(PROBES) == len({each.title for each in PROBES})
     assert PROBES[0] == Probe("plain", "plain", "plain")
 
 
-def test_what_is_random_depends_on_seed_and_number_alone(model_dir, charlock):
+def test_what_is_random_depends_only_on_seed_and_number(model_dir, charlock):
     _, image_processor = load_classifier(str(model_dir))
     rows = {"image": [charlock, charlock], "index": [0, 1]}
     make = ProbeTransform(named("patches_4"), image_processor, seed=3)
@@ -201,7 +204,7 @@ def test_what_is_random_depends_on_seed_and_number_alone(model_dir, charlock):
 def result(model_dir, test_dir) -> dict:
     model, image_processor = load_classifier(str(model_dir))
     dataset, accelerator = load_folder(test_dir, class_names=SPECIES), build_accelerator("no")
-    return probe(model, image_processor, dataset, accelerator, batch_size=8)
+    return asdict(probe(Evaluator(model, image_processor, accelerator, batch_size=8), dataset))
 
 
 def test_the_plain_accuracy_is_that_of_the_predictions(result, model_dir, test_dir):
@@ -216,7 +219,7 @@ def test_the_plain_accuracy_is_that_of_the_predictions(result, model_dir, test_d
     assert plain["change"] == 0 and plain["change_interval"] == [0, 0]
 
 
-def test_a_probe_is_the_accuracy_on_images_that_were_altered_by_hand(result, model_dir, test_dir):
+def test_a_probe_is_the_accuracy_on_images_altered_by_hand(result, model_dir, test_dir):
     model, image_processor = load_classifier(str(model_dir))
     dataset, transform = load_folder(test_dir, class_names=SPECIES), build_eval_transform(image_processor)
     pixels = torch.stack([transform(Image.fromarray(np.rot90(np.asarray(to_rgb(row["image"]))))) for row in dataset])
@@ -235,15 +238,15 @@ def test_the_change_is_that_of_the_accuracy_and_lies_in_its_interval(result):
     assert (result["num_examples"], result["guess"]) == (20, 0.25)
 
 
-def test_a_selection_with_numbers_that_are_not_in_order_is_answered_image_by_image(model_dir, test_dir, result):
+def test_images_in_another_order_keep_their_labels(model_dir, test_dir, result):
     model, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES)
     turned = dataset.select(list(range(19, -1, -1)))
-    found = probe(model, image_processor, turned, build_accelerator("no"), probes=PROBES[:2])
-    assert [row["accuracy"] for row in found["probes"]] == [row["accuracy"] for row in result["probes"][:2]]
+    found = probe(Evaluator(model, image_processor, build_accelerator("no")), turned, probes=PROBES[:2])
+    assert [row["accuracy"] for row in found.probes] == [row["accuracy"] for row in result["probes"][:2]]
 
 
-def test_the_bootstrap_interval_is_that_of_the_normal_law_for_many_images():
+def test_the_bootstrap_interval_of_many_images_is_the_normal_one():
     differences = generator().choice([-1.0, 0.0, 1.0], 4000, p=[0.3, 0.6, 0.1])
     low, high = probing.bootstrap_interval(differences)
     half = 1.96 * differences.std() / 4000**0.5
@@ -281,7 +284,7 @@ def test_two_processes_find_what_one_finds(model_dir, test_dir, result, tmp_path
     assert found["probes"] == result["probes"]
 
 
-def test_the_command_refuses_a_folder_of_other_species(model_dir, sample_dir, tmp_path, capsys):
+def test_the_command_refuses_a_folder_of_other_classes(model_dir, sample_dir, tmp_path, capsys):
     words = ["--model_name_or_path", str(model_dir), "--test_dir", str(sample_dir), "--output_dir", str(tmp_path / "o")]
     assert run(main, words) == 2
     assert "expected folders named as the model's classes" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,12 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 from small_models import SPECIES
 
 from seedling_hf.data.folders import load_folder
+from seedling_hf.evaluation.calibration import Bootstrap, Kept, NotSure
+from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import HARD_PAIR, confused_pair
-from seedling_hf.evaluation.report import (
-    evaluate_model,
-    format_confusion_matrix,
-    format_report,
-    markdown_report,
-    top_confusions,
-    write_report,
-)
+from seedling_hf.evaluation.rendering import format_confusion_matrix, markdown_report
+from seedling_hf.evaluation.report import CoverageRisk, Prediction, Provenance, Report, evaluate_model, top_confusions
+from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader
 
@@ -36,45 +34,39 @@ def test_dir(tmp_path_factory, sample_dir) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(model_dir, test_dir) -> dict:
+def report(model_dir, test_dir) -> Report:
     model, image_processor = load_classifier(str(model_dir))
     dataset, accelerator = load_folder(test_dir, class_names=SPECIES), build_accelerator("no")
-    return evaluate_model(
-        model, image_processor, dataset, accelerator, batch_size=4, data_name="images", target_accuracy=0.8,
-        test_time_augmentation=True,
-    )  # fmt: skip
+    evaluator = Evaluator(model, image_processor, accelerator, batch_size=4)
+    return evaluate_model(evaluator, dataset, data_name="images", target_accuracy=0.8, test_time_augmentation=True)
 
 
 @pytest.fixture
-def report_of_mistakes() -> dict:
-    """Figures of 60 images of three species, of which one has none; 15 mistakes of two kinds."""
+def report_of_mistakes() -> Report:
+    """Figures of 60 images of three classes, of which one has none; 15 mistakes of two kinds."""
     matrix = [[30, 0, 10], [0, 0, 0], [5, 0, 15]]
     per_class = {
         "Black-grass": {"precision": 30 / 35, "recall": 0.75, "f1": 0.8, "support": 40},
         "a|b": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0},
         "Loose Silky-bent": {"precision": 0.6, "recall": 0.75, "f1": 2 / 3, "support": 20},
     }
-    return {
-        "accuracy": 0.75, "accuracy_interval": [0.628, 0.842], "macro_f1": 0.733, "num_examples": 60, "loss": 0.5,
-        "expected_calibration_error": 0.1, "per_class": per_class, "confusion_matrix": matrix,
-        "class_names": list(per_class), "top_confusions": top_confusions(matrix, list(per_class)),
-        "bootstrap": {"accuracy": [0.65, 0.85], "macro_f1": [0.612, 0.834], "resamples": 2000, "seed": 42},
-        "hard_pair": confused_pair(matrix, list(per_class), HARD_PAIR), "crop_weed_costs": None, "calibration": None,
-        "coverage_risk": {"area": 0.1, "curve": [{"threshold": 0.4, "coverage": 1.0, "risk": 0.25}]},
-        "not_sure": {
-            "target_accuracy": 0.95, "threshold": 0.8, "coverage": 0.5, "accuracy": 0.96,
-            "cross_fitted": {"coverage": 0.45, "accuracy": 0.93},
-        },
-        "test_time_augmentation": None, "worst_mistakes": [
-            {"file": "Black-grass/<b>.png", "label": "Black-grass", "prediction": "a|b", "probability": 0.9996,
-             "label_probability": 0.0002},
-        ],
-        "provenance": {
-            "model": "nano", "architecture": "RepLKNetForImageClassification", "num_parameters": 3_000_000,
-            "data": "fields", "date": "2026-01-01T00:00:00+00:00", "seconds": 2.0, "images_per_second": 30.0,
-            "device": "CPU", "num_processes": 2, "mixed_precision": "no", "versions": {"torch": "2.14.1"},
-        },
-    }  # fmt: skip
+    return Report(
+        accuracy=0.75, accuracy_interval=[0.628, 0.842], macro_f1=0.733, num_examples=60, loss=0.5,
+        expected_calibration_error=0.1, per_class=per_class, confusion_matrix=matrix,
+        class_names=list(per_class), top_confusions=top_confusions(matrix, list(per_class)),
+        bootstrap=Bootstrap(accuracy=[0.65, 0.85], macro_f1=[0.612, 0.834], resamples=2000, seed=42),
+        hard_pair=confused_pair(matrix, list(per_class), HARD_PAIR), crop_weed_costs=None, calibration=None,
+        coverage_risk=CoverageRisk(area=0.1, curve=[{"threshold": 0.4, "coverage": 1.0, "risk": 0.25}]),
+        not_sure=NotSure(0.95, threshold=0.8, coverage=0.5, accuracy=0.96, cross_fitted=Kept(0.45, 0.93)),
+        test_time_augmentation=None,
+        worst_mistakes=[Prediction("Black-grass/<b>.png", "Black-grass", "a|b", 0.9996, 0.0002)],
+        provenance=Provenance(
+            model="nano", architecture="RepLKNetForImageClassification", num_parameters=3_000_000, data="fields",
+            date="2026-01-01T00:00:00+00:00", seconds=2.0, images_per_second=30.0, device="CPU", num_processes=2,
+            mixed_precision="no", versions={"torch": "2.14.1"},
+        ),
+        predictions=[], probabilities=np.empty((0, 3)),
+    )  # fmt: skip
 
 
 def test_the_figures_are_those_of_the_model_and_its_image_processor_alone(report, model_dir, test_dir):
@@ -85,39 +77,39 @@ def test_the_figures_are_those_of_the_model_and_its_image_processor_alone(report
         logits = torch.cat([model(**image_processor(Image.open(file), return_tensors="pt")).logits for file in files])
     probabilities = logits.double().softmax(-1).numpy()
     answers = probabilities.argmax(1)
-    assert 0.3 < report["accuracy"] < 1, "the test needs right and wrong answers"
-    assert report["accuracy"] == np.mean(answers == labels)
-    assert report["macro_f1"] == pytest.approx(f1_score(labels, answers, average="macro"))
-    assert report["confusion_matrix"] == confusion_matrix(labels, answers).tolist()
+    assert 0.3 < report.accuracy < 1, "the test needs right and wrong answers"
+    assert report.accuracy == np.mean(answers == labels)
+    assert report.macro_f1 == pytest.approx(f1_score(labels, answers, average="macro"))
+    assert report.confusion_matrix == confusion_matrix(labels, answers).tolist()
     # 1e-4: merged kernels and batches sum float32 in another order.
-    assert report["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
+    assert report.loss == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
 
 
 def test_each_image_has_one_row_with_its_own_label(report, test_dir):
-    rows = report["predictions"]
-    assert [row["file"] for row in rows] == [f.relative_to(test_dir).as_posix() for f in sorted(test_dir.glob("*/*"))]
-    assert all(row["label"] == Path(row["file"]).parent.name for row in rows)
-    assert report["num_examples"] == 25
+    rows = report.predictions
+    assert [row.file for row in rows] == [f.relative_to(test_dir).as_posix() for f in sorted(test_dir.glob("*/*"))]
+    assert all(row.label == Path(row.file).parent.name for row in rows)
+    assert report.num_examples == 25
 
 
-def test_the_rows_give_accuracy_and_loss_back(report):
-    rows = report["predictions"]
-    assert report["accuracy"] == np.mean([row["label"] == row["prediction"] for row in rows])
-    assert report["loss"] == pytest.approx(-np.mean(np.log([row["label_probability"] for row in rows])), rel=1e-12)
+def test_the_rows_reproduce_accuracy_and_loss(report):
+    rows = report.predictions
+    assert report.accuracy == np.mean([row.label == row.prediction for row in rows])
+    assert report.loss == pytest.approx(-np.mean(np.log([row.label_probability for row in rows])), rel=1e-12)
 
 
 def test_rows_out_of_order_keep_their_labels(report, model_dir, test_dir):
     model, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES).shuffle(seed=3)
-    shuffled = evaluate_model(model, image_processor, dataset, build_accelerator("no"), batch_size=4)
-    assert shuffled["confusion_matrix"] == report["confusion_matrix"]
+    shuffled = evaluate_model(Evaluator(model, image_processor, build_accelerator("no"), batch_size=4), dataset)
+    assert shuffled.confusion_matrix == report.confusion_matrix
 
 
-def test_workers_that_load_images_change_nothing(report, model_dir, test_dir):
+def test_loading_workers_change_nothing(report, model_dir, test_dir):
     model, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES)
-    again = evaluate_model(model, image_processor, dataset, build_accelerator("no"), batch_size=4, num_workers=1)
-    assert again["predictions"] == report["predictions"]
+    again = evaluate_model(Evaluator(model, image_processor, build_accelerator("no"), 4, num_workers=1), dataset)
+    assert again.predictions == report.predictions
 
 
 def test_images_reach_the_model_as_the_image_processor_makes_them(model_dir, test_dir):
@@ -129,21 +121,21 @@ def test_images_reach_the_model_as_the_image_processor_makes_them(model_dir, tes
 
 
 def test_the_report_says_how_it_was_made(report, model_dir):
-    provenance = report["provenance"]
-    assert provenance["model"] == str(model_dir)
-    assert provenance["data"] == "images"
-    assert provenance["num_processes"] == 1
-    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert provenance["num_parameters"] > 10_000
+    provenance = report.provenance
+    assert provenance.model == str(model_dir)
+    assert provenance.data == "images"
+    assert provenance.num_processes == 1
+    assert provenance.versions["torch"] == torch.__version__.split("+")[0]
+    assert provenance.num_parameters > 10_000
 
 
-def test_the_most_frequent_mistake_comes_first_and_right_answers_are_none():
+def test_the_most_frequent_mistake_comes_first_and_right_predictions_are_not_listed():
     found = top_confusions([[90, 3, 7], [3, 7, 0], [0, 0, 5]], ["a", "b", "c"])
-    assert [(c["label"], c["prediction"], c["count"]) for c in found] == [("a", "c", 7), ("b", "a", 3), ("a", "b", 3)]
-    assert found[1]["share"] == 0.3
+    assert [(c.label, c.prediction, c.count) for c in found] == [("a", "c", 7), ("b", "a", 3), ("a", "b", 3)]
+    assert found[1].share == 0.3
 
 
-def test_the_files_of_a_report_are_whole_and_no_other_is_left(report, tmp_path):
+def test_the_files_of_a_report_are_complete_and_there_is_no_other(report, tmp_path):
     write_report(report, tmp_path / "new" / "folder")
     files = {file.name: file for file in (tmp_path / "new" / "folder").iterdir()}
     assert set(files) == {
@@ -151,16 +143,16 @@ def test_the_files_of_a_report_are_whole_and_no_other_is_left(report, tmp_path):
         "predictions.csv", "probabilities.npz",
     }  # fmt: skip
     written = json.loads(files["report.json"].read_text(encoding="utf-8"))
-    assert written == {key: value for key, value in report.items() if key not in ("predictions", "probabilities")}
+    assert written == report.to_json()
+    assert not {"predictions", "probabilities", "probing"} & written.keys()
     with open(files["predictions.csv"], encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [{**row, **{k: float(row[k]) for k in ("probability", "label_probability")}} for row in rows] == (
-        report["predictions"]
-    )
+    numbers = ("probability", "label_probability")
+    assert [Prediction(**{**row, **{k: float(row[k]) for k in numbers}}) for row in rows] == report.predictions
     assert Image.open(files["confusion_matrix.png"]).width > 300
 
 
-def test_the_markdown_has_every_figure_of_a_species_in_its_row(report_of_mistakes):
+def test_the_markdown_has_every_figure_of_a_class_in_its_row(report_of_mistakes):
     lines = markdown_report(report_of_mistakes).splitlines()
     assert "| Black-grass | 85.7% | 75.0% | 0.800 | 40 |" in lines
     assert "| accuracy | 75.0% | 45 of 60 images; 95% interval 62.8% to 84.2%, bootstrap 65.0% to 85.0% |" in lines
@@ -168,15 +160,15 @@ def test_the_markdown_has_every_figure_of_a_species_in_its_row(report_of_mistake
     assert any("3,000,000 parameters" in line for line in lines)
 
 
-def test_a_name_cannot_break_a_table_and_a_species_without_images_has_no_recall(report_of_mistakes):
+def test_a_name_cannot_break_a_table_and_a_class_without_images_has_no_recall(report_of_mistakes):
     assert "| a\\|b | 0.0% | – | 0.000 | 0 |" in markdown_report(report_of_mistakes).splitlines()
 
 
 def test_a_report_without_mistakes_says_so(report_of_mistakes):
-    assert "No image was taken for another species." in markdown_report(report_of_mistakes | {"top_confusions": []})
+    assert "No image was taken for another class." in markdown_report(replace(report_of_mistakes, top_confusions=[]))
 
 
-def test_the_columns_on_a_terminal_stand_under_each_other(report_of_mistakes):
+def test_the_columns_on_a_terminal_are_aligned(report_of_mistakes):
     lines = format_report(report_of_mistakes).splitlines()
     head = next(line for line in lines if "precision" in line)
     rows = [line for line in lines if line.lstrip().startswith(("Black-grass  ", "Loose Silky-bent  ")) and "%" in line]
@@ -187,7 +179,7 @@ def test_the_columns_on_a_terminal_stand_under_each_other(report_of_mistakes):
 
 
 def test_the_matrix_in_text_holds_every_count(report_of_mistakes):
-    matrix, names = report_of_mistakes["confusion_matrix"], report_of_mistakes["class_names"]
+    matrix, names = report_of_mistakes.confusion_matrix, report_of_mistakes.class_names
     head, *rows = format_confusion_matrix(matrix, names).splitlines()
     assert head.split() == ["1", "2", "3"]
     for row, name, counts in zip(rows, names, matrix, strict=True):
@@ -217,12 +209,12 @@ def figures(written) -> dict:
 
 def test_the_raw_probabilities_are_those_of_the_rows(raw, written, report):
     with np.load(written / "probabilities.npz") as file:
-        assert file["files"].tolist() == [row["file"] for row in report["predictions"]]
+        assert file["files"].tolist() == [row.file for row in report.predictions]
         assert file["class_names"].tolist() == SPECIES
-    np.testing.assert_array_equal(raw[0].max(1), [row["probability"] for row in report["predictions"]])
+    np.testing.assert_array_equal(raw[0].max(1), [row.probability for row in report.predictions])
 
 
-def test_scikit_learn_gives_the_figures_of_each_species_again(raw, figures):
+def test_scikit_learn_reproduces_the_figures_of_each_class(raw, figures):
     probabilities, labels = raw
     expected = classification_report(
         labels, probabilities.argmax(1), labels=range(4), target_names=SPECIES, output_dict=True, zero_division=0
@@ -236,7 +228,7 @@ def test_scikit_learn_gives_the_figures_of_each_species_again(raw, figures):
         assert found == pytest.approx([expected[name][k] for k in ("precision", "recall", "f1-score", "support")])
 
 
-def test_the_bootstrap_interval_is_that_of_images_drawn_again(raw, figures):
+def test_the_bootstrap_interval_is_that_of_resampled_images(raw, figures):
     probabilities, labels = raw
     answers, generator = probabilities.argmax(1), np.random.default_rng(0)
     draws = [generator.integers(len(labels), size=len(labels)) for _ in range(600)]
@@ -294,7 +286,7 @@ def test_the_loss_after_scaling_is_that_of_halves_that_scale_each_other(raw, fig
     assert figures["calibration"]["cross_fitted"]
 
 
-def test_the_threshold_for_not_sure_is_the_lowest_that_is_right_often_enough(raw, figures):
+def test_the_threshold_for_not_sure_is_the_lowest_that_is_accurate_enough(raw, figures):
     probabilities, labels = raw
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     enough = [t for t in confidence if correct[confidence >= t].mean() >= 0.8]
@@ -305,7 +297,7 @@ def test_the_threshold_for_not_sure_is_the_lowest_that_is_right_often_enough(raw
     assert figures["not_sure"]["accuracy"] == pytest.approx(accuracy_score(labels[kept], probabilities.argmax(1)[kept]))
 
 
-def test_the_curve_of_risk_is_that_of_sorted_answers(raw, figures):
+def test_the_curve_of_risk_is_that_of_sorted_predictions(raw, figures):
     probabilities, labels = raw
     wrong = (probabilities.argmax(1) != labels)[np.argsort(-probabilities.max(1))]
     risk = np.cumsum(wrong) / np.arange(1, 26)
@@ -315,7 +307,7 @@ def test_the_curve_of_risk_is_that_of_sorted_answers(raw, figures):
     assert figures["coverage_risk"]["area"] == pytest.approx(risk.mean())
 
 
-def test_crops_and_weeds_are_counted_from_the_answers(raw, figures):
+def test_crops_and_weeds_are_counted_from_the_predictions(raw, figures):
     probabilities, labels = raw
     maize = SPECIES.index("Maize")
     lost = np.sum((labels == maize) & (probabilities.argmax(1) != maize))
@@ -334,9 +326,9 @@ def test_the_hard_pair_is_counted_both_ways(raw, figures):
     assert pair["share"] == (pair["first_as_second"] + pair["second_as_first"]) / 12
 
 
-def test_the_worst_mistakes_are_wrong_and_the_surest_comes_first(report):
-    wrong = [row for row in report["predictions"] if row["label"] != row["prediction"]]
-    assert report["worst_mistakes"] == sorted(wrong, key=lambda row: -row["probability"])
+def test_the_worst_mistakes_are_wrong_and_the_most_confident_comes_first(report):
+    wrong = [row for row in report.predictions if row.label != row.prediction]
+    assert report.worst_mistakes == sorted(wrong, key=lambda row: -row.probability)
     assert wrong
 
 
@@ -356,35 +348,33 @@ def test_test_time_augmentation_is_the_mean_over_turned_and_mirrored_images(repo
         )
     labels = [SPECIES.index(file.parent.name) for file in files]
     # 1e-4: batches of another size sum float32 in another order.
-    assert report["test_time_augmentation"]["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
-    assert report["test_time_augmentation"]["accuracy"] == accuracy_score(labels, probabilities.argmax(1))
-    assert report["test_time_augmentation"]["seconds"] > 0
+    assert report.test_time_augmentation.loss == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
+    assert report.test_time_augmentation.accuracy == accuracy_score(labels, probabilities.argmax(1))
+    assert report.test_time_augmentation.seconds > 0
 
 
-def test_gain_is_what_augmentation_mends_less_what_it_spoils(report):
-    augmented = report["test_time_augmentation"]
-    gain = (augmented["mended"] - augmented["spoilt"]) / report["num_examples"]
-    assert augmented["accuracy_gain"] == pytest.approx(gain)
-    assert augmented["accuracy"] == pytest.approx(report["accuracy"] + gain)
+def test_the_gain_is_what_augmentation_fixes_less_what_it_breaks(report):
+    augmented = report.test_time_augmentation
+    gain = (augmented.fixed - augmented.broken) / report.num_examples
+    assert augmented.accuracy_gain == pytest.approx(gain)
+    assert augmented.accuracy == pytest.approx(report.accuracy + gain)
 
 
-def test_a_temperature_of_other_images_is_said_to_be_theirs(model_dir, test_dir, sample_dir, tmp_path):
+def test_the_report_says_that_its_temperature_was_fitted_on_other_images(model_dir, test_dir, sample_dir, tmp_path):
     for name in SPECIES:
         (tmp_path / name).mkdir()
         for file in sorted((sample_dir / name).iterdir())[10:13]:
             (tmp_path / name / file.name).symlink_to(file)
     model, image_processor = load_classifier(str(model_dir))
-    accelerator, other = build_accelerator("no"), load_folder(tmp_path, class_names=SPECIES)
-    dataset = load_folder(test_dir, class_names=SPECIES)
-    found = evaluate_model(
-        model, image_processor, dataset, accelerator, batch_size=8, calibration=(other, "three others a species")
-    )
-    own = evaluate_model(model, image_processor, other, accelerator, batch_size=8)
-    assert found["calibration"]["temperature"] == pytest.approx(own["calibration"]["temperature"], rel=1e-4)
-    assert not found["calibration"]["cross_fitted"]
+    evaluator = Evaluator(model, image_processor, build_accelerator("no"), batch_size=8)
+    dataset, other = (load_folder(folder, class_names=SPECIES) for folder in (test_dir, tmp_path))
+    found = evaluate_model(evaluator, dataset, calibration=(other, "three others a class"))
+    own = evaluate_model(evaluator, other)
+    assert found.calibration.temperature == pytest.approx(own.calibration.temperature, rel=1e-4)
+    assert not found.calibration.cross_fitted
     text = markdown_report(found)
-    assert "fitted on 12 images: three others a species" in text
-    assert "They are none of the images that are judged here" in text
+    assert "fitted on 12 images: three others a class" in text
+    assert "None of them is judged here" in text
 
 
 def test_the_report_says_that_its_temperature_was_fitted_on_its_own_images(report):
@@ -396,7 +386,7 @@ def test_the_report_says_that_its_temperature_was_fitted_on_its_own_images(repor
 def test_one_image_has_a_report(model_dir, test_dir, tmp_path):
     model, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES).select([0])
-    report = evaluate_model(model, image_processor, dataset, build_accelerator("no"), batch_size=4)
+    report = evaluate_model(Evaluator(model, image_processor, build_accelerator("no"), batch_size=4), dataset)
     write_report(report, tmp_path, dataset)
-    assert report["calibration"] is None
-    assert "Can its probabilities be believed?" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert report.calibration is None
+    assert "Are its probabilities right?" not in (tmp_path / "report.html").read_text(encoding="utf-8")

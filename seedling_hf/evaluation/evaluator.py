@@ -1,0 +1,94 @@
+"""A classifier and labelled images in, probabilities and figures out."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from seedling_hf.inference.classifier import InferenceArguments, list_classes
+from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
+
+
+@dataclass(frozen=True)
+class LabelledProbabilities:
+    """Probabilities (N, C) in float64 of N images in the order of their numbers, their labels (N,) and their files."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    files: list[str]
+    seconds: float
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) whether the most probable class is the true one."""
+        return self.probabilities.argmax(1) == self.labels
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A classifier with all that is needed to predict labelled images.
+
+    Attributes:
+        model: Classifier; its config has the class names.
+        image_processor: What the images go through.
+        accelerator: Distributes the images among the processes.
+        batch_size: Images in a batch of one process.
+        num_workers: Processes that load images, for each process.
+    """
+
+    model: PreTrainedModel
+    image_processor: BaseImageProcessor
+    accelerator: Accelerator
+    batch_size: int = 64
+    num_workers: int = 0
+
+    @property
+    def class_names(self) -> list[str]:
+        return list_classes(self.model.config)
+
+    def predict(
+        self, dataset: Dataset, *, model: torch.nn.Module | None = None, transform: Callable[..., Any] | None = None
+    ) -> LabelledProbabilities:
+        """Predicts a data set with columns `image`, `file`, `label` (numbered as the model's classes) and `index`.
+
+        Args:
+            dataset: Each `index` once, in any order.
+            model: Another one that stands for the classifier.
+            transform: Makes `pixel_values` and `index` of rows, in place of the image processor.
+        """
+        self.model.to(self.accelerator.device)
+        dataloader = build_dataloader(
+            dataset,
+            self.image_processor,
+            self.accelerator,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            transform=transform,
+        )
+        started = time.perf_counter()
+        logits, _ = predict(model or self.model, dataloader, self.accelerator)
+        seconds = time.perf_counter() - started
+        order = np.argsort(dataset["index"])
+        labels, files = np.array(dataset["label"])[order], np.array(dataset["file"])[order].tolist()
+        # In float64 a small probability does not become zero, whose logarithm is infinite.
+        return LabelledProbabilities(logits.double().softmax(-1).numpy(), labels, files, seconds)
+
+
+def load_evaluator(arguments: InferenceArguments) -> Evaluator:
+    """The classifier that the flags name, ready to predict."""
+    accelerator = build_accelerator(arguments.mixed_precision)
+    loading = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
+    return Evaluator(*arguments.load(), accelerator, *loading)
+
+
+def compute_metrics(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """The figures of `metrics.classification_metrics`, by our metric of `evaluate`."""
+    from seedling_hf.evaluation.seedling_metric import SeedlingMetric
+
+    return SeedlingMetric().compute(predictions=probabilities, references=labels, class_names=list(class_names))

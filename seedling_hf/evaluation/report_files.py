@@ -1,0 +1,139 @@
+"""What reports leave behind: a folder of files, and a few lines on the terminal."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from seedling_hf.evaluation.comparison import Comparison
+from seedling_hf.evaluation.rendering import (
+    Saliency,
+    markdown_comparison,
+    markdown_report,
+    render_comparison,
+    render_report,
+)
+from seedling_hf.evaluation.report import Prediction, Report
+from seedling_hf.evaluation.sentences import describe_confusion, describe_pair_of_models, headline
+from seedling_hf.files import replacing, write_text
+from seedling_hf.plots import plot_confusion_matrix, plot_coverage_risk, plot_probes, plot_reliability
+
+BAR_WIDTH = 20
+
+
+def write_report(
+    report: Report, output_dir: str | os.PathLike, dataset: Dataset | None = None, saliency: Saliency | None = None
+) -> None:
+    """Writes report.html, report.md, report.json, predictions.csv, probabilities.npz and figures, each atomically.
+
+    probabilities.npz (`probabilities` in float64, `labels`, `files`, `class_names`) reproduces every figure of the
+    report; predictions.csv those without temperature.
+
+    Args:
+        report: Of `evaluate_model`.
+        output_dir: Folder to write to.
+        dataset: See `render_report`.
+        saliency: See `render_report`.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _plot_figures(report, output_dir)
+    header = [column.name for column in fields(Prediction)]
+    _write_csv(output_dir / "predictions.csv", header, map(astuple, report.predictions))
+    with replacing(output_dir / "probabilities.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            probabilities=report.probabilities,
+            labels=np.array([report.class_names.index(row.label) for row in report.predictions]),
+            files=np.array([row.file for row in report.predictions]),
+            class_names=np.array(report.class_names),
+        )
+    write_text(output_dir / "report.html", render_report(report, output_dir, dataset, saliency))
+    write_text(output_dir / "report.md", markdown_report(report))
+    _write_json(output_dir / "report.json", report.to_json())
+
+
+def write_comparison(comparison: Comparison, dataset: Dataset, output_dir: str | os.PathLike) -> None:
+    """Writes comparison.html, comparison.md, comparison.json and answers.csv, each atomically."""
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    columns = [f"{kind}: {model['name']}" for model in comparison.models for kind in ("prediction", "probability")]
+    rows = (
+        [row["file"], row["label"], *(a[kind] for a in row["answers"] for kind in ("prediction", "probability"))]
+        for row in comparison.answers
+    )
+    _write_csv(output_dir / "answers.csv", ["file", "label", *columns], rows)
+    write_text(output_dir / "comparison.html", render_comparison(comparison, dataset))
+    write_text(output_dir / "comparison.md", markdown_comparison(comparison))
+    _write_json(output_dir / "comparison.json", comparison.to_json())
+
+
+def format_report(report: Report) -> str:
+    """The report for a terminal: the figures, a line for each class with a bar of its F1, and the confusions."""
+    width = max(len("class"), *map(len, report.class_names))
+    lines = [
+        f"{report.provenance.model}  on  {report.provenance.data}",
+        "",
+        *(f"  {name:<17} {value:>8}   {remark}".rstrip() for name, value, remark in headline(report)),
+        "",
+        f"  {'class':<{width}}  precision   recall      F1    images",
+    ]
+    for name, row in report.per_class.items():
+        recall = f"{row['recall']:.1%}" if row["support"] else "–"
+        lines.append(
+            f"  {name:<{width}}  {row['precision']:>9.1%}  {recall:>7}  {row['f1']:>6.3f}  {row['support']:>8,}  "
+            f"{_bar(row['f1'])}".rstrip()
+        )
+    if report.top_confusions:
+        truth = max(len(c.label) for c in report.top_confusions)
+        taken = max(len(c.prediction) for c in report.top_confusions)
+        lines += ["", "  most confused"]
+        lines += [
+            f"  {c.label:<{truth}}  taken for  {c.prediction:<{taken}}  {describe_confusion(report, c)}"
+            for c in report.top_confusions
+        ]
+    return "\n".join(lines)
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """The comparison for a terminal."""
+    width = max(len(model["name"]) for model in comparison.models)
+    lines = [
+        f"  {m['name']:<{width}}  accuracy {m['accuracy']:6.1%} ({m['accuracy_interval'][0]:.1%} to "
+        f"{m['accuracy_interval'][1]:.1%})  macro-F1 {m['macro_f1']:.3f}  {m['images_per_second']} images/s"
+        for m in comparison.models
+    ]
+    return "\n".join([*lines, "", *(f"  {describe_pair_of_models(pair)}" for pair in comparison.pairs)])
+
+
+def _plot_figures(report: Report, output_dir: Path) -> None:
+    plot_confusion_matrix(report.confusion_matrix, report.class_names, output_dir / "confusion_matrix.png")
+    if report.calibration:
+        before, after = report.calibration.before, report.calibration.after
+        errors = [before.expected_calibration_error, after.expected_calibration_error]
+        plot_reliability(before.bins, after.bins, errors, output_dir / "reliability.png")
+    plot_coverage_risk(report.coverage_risk.curve, vars(report.not_sure), output_dir / "coverage_risk.png")
+    if report.probing:
+        plot_probes(report.probing.probes, output_dir / "probes.png", guess=report.probing.guess)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _write_json(path: Path, figures: dict[str, Any]) -> None:
+    write_text(path, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+
+
+def _bar(share: float) -> str:
+    eighths = round(share * BAR_WIDTH * 8)
+    return "█" * (eighths // 8) + ["", *"▏▎▍▌▋▊▉"][eighths % 8]

@@ -1,0 +1,114 @@
+"""What reports say in whole sentences, the same in HTML, in Markdown and on a terminal."""
+
+import math
+from typing import Any
+
+from seedling_hf.evaluation.calibration import Calibration, NotSure
+from seedling_hf.evaluation.metrics import HardPair
+from seedling_hf.evaluation.report import Augmentation, Confusion, Report
+
+SIGNIFICANCE = 0.05
+
+
+def percent(share: float) -> str:
+    """A share with one decimal, never rounded to 0 % or 100 % unless it is exactly that."""
+    if 0 < share < 0.001:
+        return "<0.1%"
+    return ">99.9%" if 0.999 < share < 1 else f"{share:.1%}"
+
+
+def headline(report: Report) -> list[tuple[str, str, str]]:
+    """Name, value and explanation of the figures that come first."""
+    low, high = report.accuracy_interval
+    correct = sum(row[i] for i, row in enumerate(report.confusion_matrix))
+    bootstrap = report.bootstrap
+    return [
+        (
+            "accuracy",
+            f"{report.accuracy:.1%}",
+            f"{correct:,} of {report.num_examples:,} images; 95% interval {low:.1%} to {high:.1%}, bootstrap "
+            "{:.1%} to {:.1%}".format(*bootstrap.accuracy),
+        ),
+        ("macro-F1", f"{report.macro_f1:.3f}", "95% interval, bootstrap {:.3f} to {:.3f}".format(*bootstrap.macro_f1)),
+        ("calibration error", f"{report.expected_calibration_error:.3f}", "0 if the probabilities are right"),
+        ("loss", f"{report.loss:.3f}", f"an even guess gives {math.log(len(report.class_names)):.3f}"),
+    ]
+
+
+def describe_confusion(report: Report, confusion: Confusion) -> str:
+    """How many images of a class were taken for another."""
+    return f"{confusion.count:,} of {report.per_class[confusion.label]['support']:,} ({confusion.share:.0%})"
+
+
+def describe_fit(calibration: Calibration) -> str:
+    """On which images the temperature was fitted, and what that means for the figures."""
+    start = (
+        f"The temperature is {calibration.temperature:.2f} "
+        f"({'overconfident' if calibration.temperature > 1 else 'underconfident'} before), fitted on "
+        f"{calibration.num_fitted:,} images: {calibration.fitted_on}."
+    )
+    if calibration.cross_fitted:
+        return (
+            f"{start} Those are the images that are judged here, so the figures after scaling are cross-fitted: each "
+            "random half of the images is scaled by the temperature of the other half, and no image judges its own "
+            "fit. The temperature of all of them, which the report keeps, is optimistic for these same images. If they "
+            "also decided which weights were kept, as the validation images of a training run do, all figures here "
+            "are a little optimistic."
+        )
+    return f"{start} None of them is judged here, unless a file lies in both folders."
+
+
+def describe_not_sure(not_sure: NotSure) -> str:
+    """Which predictions to withhold, and how accurate the rest is."""
+    target = f"{not_sure.target_accuracy:.0%}"
+    if not_sure.threshold is None:
+        return f"No threshold leaves predictions of which {target} are right."
+    text = (
+        f"Where the probability of the prediction is below {not_sure.threshold:.3f}, the model should say that it is "
+        f"not sure: of the {not_sure.coverage:.1%} that are kept, {not_sure.accuracy:.1%} are right ({target} were "
+        "requested)."
+    )
+    other = not_sure.cross_fitted
+    if other and other.accuracy is not None:
+        text += (
+            " The threshold was chosen on these same images, which is optimistic; one chosen on half of them keeps "
+            f"{other.coverage:.1%} of the other half, of which {other.accuracy:.1%} are right."
+        )
+    return text
+
+
+def describe_pair(pair: HardPair) -> str:
+    """How often two classes are taken for each other."""
+    first, second = pair.pair
+    return (
+        f"{first} is taken for {second} {pair.first_as_second:,} times, {second} for {first} "
+        f"{pair.second_as_first:,} times: {pair.share:.1%} of the {pair.total:,} images of the two, and "
+        f"{pair.share_of_mistakes:.0%} of all mistakes."
+    )
+
+
+def describe_augmentation(augmented: Augmentation) -> str:
+    """What the mean over eight symmetries gains and costs."""
+    return (
+        f"The mean of the probabilities over four turns and their reflections fixes {augmented.fixed:,} predictions "
+        f"and breaks {augmented.broken:,}: {100 * augmented.accuracy_gain:+.1f} points of accuracy, "
+        f"{augmented.macro_f1_gain:+.3f} of macro-F1, in {augmented.cost:.1f} times the time."
+    )
+
+
+def describe_pair_of_models(pair: dict[str, Any]) -> str:
+    """Which of two models is better, and whether chance alone explains it."""
+    better, worse = (pair["second"], pair["first"]) if pair["difference"] > 0 else (pair["first"], pair["second"])
+    apart = pair["only_first"] + pair["only_second"]
+    if not pair["difference"]:
+        return (
+            f"{pair['first']} and {pair['second']} are right equally often; on {apart:,} images only one of them is "
+            "right."
+        )
+    p_value = pair["corrected_p_value"]
+    verdict = "more than chance explains" if p_value < SIGNIFICANCE else "which may well be chance"
+    return (
+        f"{better} is right {100 * abs(pair['difference']):.1f} points more often than {worse}, {verdict} (p = "
+        f"{p_value:.2g}): of the {apart:,} images that only one of the two gets right, it gets "
+        f"{max(pair['only_first'], pair['only_second']):,}."
+    )
