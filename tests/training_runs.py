@@ -3,30 +3,20 @@
 import contextlib
 import hashlib
 import itertools
-import multiprocessing
 import os
 import random
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import torch
+from processes import start
 
 from seedling_hf.commands import run as run_command
 from seedling_hf.commands.train import main
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["pytest", "seedling_hf.training.loop", "seedling_hf.evaluation.report_files",
-     "seedling_hf.evaluation.seedling_metric", "seedling_hf.plots", "timm.data",
-     "matplotlib.pyplot", "sklearn.metrics", "seedling_hf.training.checkpointing",
-     "seedling_hf.replknet.modeling_replknet"]
-)  # fmt: skip
 
 NUM_STEPS = 30
 # Saves, evaluations and ends of epochs (4 steps) fall together and apart.
@@ -67,15 +57,7 @@ class Run:
 
     def start(self, *flags: str, before=None) -> list:
         """Starts the processes of a run; `before` is called in each of them first."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        processes = []
-        for rank in range(self.num_processes):
-            arguments = (self.folder, [*self.flags, *flags], rank, self.num_processes, port, before)
-            processes.append(FORKS.Process(target=_train, args=arguments))
-            processes[-1].start()
-        return processes
+        return start(_train, self.folder, [*self.flags, *flags], before, num_processes=self.num_processes)
 
     def finish(self, *flags: str, before=None, expected: int = 0) -> None:
         processes = self.start(*flags, before=before)
@@ -102,27 +84,13 @@ class Run:
         return [int(step) for step in re.findall(r"resumed at step (\d+)", self.output)]
 
 
-def _train(folder: Path, flags: list[str], rank: int, num_processes: int, port: int, before) -> None:
-    """What `torchrun` starts, in this process."""
-    os.setsid()
+def _train(rank: int, folder: Path, flags: list[str], before) -> int:
     os.chdir(folder)
     sys.argv = ["seedling-hf"]
-    torch.set_num_threads(1)
-    if num_processes > 1:
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes),
-            "LOCAL_WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
     with open(f"output-{rank}.txt", "a", buffering=1) as output, redirect_stdout(output), redirect_stderr(output):
         if before is not None:
             before()
-        code = run_command(main, flags)
-        if num_processes > 1:
-            from accelerate import PartialState
-
-            assert PartialState().num_processes == num_processes
-            PartialState().destroy_process_group()
-    sys.exit(code)
+        return run_command(main, flags)
 
 
 def kill(processes: list) -> bool:

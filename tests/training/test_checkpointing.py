@@ -4,7 +4,6 @@ import errno
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import pickle
 import random
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import FORKS
 from safetensors.torch import save_file
 
 from seedling_hf.arguments import TrainArguments
@@ -349,9 +349,6 @@ def test_a_limit_below_one_is_refused(tmp_path):
 
 
 # Kills
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["seedling_hf.training.checkpointing", "seedling_hf.arguments", "pytest"])
 
 
 def die_before_operation(number: int) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import FORKS
 from timm.optim import Muon
 from torch.optim import AdamW
-from training_runs import FORKS
 
 from seedling_hf.commands import run
 from seedling_hf.commands.estimate_memory import main
