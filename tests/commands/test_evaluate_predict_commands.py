@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from predict_runs import flags, read_csv
+from processes import command_on_two_processes
 from small_models import SPECIES
 
 from seedling_hf.commands import evaluate, predict, run
@@ -34,14 +34,6 @@ def break_image(folder: Path) -> Path:
     file = sorted(folder.glob("*/*"))[4]
     file.write_bytes(file.read_bytes()[:500])
     return file
-
-
-def run_on_two_processes(command: str, words: list[str]) -> subprocess.CompletedProcess:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", f"scripts/{command}.py"]
-    return subprocess.run(
-        [sys.executable, *launch, *words],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 def test_a_report_shows_where_the_model_looked_and_what_it_relies_on(model_dir, images, tmp_path):
@@ -107,7 +99,7 @@ def test_two_processes_report_as_one_and_each_image_once(model_dir, images, tmp_
         for name, size in (("one", 4), ("two", 5))
     )
     assert run(evaluate.main, one) == 0
-    answer = run_on_two_processes("evaluate", two)
+    answer = command_on_two_processes(evaluate.main, two, tmp_path)
     assert answer.returncode == 0, answer.stderr
     first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert (first["provenance"].pop("num_processes"), second["provenance"].pop("num_processes")) == (1, 2)
@@ -242,7 +234,7 @@ def test_predict_refuses_a_broken_image_by_name_and_writes_nothing(model_dir, im
 def test_two_processes_leave_a_broken_image_out_and_list_it_once(model_dir, images, tmp_path):
     broken = break_image(images)
     words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "two.csv", skip_bad_images=True)
-    answer = run_on_two_processes("predict", words)
+    answer = command_on_two_processes(predict.main, words, tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr.count(str(broken)) == 1
     found = [row["file"] for row in read_csv((tmp_path / "two.csv").read_text())]

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import command_on_two_processes
 from small_models import SPECIES
 
 from seedling_hf.commands import run
@@ -275,11 +273,8 @@ def test_the_command_writes_figures_table_and_images(model_dir, test_dir, tmp_pa
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(model_dir, test_dir, result, tmp_path):
     words = ["--model_name_or_path", str(model_dir), "--test_dir", str(test_dir), "--output_dir", str(tmp_path / "out")]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "seedling_hf", "probe"]
-    subprocess.run(
-        [sys.executable, *launch, *words, "--per_device_eval_batch_size", "3"],
-        cwd=Path(__file__).resolve().parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
-    )  # fmt: skip
+    answer = command_on_two_processes(main, [*words, "--per_device_eval_batch_size", "3"], tmp_path)
+    assert answer.returncode == 0, answer.stderr
     found = json.loads((tmp_path / "out" / "probes.json").read_text())
     assert found["probes"] == result["probes"]
 

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from processes import start
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
@@ -118,32 +116,21 @@ def test_fp16_without_a_gpu_is_refused(unsettled_precision):
         build_accelerator("fp16")
 
 
-def test_two_processes_answer_eleven_examples_once_each_and_agree(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(
-        f"""
-import json, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-from torch.utils.data import DataLoader
-from test_prediction import Echo, examples
-from seedling_hf.inference.prediction import build_accelerator, predict
+def predict_on_this_rank(rank: int, folder: Path) -> None:
+    accelerator = build_accelerator("no")
+    answers = []
+    for count, batch_size in [(11, 2), (8, 2), (1, 4), (3, 4)]:
+        loader = accelerator.prepare(DataLoader(examples(range(count)), batch_size=batch_size))
+        logits, index = predict(Echo().to(accelerator.device), loader, accelerator)
+        answers.append([index.tolist(), logits[:, 0].tolist()])
+    (folder / f"{rank}.json").write_text(json.dumps([accelerator.num_processes, answers]))
 
-accelerator = build_accelerator("no")
-answers = []
-for count, batch_size in [(11, 2), (8, 2), (1, 4), (3, 4)]:
-    loader = accelerator.prepare(DataLoader(examples(range(count)), batch_size=batch_size))
-    logits, index = predict(Echo().to(accelerator.device), loader, accelerator)
-    answers.append([index.tolist(), logits[:, 0].tolist()])
-report = [accelerator.num_processes, answers]
-Path({str(tmp_path)!r}, f"{{accelerator.process_index}}.json").write_text(json.dumps(report))
-accelerator.end_training()
-""",
-        encoding="utf-8",
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    answer = subprocess.run(launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert answer.returncode == 0, answer.stderr
+
+def test_two_processes_answer_eleven_examples_once_each_and_agree(tmp_path):
+    processes = start(predict_on_this_rank, tmp_path, num_processes=2)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second == [2, [[list(range(n)), list(range(n))] for n in (11, 8, 1, 3)]]
 
