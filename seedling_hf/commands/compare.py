@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         CompareArguments, argv, prog="compare", description="Compares models on the same labelled images."
     )
 
-    from seedling_hf.data.folders import load_folder
+    from seedling_hf.data.dataset import load_folder
     from seedling_hf.evaluation.comparison import compare_models
     from seedling_hf.evaluation.evaluator import Evaluator
     from seedling_hf.evaluation.report import evaluate_model

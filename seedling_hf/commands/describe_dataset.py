@@ -32,14 +32,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         DescribeArguments, argv, prog="describe_dataset", description="Counts and measures images."
     )
-    from seedling_hf.data.dataset import describe_splits, image_paths
-    from seedling_hf.data.folders import load_folders
+    from seedling_hf.data.dataset import describe_splits, load_folders
+    from seedling_hf.data.pool import image_sources
     from seedling_hf.data.statistics import measure_images
-    from seedling_hf.data.transforms import to_rgb
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pools = load_folders(arguments.train_dir, skip_bad_images=arguments.skip_bad_images)
-    figures = measure_images((path for pool in pools.values() for path in image_paths(pool)), to_rgb=to_rgb)
+    figures = measure_images(path for pool in pools.values() for path in image_sources(pool))
 
     print(describe_splits({"images": pools["train"]} if len(pools) == 1 else pools))
     sizes = [f"{w}×{h} ({n:,})" for (w, h), n in figures.sizes.items()]

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         EvaluateArguments, argv, prog="evaluate", description="Reports how well a model classifies labelled images."
     )
 
-    from seedling_hf.data.folders import load_folder
+    from seedling_hf.data.dataset import load_folder
     from seedling_hf.evaluation.evaluator import load_evaluator
     from seedling_hf.evaluation.probing import probe
     from seedling_hf.evaluation.report import evaluate_model

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = parse_arguments(
         ExportArguments, argv, prog="export", description="Write a model as ONNX, torch.export or float16, checked."
     )
-    from seedling_hf.data.folders import load_folder
+    from seedling_hf.data.dataset import load_folder
     from seedling_hf.export.half_precision import export_half
     from seedling_hf.export.onnx_program import check_packages
     from seedling_hf.export.programs import export_classifier, format_rows

@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         MakeSplitArguments, argv, prog="make_split", description="Copies class folders into train/ and val/."
     )
-    from seedling_hf.data.dataset import describe_splits, image_paths, load_splits
+    from seedling_hf.data.dataset import describe_splits, load_splits
+    from seedling_hf.data.pool import image_sources
     from seedling_hf.data.splits import write_split_csv
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -39,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_split_csv(splits, Path(folder, "split.csv"))
         originals = {
-            target / FOLDERS[split] / file: Path(path)
+            target / FOLDERS[split] / file: path
             for split, rows in splits.items()
-            for file, path in zip(rows["file"], image_paths(rows), strict=True)
+            for file, path in zip(rows["file"], image_sources(rows), strict=True)
         }
         originals[target / "split.csv"] = Path(folder, "split.csv")
         check_target(target, originals)

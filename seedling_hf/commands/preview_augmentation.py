@@ -54,11 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(
         PreviewArguments, argv, prog="preview_augmentation", description="Draws what training does to the images."
     )
-    from seedling_hf.data.folders import load_folders
+    from seedling_hf.data.dataset import load_folders
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     images = load_folders(arguments.train_dir)["train"]
-    images = images.add_column("index", range(len(images)))
     members = {name: [] for name in images.features["label"].names}
     for row, label in enumerate(images["label"]):
         members[images.features["label"].names[label]].append(row)
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def draw_class(name: str, images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
     """Images of one class, and what the run makes of each of them epoch after epoch."""
-    from seedling_hf.data.transforms import to_rgb
+    from seedling_hf.data.images import to_rgb
     from seedling_hf.plots import plot_contact_sheet
 
     size = arguments.image_size

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         ProbeArguments, argv, prog="probe", description="Measures what a model relies on and what it is robust to."
     )
 
-    from seedling_hf.data.folders import load_folder
+    from seedling_hf.data.dataset import load_folder
     from seedling_hf.data.images import choose_evenly
     from seedling_hf.evaluation.evaluator import load_evaluator
     from seedling_hf.evaluation.probes import PROBES

@@ -1,21 +1,28 @@
-"""Folders of class folders, or a Hub data set, become a DatasetDict; the split is drawn here.
+"""Class folders, or a Hub data set, become a DatasetDict, in named steps.
 
-The columns are `image`, `label`, `file` and `index`, wherever the images come from.
+list the images → name the classes → check that they can be decoded → find duplicates → split → build. Classes are named
+before anything is decoded, because a wrong folder is then reported at once. The columns are `image`, `label`, `file`
+and `index`, wherever the images come from.
 """
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict
 
 from seedling_hf.arguments import SplitArguments
 from seedling_hf.data.duplicates import cluster_duplicates
-from seedling_hf.data.folders import load_folders, number_rows
-from seedling_hf.data.hub_dataset import load_hub
+from seedling_hf.data.folders import list_class_folders, list_folders
+from seedling_hf.data.hub_dataset import list_hub
 from seedling_hf.data.images import a_few
-from seedling_hf.data.splits import SPLITS, Row, choose_of_each_class, draw_validation, split_as_written
+from seedling_hf.data.pool import ImagePool, image_sources, name_classes
+from seedling_hf.data.splits import SPLITS, choose_of_each_class, draw_split, split_as_written
 from seedling_hf.errors import InputError
+
+Members = dict[str, list[int]]  # for each split, positions in its pool
 
 logger = logging.getLogger(__name__)
 
@@ -35,63 +42,63 @@ def load_splits(arguments: SplitArguments) -> DatasetDict:
             images that cannot be decoded, with their names.
     """
     if arguments.train_dir is None:
-        pools = load_hub(arguments)
+        pools = list_hub(arguments)
     else:
-        pools = load_folders(arguments.train_dir, arguments.validation_dir, skip_bad_images=arguments.skip_bad_images)
-    members = {split: list(range(len(pool))) for split, pool in pools.items()}
+        pools = list_folders(arguments.train_dir, arguments.validation_dir)
+    class_names = name_classes(pools)
+    members = _check(pools, skip_bad_images=arguments.skip_bad_images)
     if "validation" not in pools:
-        pool, rows = pools["train"], _rows(pools["train"])
-        if arguments.split_file is not None:
-            split_of = split_as_written(rows, arguments.split_file, ignore_test="test" in pools)
-        else:
-            clusters = None
-            if arguments.split_strategy == "grouped":
-                clusters = dict(zip(rows, cluster_duplicates(image_sources(pool)), strict=True))
-            chosen = draw_validation(
-                rows,
-                arguments.split_strategy,
-                arguments.train_val_split,
-                arguments.split_seed,
-                fold=arguments.fold,
-                clusters=clusters,
-            )
-            split_of = dict.fromkeys(rows, "train") | dict.fromkeys(chosen, "validation")
-        for split in {"train", "validation"} | set(split_of.values()):
-            pools[split] = pool
-            members[split] = [i for i, row in enumerate(rows) if split_of.get(row) == split]
+        members |= _split(pools["train"], members["train"], arguments, has_test="test" in pools)
     elif arguments.split_file is not None or arguments.fold is not None:
         flag = "--split_file" if arguments.split_file is not None else "--fold"
-        raise InputError(f"expected {flag} for images in one place, found a validation split beside them")
-    for split, limit in (("train", arguments.max_train_samples), ("validation", arguments.max_eval_samples)):
+        raise InputError(f"expected {flag} for images without a validation split, found one; leave {flag} out")
+    limits = {"train": arguments.max_train_samples, "validation": arguments.max_eval_samples}
+    for split, limit in limits.items():
         if limit is not None:
-            labels = pools[split].select(members[split])["label"]
-            members[split] = [
-                members[split][i] for i in choose_of_each_class(list(labels), limit, arguments.split_seed)
-            ]
+            rows = pools.get(split, pools["train"]).rows
+            labels = [rows[i][1] for i in members[split]]
+            members[split] = [members[split][i] for i in choose_of_each_class(labels, limit, arguments.split_seed)]
         if not members[split]:
             raise InputError(f"expected images for {split}, found none; change --train_val_split or add images")
-    splits = DatasetDict({name: number_rows(pools[name], members[name]) for name in SPLITS if name in pools})
-    names = splits["train"].features["label"].names
-    untrained = sorted(set(names) - {names[i] for i in set(splits["train"]["label"])})
+    splits = _build(pools, class_names, members)
+    untrained = sorted(set(class_names) - {class_names[i] for i in splits["train"]["label"]})
     if untrained:
-        logger.warning("no image is left to train these classes: %s", a_few(untrained))
+        logger.warning("no training images are left for these classes: %s", a_few(untrained))
     return splits
 
 
-def image_paths(dataset: Dataset) -> list[str]:
-    """Where the images of a dataset lie, in its order."""
-    return [image["path"] for image in dataset.cast_column("image", Image(decode=False))["image"]]
+def load_folders(train_dir: str | os.PathLike, *, skip_bad_images: bool = False) -> DatasetDict:
+    """Loads all images of a tree as they lie: `train`, and `validation` and `test` if they have folders of their own.
+
+    Raises:
+        InputError: as `load_splits` does.
+    """
+    pools = list_folders(train_dir)
+    class_names = name_classes(pools)
+    return _build(pools, class_names, _check(pools, skip_bad_images=skip_bad_images))
 
 
-def image_sources(dataset: Dataset) -> Iterator[str | bytes]:
-    """The images of a dataset as they are stored, in its order: paths, or bytes where they are in the data set."""
-    for batch in dataset.select_columns("image").cast_column("image", Image(decode=False)).iter(256):
-        for image in batch["image"]:
-            yield image["path"] if image["bytes"] is None else image["bytes"]
+def load_folder(
+    folder: str | os.PathLike, class_names: Sequence[str] | None = None, *, skip_bad_images: bool = False
+) -> Dataset:
+    """Loads one tree of class folders, labelled by the position of their names in `class_names` (default: its own).
+
+    Raises:
+        InputError: for a missing folder, a folder that is not named after a class, or images that cannot be decoded.
+    """
+    pool = list_class_folders(Path(folder))
+    if not pool.rows:
+        raise InputError(f"expected class folders with images in {folder}, found none")
+    class_names = class_names or sorted(set(pool.labels))
+    pool.check_known_classes(class_names, "folders named after the model's classes")
+    members = pool.find_good(skip_bad_images=skip_bad_images)
+    if not members:
+        raise InputError(f"expected images that can be decoded in {folder}, found none")
+    return pool.build(class_names, members)
 
 
 def describe_splits(splits: Mapping[str, Dataset]) -> str:
-    """A table of images a class and split."""
+    """A table with the number of images of each class and split."""
     names = next(iter(splits.values())).features["label"].names
     counts = {split: Counter(rows["label"]) for split, rows in splits.items()}
     width = max(len("total"), *map(len, names))
@@ -101,6 +108,38 @@ def describe_splits(splits: Mapping[str, Dataset]) -> str:
     return "\n".join(lines)
 
 
-def _rows(pool: Dataset) -> list[Row]:
-    names = pool.features["label"].names
-    return [(file, names[i]) for file, i in zip(pool["file"], pool["label"], strict=True)]
+def _check(pools: Mapping[str, ImagePool], *, skip_bad_images: bool) -> Members:
+    """The images that can be decoded; every class needs one to train on."""
+    members = {split: pool.find_good(skip_bad_images=skip_bad_images) for split, pool in pools.items()}
+    train = pools["train"]
+    emptied = sorted(set(train.labels) - {train.rows[i][1] for i in members["train"]})
+    if emptied:
+        raise InputError(
+            f"expected images that can be decoded in each class of {train.where}, found none in {a_few(emptied)}; "
+            "repair them or remove the class"
+        )
+    return members
+
+
+def _split(pool: ImagePool, good: list[int], arguments: SplitArguments, *, has_test: bool) -> Members:
+    """Training and validation images among `good`, and test images if a split.csv names them."""
+    rows = [pool.rows[i] for i in good]
+    if arguments.split_file is not None:
+        split_of = split_as_written(rows, arguments.split_file, ignore_test=has_test)
+    else:
+        clusters = None
+        if arguments.split_strategy == "grouped":
+            clusters = dict(zip(rows, cluster_duplicates(image_sources(pool.images.select(good))), strict=True))
+        split_of = draw_split(rows, arguments, clusters)
+    splits = {"train", "validation"} | set(split_of.values())
+    return {split: [i for i, row in zip(good, rows, strict=True) if split_of.get(row) == split] for split in splits}
+
+
+def _build(pools: Mapping[str, ImagePool], class_names: Sequence[str], members: Members) -> DatasetDict:
+    return DatasetDict(
+        {
+            split: pools.get(split, pools["train"]).build(class_names, members[split])
+            for split in SPLITS
+            if split in members
+        }
+    )

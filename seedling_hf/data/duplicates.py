@@ -12,16 +12,14 @@ pairs with 12 bits, and none among those with 10.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, ImageStat
+
+from seedling_hf.data.images import Source, map_in_threads, to_rgb
 
 MAX_DISTANCE = 12  # bits of 64; unrelated images differ in 32 on average
 MAX_INNER_DISTANCE = 10
@@ -80,20 +78,14 @@ class NearDuplicate:
     correlation: float
 
 
-def fingerprint_images(sources: Iterable[str | os.PathLike | bytes], num_threads: int | None = None) -> Fingerprints:
+def fingerprint_images(sources: Iterable[Source], num_threads: int | None = None) -> Fingerprints:
     """Decodes every image once.
 
     Args:
         sources: Files, or encoded images as bytes, that can be decoded.
         num_threads: Threads that decode (default: as many as cores may be used).
     """
-    if num_threads is None:
-        num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = []
-    with ThreadPoolExecutor(num_threads) as pool:
-        # In portions, because `map` hands out all its work at once and keeps what waits in memory.
-        for portion in _portions(sources, 256):
-            found += pool.map(_fingerprint, portion)
+    found = list(map_in_threads(_fingerprint, sources, num_threads))
     digests, sizes, colors, thumbnails, hashes = zip(*found, strict=True) if found else ([], [], [], [], [])
     thumbnails = np.array(thumbnails, np.uint8).reshape(-1, 2, SIDE, SIDE)
     hashes = np.array(hashes, np.uint64).reshape(-1, len(SYMMETRIES) + 1)
@@ -108,10 +100,20 @@ def fingerprint_images(sources: Iterable[str | os.PathLike | bytes], num_threads
     )
 
 
-def find_exact_duplicates(fingerprints: Fingerprints) -> list[list[int]]:
+def digest_images(sources: Iterable[Source]) -> list[str]:
+    """Decodes every image; equal digests are equal images, as `pixel_digest` defines them."""
+    return list(map_in_threads(lambda source: pixel_digest(_open(source)), sources))
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """SHA-256 of the size and the pixels of an upright RGB image, however its file is named and encoded."""
+    return hashlib.sha256(f"{image.width}×{image.height}".encode() + image.tobytes()).hexdigest()
+
+
+def find_exact_duplicates(digests: Sequence[str]) -> list[list[int]]:
     """Groups, of two positions or more each, of images with the same pixels."""
     groups: dict[str, list[int]] = {}
-    for i, digest in enumerate(fingerprints.digests):
+    for i, digest in enumerate(digests):
         groups.setdefault(digest, []).append(i)
     return [group for group in groups.values() if len(group) > 1]
 
@@ -148,10 +150,10 @@ def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
     return sorted(best.values(), key=lambda pair: (-pair.correlation, pair.first, pair.second))
 
 
-def cluster_duplicates(sources: Iterable[str | os.PathLike | bytes]) -> list[int]:
+def cluster_duplicates(sources: Iterable[Source]) -> list[int]:
     """The number of each image's cluster: images that exact or near-duplicates lead to from one another."""
     fingerprints = fingerprint_images(sources)
-    return connect(len(fingerprints), find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints))
+    return connect(len(fingerprints), find_exact_duplicates(fingerprints.digests), find_near_duplicates(fingerprints))
 
 
 def connect(count: int, exact: Sequence[Sequence[int]], near: Sequence[NearDuplicate]) -> list[int]:
@@ -166,17 +168,21 @@ def connect(count: int, exact: Sequence[Sequence[int]], near: Sequence[NearDupli
     return connected_components(graph, directed=False)[1].tolist()
 
 
-def _fingerprint(source: str | os.PathLike | bytes) -> tuple[str, tuple[int, int], list[float], list, list[int]]:
+def _fingerprint(source: Source) -> tuple[str, tuple[int, int], list[float], list, list[int]]:
     """Digest, size, colour, thumbnails (whole, inner part) and hashes (the whole's symmetries, the inner part)."""
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else Path(source)) as image:
-        image = _to_rgb(ImageOps.exif_transpose(image))
-    digest = hashlib.sha256(f"{image.width}×{image.height}".encode() + image.tobytes()).hexdigest()
+    image = _open(source)
     color = [mean / 255 for mean in ImageStat.Stat(image).mean]
     grey, margin = image.convert("L"), [INNER_MARGIN * side for side in image.size]
     inner = (*margin, image.width - margin[0], image.height - margin[1])
     thumbnails = [np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box)) for box in (None, inner)]
     hashes = [*(_hash(symmetry(thumbnails[0])) for symmetry in SYMMETRIES), _hash(thumbnails[1])]
-    return digest, image.size, color, thumbnails, hashes
+    return pixel_digest(image), image.size, color, thumbnails, hashes
+
+
+def _open(source: Source) -> Image.Image:
+    """An image as it is seen: upright, in RGB."""
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return to_rgb(ImageOps.exif_transpose(image))
 
 
 def _hash(thumbnail: np.ndarray) -> int:
@@ -184,14 +190,6 @@ def _hash(thumbnail: np.ndarray) -> int:
 
     bits = imagehash.phash(Image.fromarray(np.ascontiguousarray(thumbnail))).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # of 16 bits, which PIL would clip
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # PIL warns of a palette with transparency that goes to RGB at once
-    return image.convert("RGB")
 
 
 def _candidates(
@@ -252,9 +250,3 @@ def _standardise(images: np.ndarray) -> np.ndarray:
     """Mean 0 and norm 1 each; zeros where there is nothing to be seen."""
     images = images - images.mean((1, 2), keepdims=True)
     return images / np.maximum(np.linalg.norm(images, axis=(1, 2), keepdims=True), 1e-6)
-
-
-def _portions(items: Iterable, size: int) -> Iterator[list]:
-    items = iter(items)
-    while portion := list(islice(items, size)):
-        yield portion

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +26,8 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from seedling_hf.data.transforms import build_eval_transform, to_rgb
+from seedling_hf.data.images import map_in_threads, to_rgb
+from seedling_hf.data.transforms import build_eval_transform
 from seedling_hf.errors import InputError
 
 FORMAT_VERSION = 2
@@ -169,9 +169,6 @@ def _rows(images: Dataset) -> Iterable[dict[str, Any]]:
 
 def _arrays(images: Dataset, make: Callable[[PILImage.Image], np.ndarray]) -> Iterator[dict[str, Any]]:
     decode = Image().decode_example
-    num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # Threads, because decoding and resizing run outside of Python's lock.
-    with ThreadPoolExecutor(num_threads) as pool:
-        for batch in images.iter(ROWS_IN_MEMORY):
-            for array in pool.map(lambda image: make(to_rgb(decode(image))), batch["image"]):
-                yield {"data": array.tobytes(), "shape": list(array.shape)}
+    arrays = map_in_threads(lambda image: make(to_rgb(decode(image))), _rows(images), chunk_size=ROWS_IN_MEMORY)
+    for array in arrays:
+        yield {"data": array.tobytes(), "shape": list(array.shape)}

@@ -1,10 +1,10 @@
-"""Image files: found in folders in one order, decoded to their end, and refused by name where that fails."""
+"""Image files: listed in one order, decoded completely, and reported with a reason where that fails."""
 
 import logging
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from io import BytesIO
@@ -12,6 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from PIL import ExifTags, ImageFile, ImageOps
 from PIL import Image as PILImage
 
@@ -21,15 +22,17 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".t
 IMAGE_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
 MOST_NAMES_IN_MEMORY = 10_000
 LARGEST_ASPECT_RATIO = 100  # beyond it, scaling the shorter side up to the model's size takes gigabytes
+Source = str | os.PathLike | bytes  # an image file, or its content
 T = TypeVar("T")
+U = TypeVar("U")
 
 logger = logging.getLogger(__name__)
 
 
 def list_images(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
-    """The images among `paths`: files as they are, folders searched through in byte order; never all in memory.
+    """The images among `paths`: files as they are, folders searched in byte order; never all of them in memory.
 
-    What is hidden is left out, and so are links that lead back to a folder above them.
+    Hidden files and folders are ignored, and so are links that lead back to a folder above them.
 
     Raises:
         InputError: for a path that does not exist, or a folder that cannot be read.
@@ -50,71 +53,69 @@ def choose_evenly(items: Sequence[T], count: int | None) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def map_in_threads(
+    function: Callable[[T], U], items: Iterable[T], num_threads: int | None = None, chunk_size: int = 256
+) -> Iterator[U]:
+    """`map` in threads, for decoding, which releases Python's lock; by default one thread for each available core.
+
+    Items are taken in chunks, because an executor's `map` reads all its input at once and keeps every result.
+    """
+    if num_threads is None:
+        num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    items = iter(items)
+    with ThreadPoolExecutor(num_threads) as pool:
+        while chunk := list(islice(items, chunk_size)):
+            yield from pool.map(function, chunk)
+
+
 def find_bad_images(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
     """Decodes every image and yields those that cannot be used, with the reason; never all paths in memory."""
-    for portion in _portions(paths, 1024):
-        for path, reason in zip(portion, _check(portion), strict=True):
-            if reason is not None:
-                yield path, reason
+    paths = iter(paths)
+    while chunk := list(islice(paths, 1024)):
+        yield from ((path, reason) for path, reason in zip(chunk, check_images(chunk), strict=True) if reason)
+
+
+def check_images(sources: Iterable[Source]) -> list[str | None]:
+    """Decodes every image: for each None, or the reason why it cannot be used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PILImage.DecompressionBombWarning)
+        return list(map_in_threads(_reason_it_is_bad, sources))
 
 
 def read_image(path: Path) -> PILImage.Image:
-    """An image from the disk, decoded whole and turned upright as its camera says.
+    """An image file, decoded completely and turned upright according to its EXIF orientation.
 
     Raises:
         InputError: with the reason why it cannot be used.
     """
     try:
         return _decode(path, in_full=True)
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+    except Exception as error:  # decoders of damaged files raise all kinds of errors
         raise InputError(_reason(error)) from error
 
 
-def find_good_images(names: Sequence[str | Path], sources: Iterable[Path | bytes], skip: bool) -> list[int]:
-    """Positions of the images that can be decoded; refuses if there are others, unless they are to be skipped."""
-    reasons = list(_check(sources))
-    bad = [f"{name} ({reason})" for name, reason in zip(names, reasons, strict=True) if reason is not None]
-    if bad and not skip:
-        raise InputError(
-            f"expected images that can be decoded, found {len(bad)} of {len(names)} that cannot: {a_few(bad)}; "
-            "repair or remove them, or leave them out by --skip_bad_images"
-        )
-    if bad:
-        logger.warning("left out %d of %d images that cannot be decoded: %s", len(bad), len(names), a_few(bad))
-    return [i for i, reason in enumerate(reasons) if reason is None]
+def to_rgb(image: PILImage.Image) -> PILImage.Image:
+    """Any image in RGB; 16-bit grey is scaled to 8 bits, which PIL would clip."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = PILImage.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")  # PIL warns of a palette with transparency that is converted to RGB directly
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _check(sources: Iterable[Path | bytes]) -> Iterator[str | None]:
-    """For each image None, or why it cannot be used."""
-    num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # Threads, because decoding runs outside of Python's lock.
-    with ThreadPoolExecutor(num_threads) as pool:
-        for portion in _portions(sources, 1024):
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", PILImage.DecompressionBombWarning)
-                reasons = list(pool.map(_reason_it_is_bad, portion))
-            yield from reasons
-
-
-def _portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    items = iter(items)
-    while portion := list(islice(items, size)):
-        yield portion
-
-
-def _reason_it_is_bad(source: Path | bytes) -> str | None:
+def _reason_it_is_bad(source: Source) -> str | None:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("expected PIL to refuse truncated images, found LOAD_TRUNCATED_IMAGES set")
     try:
         _decode(source, in_full=False)
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+    except Exception as error:  # decoders of damaged files raise all kinds of errors
         return _reason(error)
     return None
 
 
-def _decode(source: Path | bytes, *, in_full: bool) -> PILImage.Image:
-    if isinstance(source, Path) and source.exists() and not source.is_file():
-        raise InputError("no regular file")  # opening a pipe would wait for ever
+def _decode(source: Source, *, in_full: bool) -> PILImage.Image:
+    if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
+        raise InputError("no regular file")  # opening a pipe would wait forever
     with PILImage.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
         width, height = image.size
         if width * height > PILImage.MAX_IMAGE_PIXELS:
@@ -122,7 +123,7 @@ def _decode(source: Path | bytes, *, in_full: bool) -> PILImage.Image:
         if max(width, height) > LARGEST_ASPECT_RATIO * min(width, height):
             raise InputError(f"{width}×{height} pixels are too long and thin")
         if not in_full:
-            image.draft("RGB", (1, 1))  # a JPEG is read to its end all the same, several times quicker
+            image.draft("RGB", (1, 1))  # a JPEG is still read to its end, several times faster
         image.load()
         if image.mode not in IMAGE_MODES and not (image.mode == "I" and image.getextrema()[1] < 1 << 16):
             raise InputError(f"its pixels are neither of 8 nor of 16 bits but of PIL's mode {image.mode}")
@@ -144,7 +145,7 @@ def list_folder(folder: Path) -> list[str]:
 
 
 def _names_in_order(folder: Path) -> Iterator[str]:
-    """As `_list_folder`, with the names of a large folder sorted on the disk."""
+    """As `list_folder`, with the names of a large folder sorted on the disk."""
     try:
         with os.scandir(folder) as entries:
             names = (_check_utf8(entry.name, folder) for entry in entries)
@@ -152,7 +153,7 @@ def _names_in_order(folder: Path) -> Iterator[str]:
             if len(first) < MOST_NAMES_IN_MEMORY:
                 yield from sorted(first)
                 return
-            with closing(sqlite3.connect("")) as database:  # a temporary file, of which a few megabytes are in memory
+            with closing(sqlite3.connect("")) as database:  # a temporary file on the disk
                 database.execute("CREATE TABLE names (name TEXT)")
                 database.executemany("INSERT INTO names VALUES (?)", ((name,) for name in chain(first, names)))
                 del first
@@ -190,6 +191,6 @@ def is_image(name: str) -> bool:
 
 
 def a_few(names: Sequence[str], most: int = 5) -> str:
-    """A few names for a sentence; line breaks in them are made visible."""
+    """The first names for a sentence, and how many more there are; line breaks in them are made visible."""
     shown = ", ".join(str(name).replace("\n", "\\n") for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

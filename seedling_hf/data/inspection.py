@@ -19,17 +19,17 @@ from datasets import Dataset
 from jinja2 import Environment
 from PIL import Image, ImageOps
 
-from seedling_hf.data.dataset import image_sources
 from seedling_hf.data.duplicates import (
     Fingerprints,
+    cluster_duplicates,
     connect,
     find_exact_duplicates,
     find_near_duplicates,
     fingerprint_images,
 )
-from seedling_hf.data.folders import find_images
-from seedling_hf.data.images import find_bad_images
-from seedling_hf.data.transforms import to_rgb
+from seedling_hf.data.folders import list_folders
+from seedling_hf.data.images import find_bad_images, to_rgb
+from seedling_hf.data.pool import image_sources
 from seedling_hf.files import write_text
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which an image is an outlier
@@ -85,14 +85,18 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
         InputError: for a missing folder, or a class folder without images.
     """
     folder = Path(folder)
-    found = [(path, label, split) for split, rows in find_images(folder).items() for path, (_, label) in rows]
+    found = [
+        (path, label, split)
+        for split, pool in list_folders(folder).items()
+        for path, label in zip(image_sources(pool.images), pool.labels, strict=True)
+    ]
     corrupt = dict(find_bad_images(path for path, _, _ in found))
     good = [entry for entry in found if entry[0] not in corrupt]
     files = [str(path.relative_to(folder)) for path, _, _ in good]
     labels, splits = [label for _, label, _ in good], [split for _, _, split in good]
 
     fingerprints = fingerprint_images((path for path, _, _ in good), num_threads)
-    exact, near = find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints)
+    exact, near = find_exact_duplicates(fingerprints.digests), find_near_duplicates(fingerprints)
     clusters: dict[int, list[int]] = {}
     for i, cluster in enumerate(connect(len(files), exact, near)):
         clusters.setdefault(cluster, []).append(i)
@@ -162,9 +166,7 @@ def render_page(inspection: Inspection) -> str:
 def find_shared_images(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]:
     """The validation images that are in training too, nearly or exactly: their files, each with one in training."""
     train, validation = splits["train"], splits["validation"]
-    fingerprints = fingerprint_images(source for split in (train, validation) for source in image_sources(split))
-    exact, near = find_exact_duplicates(fingerprints), find_near_duplicates(fingerprints)
-    clusters = connect(len(fingerprints), exact, near)
+    clusters = cluster_duplicates(source for split in (train, validation) for source in image_sources(split))
     in_training = dict(zip(reversed(clusters[: len(train)]), reversed(train["file"]), strict=True))
     return [
         (file, in_training[cluster])

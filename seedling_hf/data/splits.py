@@ -11,14 +11,24 @@ from itertools import islice
 
 from datasets import DatasetDict
 
+from seedling_hf.arguments import SplitArguments
 from seedling_hf.data.images import a_few
+from seedling_hf.data.pool import Row
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 
 SPLITS = ("train", "validation", "test")
-Row = tuple[str, str]  # file relative to its root folder, class name
 
 logger = logging.getLogger(__name__)
+
+
+def draw_split(rows: Iterable[Row], arguments: SplitArguments, clusters: Mapping[Row, int] | None) -> dict[Row, str]:
+    """The split of each row, as `draw_validation` draws it."""
+    chosen = draw_validation(
+        rows, arguments.split_strategy, arguments.train_val_split, arguments.split_seed,
+        fold=arguments.fold, clusters=clusters,
+    )  # fmt: skip
+    return dict.fromkeys(rows, "train") | dict.fromkeys(chosen, "validation")
 
 
 def draw_validation(

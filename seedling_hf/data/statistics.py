@@ -2,15 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from seedling_hf.data.images import map_in_threads, to_rgb
 from seedling_hf.errors import InputError
 
 
@@ -37,18 +36,12 @@ class ImageStatistics:
     mean_of_stds: tuple[float, float, float]
 
 
-def measure_images(
-    paths: Iterable[str | Path],
-    *,
-    to_rgb: Callable[[Image.Image], Image.Image] = lambda image: image.convert("RGB"),
-    num_threads: int = 2,
-) -> ImageStatistics:
+def measure_images(paths: Iterable[str | Path], num_threads: int | None = None) -> ImageStatistics:
     """Reads every image once; sums are of integers, so that they are exact whatever the order.
 
     Args:
         paths: Images that can be decoded.
-        to_rgb: Makes RGB of 8 bits of an image.
-        num_threads: Threads that decode.
+        num_threads: Threads that decode (default: one for each available core).
 
     Raises:
         InputError: if there are no images.
@@ -63,16 +56,12 @@ def measure_images(
             mode, upright = image.mode, ImageOps.exif_transpose(image)
             return upright.size, mode, np.array(to_rgb(upright).histogram()).reshape(3, 256)
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        # In portions, because `map` hands out all its work at once and keeps what is done.
-        paths = iter(paths)
-        while portion := list(islice(paths, 256)):
-            for size, mode, histogram in pool.map(read, portion):
-                sizes[size] += 1
-                modes[mode] += 1
-                everything += histogram
-                means.append(_means(histogram))
-                stds.append(_stds(histogram, 1))
+    for size, mode, histogram in map_in_threads(read, paths, num_threads):
+        sizes[size] += 1
+        modes[mode] += 1
+        everything += histogram
+        means.append(_means(histogram))
+        stds.append(_stds(histogram, 1))
     if not means:
         raise InputError("expected images to measure, found none")
     return ImageStatistics(

@@ -15,17 +15,10 @@ from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor
 
 from seedling_hf.arguments import AugmentationArguments
+from seedling_hf.data.images import to_rgb
+from seedling_hf.data.seeds import mix
 
 Transform = Callable[[Image.Image | Tensor], Tensor]  # of an image in RGB, or its (3, H, W) bytes
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image in RGB; 16-bit grey is scaled to 8 bits, which PIL would clip."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")  # PIL warns of a palette with transparency that goes to RGB at once
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class RandomQuarterTurn(nn.Module):
@@ -198,8 +191,7 @@ class ExampleTransform:
         return {"pixel_values": pixel_values, "labels": rows["label"], "index": rows["index"]}
 
     def _make(self, image: Image.Image | Tensor, index: int) -> Tensor:
-        # SeedSequence mixes the three so that neighbouring indices have unrelated streams.
-        seed = int(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0])
+        seed = int(mix(self.seed, self.epoch, index)[0])
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)

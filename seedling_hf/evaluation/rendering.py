@@ -13,7 +13,7 @@ from datasets import Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
-from seedling_hf.data.transforms import to_rgb
+from seedling_hf.data.images import to_rgb
 from seedling_hf.evaluation import sentences
 from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.probing import Probing, format_probes

@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf import __version__
-from seedling_hf.data.images import read_image
-from seedling_hf.data.transforms import to_rgb
+from seedling_hf.data.images import read_image, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import list_classes
 

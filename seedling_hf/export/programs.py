@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.dataset import image_paths
+from seedling_hf.data.pool import image_sources
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.export.onnx_program import quantize_onnx, run_onnx, write_onnx
@@ -87,7 +87,9 @@ def export_classifier(
             # Not the median: other work on the machine only adds time.
             row["milliseconds"] = 1000 * min(seconds[row["name"]])
         if labelled is not None:
-            _score(rows, collect_logits(model, runs, prepare(image_paths(labelled))), np.array(labelled["label"]))
+            _score(
+                rows, collect_logits(model, runs, prepare(list(image_sources(labelled)))), np.array(labelled["label"])
+            )
         output_file.parent.mkdir(parents=True, exist_ok=True)
         for path in files.values():
             with replacing(output_file.with_name(path.name)) as temporary:

@@ -1,13 +1,13 @@
 """The card of a data set: classes, split, images that are there twice, licence."""
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
 from huggingface_hub import DatasetCardData
 
+from seedling_hf.data.duplicates import digest_images, find_exact_duplicates
+from seedling_hf.data.pool import image_sources
 from seedling_hf.hub.cards import describe_split, escape_cell
 
 MOST_LISTED = 50
@@ -23,15 +23,14 @@ class Location(NamedTuple):
 
 
 def find_duplicates(splits: Mapping[str, Dataset]) -> list[list[Location]]:
-    """Groups of images that are equal in every pixel, whatever the files are called and how they are packed."""
-    groups: dict[bytes, list[Location]] = defaultdict(list)
-    for split, dataset in splits.items():
-        names = dataset.features["label"]
-        for row in dataset:
-            pixels = row["image"].convert("RGB")
-            digest = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).digest()
-            groups[digest].append(Location(split, row["file"], names.int2str(row["label"])))
-    return [group for group in groups.values() if len(group) > 1]
+    """Groups of images with the same pixels, as `inspect_dataset` finds them."""
+    locations = [
+        Location(split, file, dataset.features["label"].int2str(label))
+        for split, dataset in splits.items()
+        for file, label in zip(dataset["file"], dataset["label"], strict=True)
+    ]
+    digests = digest_images(source for dataset in splits.values() for source in image_sources(dataset))
+    return [[locations[i] for i in group] for group in find_exact_duplicates(digests)]
 
 
 def render_dataset_card(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.transforms import to_rgb
+from seedling_hf.data.images import to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.interpretation.feature_maps import feature_map
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor

@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor
 
 from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data.collator import Collator
-from seedling_hf.data.folders import load_folder
+from seedling_hf.data.dataset import load_folder
 from seedling_hf.data.image_cache import FromCache, cache_training_images
 from seedling_hf.data.images import choose_evenly
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform

@@ -12,8 +12,9 @@ from hub_client import Client, Repository
 from huggingface_hub import DatasetCard
 from local_hub import Fault
 from local_hub import check_card as check_as_the_hub
-from PIL import Image
+from PIL import ExifTags, Image
 
+from seedling_hf.data.inspection import inspect_folder
 from seedling_hf.data.splits import hash_split, write_split_csv
 from seedling_hf.hub.dataset_card import Location, find_duplicates
 
@@ -167,6 +168,24 @@ def test_equal_pixels_are_found_under_other_names_and_formats(images):
         (f"Maize/{original.name}", "Maize"), ("Charlock/copy.png", "Charlock")
     }  # fmt: skip
     assert all(isinstance(row, Location) and row.split in ("train", "validation") for row in group)
+
+
+def test_the_card_and_the_inspection_find_the_same_duplicates(images):
+    maize = images / "Maize"
+    with Image.open(sorted(maize.iterdir())[0]) as opened:
+        original = opened.convert("RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    original.transpose(Image.Transpose.ROTATE_90).save(maize / "turned by exif.png", exif=exif)
+    palette = original.quantize(16)
+    palette.save(maize / "palette.png")
+    palette.convert("RGB").save(maize / "palette as rgb.png")
+    for value in (1000, 60000):  # 16 bits, which PIL itself would clip to the same white
+        Image.fromarray(np.full((80, 80), value, np.uint16)).save(maize / f"deep {value}.png")
+    on_the_card = find_duplicates(splits_of(train_dir=images))
+    expected = inspect_folder(images).exact_duplicates
+    assert {frozenset(row.file for row in group) for group in on_the_card} == set(map(frozenset, expected))
+    assert len(expected) == 2
 
 
 TRAIN_FLAGS = {

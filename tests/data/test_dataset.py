@@ -19,10 +19,10 @@ from sklearn.model_selection import train_test_split
 
 from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data import images as image_files
-from seedling_hf.data.dataset import describe_splits, image_paths
+from seedling_hf.data.dataset import describe_splits, load_folder, load_folders
 from seedling_hf.data.duplicates import cluster_duplicates
-from seedling_hf.data.folders import load_folder, load_folders
 from seedling_hf.data.images import find_bad_images, list_images, read_image
+from seedling_hf.data.pool import image_sources
 from seedling_hf.data.splits import draw_validation, hash_split, read_split_csv, write_split_csv
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
@@ -65,9 +65,7 @@ def test_a_tree_of_class_folders_gives_images_with_label_file_and_number(tree):
         for row in split:
             assert row["image"].tobytes() == Image.open(tree / row["file"]).tobytes()
             assert split.features["label"].int2str(row["label"]) == Path(row["file"]).parent.name
-    assert sorted(image_paths(splits["train"]) + image_paths(splits["validation"])) == sorted(
-        str(path) for path in tree.glob("*/*")
-    )
+    assert sorted(path for split in splits.values() for path in image_sources(split)) == sorted(tree.glob("*/*"))
 
 
 def test_classes_are_in_byte_order(tmp_path, plant):
@@ -121,7 +119,7 @@ def test_the_random_split_is_the_tutorials(sample_dir):
     expected = train_test_split(files, test_size=0.3, random_state=42)
     splits = splits_of(train_dir=sample_dir, split_strategy="random")
     for split, wanted in zip(("train", "validation"), expected, strict=True):
-        assert sorted(image_paths(splits[split])) == sorted(wanted)
+        assert sorted(map(str, image_sources(splits[split]))) == sorted(wanted)
 
 
 def test_the_random_split_sorts_whole_paths_where_one_class_name_begins_another(tmp_path, plant):
@@ -129,7 +127,7 @@ def test_the_random_split_sorts_whole_paths_where_one_class_name_begins_another(
     files = sorted(str(path) for path in root.glob("*/*.jpg"))
     expected = train_test_split(files, test_size=0.3, random_state=42)[1]
     found = splits_of(train_dir=root, split_strategy="random")["validation"]
-    assert sorted(image_paths(found)) == sorted(expected)
+    assert sorted(map(str, image_sources(found))) == sorted(expected)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +239,7 @@ def test_a_fold_that_is_none_is_refused(tree, flags, message):
 
 
 def test_a_fold_of_images_with_a_validation_folder_is_refused(tree):
-    with pytest.raises(InputError, match="expected --fold for images in one place"):
+    with pytest.raises(InputError, match="expected --fold for images without a validation split"):
         splits_of(train_dir=tree, validation_dir=tree, fold="1/2")
 
 
@@ -268,10 +266,10 @@ def test_the_mle_bench_split_of_4750_images_validates_666_as_its_sample_submissi
 def test_a_grouped_split_of_the_seedlings_keeps_every_cluster_together(flags):
     splits = splits_of(train_dir=SEEDLINGS, split_strategy="grouped", **flags)
     files = sorted(SEEDLINGS.glob("*/*"))
-    validation = set(image_paths(splits["validation"]))
+    validation = set(image_sources(splits["validation"]))
     side_of = {}
     for file, cluster in zip(files, cluster_duplicates(files), strict=True):
-        assert side_of.setdefault(cluster, str(file) in validation) == (str(file) in validation)
+        assert side_of.setdefault(cluster, file in validation) == (file in validation)
     totals = Counter(file.parent.name for file in files)
     share = 0.2 if flags else 0.3
     for label, count in Counter(Path(file).parent.name for file in splits["validation"]["file"]).items():
@@ -287,7 +285,7 @@ def test_a_class_of_one_image_is_trained_on_with_a_warning(tmp_path, plant, capl
 
 def test_a_class_that_a_random_split_leaves_without_training_is_named(tmp_path, plant, caplog):
     splits_of(train_dir=plant(tmp_path / "tree", A=1, B=1, C=1), split_strategy="random", train_val_split=0.6)
-    assert "no image is left to train these classes: " in caplog.text
+    assert "no training images are left for these classes: " in caplog.text
 
 
 def test_fewer_images_are_taken_evenly_from_the_classes(tmp_path, plant):
@@ -337,22 +335,22 @@ def test_a_flat_test_folder_and_other_folders_are_left_out_with_a_notice(tmp_pat
         plant(tmp_path / split)
     shutil.copytree(tmp_path / "train" / "Maize", tmp_path / "test")
     assert load_folders(tmp_path).keys() == {"train"}
-    assert f"left out: {tmp_path / 'test'}, whose images are in no class folders" in caplog.text
-    assert "being no split: holdout" in caplog.text
+    assert f"ignored {tmp_path / 'test'}, whose images are not in class folders" in caplog.text
+    assert "not a split: holdout" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "advice"), [("Oak", "rename or remove it"), ("maize", "rename maize to Maize")])
 def test_a_class_that_only_validates_is_refused_by_name(tmp_path, plant, name, advice):
     plant(tmp_path / "train", Maize=2, Charlock=2)
     plant(tmp_path / "val", **{"Charlock": 2, name: 2})
-    with pytest.raises(InputError, match=f"found {name} besides; {advice}; the classes are Charlock, Maize"):
+    with pytest.raises(InputError, match=f"found also {name}; {advice}; the classes are Charlock, Maize"):
         splits_of(train_dir=tmp_path)
 
 
 def test_classes_that_differ_in_capitals_are_kept_apart_with_a_warning(tmp_path, plant, caplog):
     splits = splits_of(train_dir=plant(tmp_path / "tree", Maize=2, maize=2))
     assert splits["train"].features["label"].names == ["Maize", "maize"]
-    assert "differ in capitals only are kept apart: Maize, maize" in caplog.text
+    assert "differ only in case are separate classes: Maize, maize" in caplog.text
 
 
 def test_an_evaluation_folder_is_labelled_as_the_model_is(tree):
@@ -362,7 +360,7 @@ def test_an_evaluation_folder_is_labelled_as_the_model_is(tree):
 
 
 def test_a_class_that_the_model_does_not_know_is_refused_by_name(tree):
-    with pytest.raises(InputError, match="found Charlock besides; rename or remove it; the classes are Maize, Oak"):
+    with pytest.raises(InputError, match="found also Charlock; rename or remove it; the classes are Maize, Oak"):
         load_folder(tree, class_names=["Maize", "Oak"])
 
 
@@ -518,7 +516,7 @@ def test_a_bad_image_is_refused_by_name_or_left_out(tree, name, caplog):
         splits_of(train_dir=tree)
     splits = splits_of(train_dir=tree, skip_bad_images=True)
     assert sum(map(len, splits.values())) == 9
-    assert "left out 1 of 10 images that cannot be decoded" in caplog.text
+    assert "skipped 1 of 10 images that cannot be decoded" in caplog.text
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
@@ -601,7 +599,7 @@ def test_images_that_a_split_does_not_know_are_left_out_with_a_warning(tree, wri
 def test_a_split_file_beside_a_validation_folder_is_refused(tmp_path, plant, written):
     for split in ("train", "val"):
         plant(tmp_path / "both" / split)
-    with pytest.raises(InputError, match="--split_file for images in one place"):
+    with pytest.raises(InputError, match="--split_file for images without a validation split"):
         splits_of(train_dir=tmp_path / "both", split_file=written)
 
 
@@ -784,7 +782,7 @@ def test_a_hub_test_split_without_labels_is_left_out_with_a_notice(hub, caplog):
     caplog.set_level(logging.INFO)
     name = hub(train=images(4), validation=images(2), test=[(None, "t.jpg", None)])
     assert splits_of(dataset_name=name).keys() == {"train", "validation"}
-    assert "without labels: test" in caplog.text
+    assert "nor one with labels: test" in caplog.text
 
 
 def test_a_bad_image_of_the_hub_is_refused_by_name_or_left_out(hub):
@@ -799,9 +797,9 @@ def test_a_bad_image_of_the_hub_is_refused_by_name_or_left_out(hub):
 @pytest.mark.parametrize(
     ("data", "flags", "message"),
     [
-        ({"train": images(4)}, {"image_column_name": "photo"}, "column 'photo' in .* name it by --image_column_name"),
-        ({"train": images(4)}, {"label_column_name": "kind"}, "column 'kind' in .* name it by --label_column_name"),
-        ({"train": images(4)}, {"image_column_name": "label"}, "expected images in the column 'label'"),
+        ({"train": images(4)}, {"image_column_name": "photo"}, "column 'photo' in .* name it with --image_column_name"),
+        ({"train": images(4)}, {"label_column_name": "kind"}, "column 'kind' in .* name it with --label_column_name"),
+        ({"train": images(4)}, {"image_column_name": "label"}, "expected Image in the column 'label'"),
         ({"train": [*images(4), (None, "x.jpg", None)]}, {}, "a label for each image .* found 1 without"),
         ({"train": images(4, name="Maize")}, {}, "at least two classes in .* found Maize"),
         ({"test": images(4)}, {}, "expected a split called train in .* found test"),
@@ -815,7 +813,7 @@ def test_a_hub_data_set_that_cannot_be_trained_on_is_refused(hub, data, flags, m
 
 def test_a_hub_class_that_only_validates_is_refused_by_name(hub):
     name = hub(classes=None, train=images(4), validation=images(1, name="Oak"))
-    with pytest.raises(InputError, match=r"expected the classes of its train split in .* found Oak besides"):
+    with pytest.raises(InputError, match=r"expected only the classes of the split train of .* found also Oak"):
         splits_of(dataset_name=name)
 
 

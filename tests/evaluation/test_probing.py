@@ -11,7 +11,7 @@ from small_models import SPECIES
 
 from seedling_hf.commands import run
 from seedling_hf.commands.probe import main
-from seedling_hf.data.folders import load_folder
+from seedling_hf.data.dataset import load_folder
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation import probes, probing

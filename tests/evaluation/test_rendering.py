@@ -12,7 +12,7 @@ from browser import open_browser, visit
 from PIL import Image
 from small_models import SPECIES, write_model
 
-from seedling_hf.data.folders import load_folder
+from seedling_hf.data.dataset import load_folder
 from seedling_hf.evaluation.comparison import compare_models
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.rendering import image_uri, render_report

@@ -11,7 +11,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score, log_loss
 from small_models import SPECIES
 
-from seedling_hf.data.folders import load_folder
+from seedling_hf.data.dataset import load_folder
 from seedling_hf.evaluation.calibration import Bootstrap, Kept, NotSure
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import HARD_PAIR, confused_pair

@@ -1,0 +1,116 @@
+"""Pools of images: what one place holds, before classes are numbered and images are split.
+
+`folders` and `hub_dataset` list pools; the steps of `dataset` check them, choose rows, and build the splits.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Image
+
+from seedling_hf.data.images import a_few, check_images
+from seedling_hf.errors import InputError
+
+Row = tuple[str, str]  # file relative to its root folder, class name
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImagePool:
+    """The images of a tree of class folders, or of a split of a Hub data set.
+
+    Attributes:
+        where: The place, for messages.
+        images: The column `image`.
+        rows: File and class name of each image.
+        class_names: All classes in their order, if the place declares them.
+    """
+
+    where: str
+    images: Dataset
+    rows: list[Row]
+    class_names: list[str] | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """The class name of each image."""
+        return [label for _, label in self.rows]
+
+    def check_known_classes(self, class_names: Sequence[str], expected: str) -> None:
+        """Refuses images of classes that are not among `class_names`.
+
+        Raises:
+            InputError: that `expected` was expected, with a better spelling if there is one.
+        """
+        unknown = sorted(set(self.labels) - set(class_names))
+        if unknown:
+            same = {name.casefold(): name for name in class_names}.get(unknown[0].casefold())
+            advice = f"rename {unknown[0]} to {same}" if same else "rename or remove it"
+            raise InputError(
+                f"expected only {expected} in {self.where}, found also {a_few(unknown)}; {advice}; the classes are "
+                f"{a_few(class_names, 12)}"
+            )
+
+    def find_good(self, *, skip_bad_images: bool) -> list[int]:
+        """Decodes all images; positions of those that can be decoded.
+
+        Raises:
+            InputError: if some cannot, unless they are to be skipped.
+        """
+        reasons = check_images(image_sources(self.images))
+        bad = [f"{file} ({reason})" for (file, _), reason in zip(self.rows, reasons, strict=True) if reason]
+        if bad and not skip_bad_images:
+            raise InputError(
+                f"expected images that can be decoded in {self.where}, found {len(bad)} of {len(self.rows)} that "
+                f"cannot: {a_few(bad)}; repair or remove them, or skip them with --skip_bad_images"
+            )
+        if bad:
+            logger.warning("skipped %d of %d images that cannot be decoded: %s", len(bad), len(reasons), a_few(bad))
+        return [i for i, reason in enumerate(reasons) if reason is None]
+
+    def build(self, class_names: Sequence[str], members: Sequence[int]) -> Dataset:
+        """The images at `members`: columns `image`, `label`, `file` and `index`, their number in this order."""
+        numbers = {name: number for number, name in enumerate(class_names)}
+        index = [-1] * len(self.rows)
+        for number, i in enumerate(members):
+            index[i] = number
+        # Columns are added before rows are selected, because that would copy the selected images.
+        table = self.images.add_column(
+            "label", [numbers[label] for label in self.labels], feature=ClassLabel(names=list(class_names))
+        )
+        return table.add_column("file", [file for file, _ in self.rows]).add_column("index", index).select(members)
+
+
+def name_classes(pools: Mapping[str, ImagePool]) -> list[str]:
+    """The classes of the training images, in the order that they declare or else in byte order.
+
+    Raises:
+        InputError: for fewer than two, or for images of other classes in another pool.
+    """
+    train = pools["train"]
+    found = sorted(set(train.labels))
+    if len(found) < 2:
+        raise InputError(
+            f"expected at least two classes in {train.where}, found {a_few(found) if found else 'none'}; in a folder, "
+            "each class is a folder of images"
+        )
+    spellings = Counter(name.casefold() for name in found)
+    similar = [name for name in found if spellings[name.casefold()] > 1]
+    if similar:
+        logger.warning("class names that differ only in case are separate classes: %s", a_few(similar))
+    class_names = train.class_names or found
+    for split, pool in pools.items():
+        if split != "train":
+            pool.check_known_classes(class_names, f"the classes of {train.where}")
+    return class_names
+
+
+def image_sources(dataset: Dataset) -> Iterator[Path | bytes]:
+    """The images of a dataset as they are stored, in its order: paths, or bytes where the data set holds them."""
+    for batch in dataset.select_columns("image").cast_column("image", Image(decode=False)).iter(256):
+        for image in batch["image"]:
+            yield Path(image["path"]) if image["bytes"] is None else image["bytes"]
