@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from seedling_hf.arguments import AugmentationArguments
+from seedling_hf.data.seeds import mix
 from seedling_hf.errors import InputError
 
 
@@ -72,7 +73,7 @@ class Collator:
     def _mix(self, pixel_values: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         # timm draws from NumPy's global generator.
         state = np.random.get_state()
-        np.random.seed(np.random.SeedSequence([self.seed, self.epoch, *index.tolist()]).generate_state(4))
+        np.random.seed(mix(self.seed, self.epoch, *index.tolist()))
         try:
             # timm pairs the first with the last and wants an even number: an odd one stays as it is.
             even = len(labels) // 2 * 2

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch.utils.data import Sampler
 
+from seedling_hf.data.seeds import epoch_seed, permutation
 from seedling_hf.errors import InputError
 
 
@@ -51,9 +51,7 @@ class EpochSampler(Sampler[list[int]]):
         return (self.steps_per_epoch - self.first_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A generator of its own: the order must not move the random numbers of stochastic depth.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.num_examples, generator=generator).tolist()
+        order = permutation(self.num_examples, epoch_seed(self.seed, self.epoch))
         for batch in range(self.first_step * self.accumulation, self.steps_per_epoch * self.accumulation):
             start = (batch * self.num_processes + self.process_index) * self.batch_size
             yield order[start : start + self.batch_size]

@@ -15,6 +15,7 @@ from datasets import Image, IterableDataset
 from torch import Tensor
 
 from seedling_hf.data.collator import Collator
+from seedling_hf.data.seeds import epoch_seed, permutation
 from seedling_hf.data.transforms import ExampleTransform
 from seedling_hf.errors import InputError
 
@@ -107,8 +108,7 @@ class ImageStream(torch.utils.data.IterableDataset):
             place = Place(place.epoch + 1)
 
     def _shards(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.dataset.num_shards, generator=generator).tolist()
+        order = permutation(self.dataset.num_shards, epoch_seed(self.seed, epoch))
         return order if self._shares_shards else order[self.process_index :: self.num_processes]
 
     @property
@@ -122,7 +122,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def _order(self, place: Place, shard: int, size: int) -> list[int]:
         seed = hash((self.seed, place.epoch, shard, place.start)) % 2**63  # of numbers, so the same in every process
-        return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+        return permutation(size, seed)
 
     def _example(self, shard: int, number: int, row: dict[str, Any]) -> dict[str, Any] | None:
         index = shard * ROWS_OF_A_SHARD + number
