@@ -65,7 +65,7 @@ def render_dataset_card(
 
 # {repo_id.split("/")[-1]}
 
-<!-- Each push writes the parts between the marks anew; what stands outside of them is yours and stays. -->
+<!-- Each push rewrites the sections between marks; text outside them is yours and stays. -->
 
 <!-- begin content -->
 {total:,} images of plant seedlings of {len(_class_names(splits))} species, as they are in the files, with the split

@@ -1,6 +1,7 @@
-"""The card of a model: `model_card.md`, filled with what the files of the run say and nothing else."""
+"""The card of a model: the template `model_card.md`, filled only from the files of the run."""
 
 import json
+import math
 import os
 from functools import cache
 from pathlib import Path
@@ -23,17 +24,17 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def write_card(output_dir: str | os.PathLike, *, results: bool = True) -> Path:
-    """Writes the card of a model folder, README.md; what people wrote into one that is there stays.
+    """Writes the card of a model folder, README.md, and keeps what people wrote into an existing one.
 
     Args:
-        output_dir: A model folder; of the other files of a run, what is missing is left out of the card.
+        output_dir: A model folder; the card skips what other files of a run would add if they are missing.
         results: Whether report and timing belong to these weights.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: if the files hold what makes no card that the Hub takes.
+        ValueError: if the Hub would refuse the card.
     """
     path = Path(output_dir) / CARD
     text = render_card(output_dir, results=results)
@@ -45,12 +46,12 @@ def write_card(output_dir: str | os.PathLike, *, results: bool = True) -> Path:
 
 
 def render_card(output_dir: str | os.PathLike, *, results: bool = True) -> str:
-    """The text of the card, as `write_card` would write it into a folder without one."""
+    """The text of the card of a folder without one."""
     return load_template().render(card_values(Path(output_dir), results=results))
 
 
 def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
-    """What the template needs, by name; None for what the run has not."""
+    """What the template needs, by name; None for what the run lacks."""
     config = _read_json(folder / "config.json")
     processor = _read_json(folder / "preprocessor_config.json")
     report = _read_json(folder / "report.json") if results else None
@@ -104,7 +105,6 @@ def load_template() -> Template:
     """model_card.md, from beside this module (as installed) or from the root of the repository."""
     here = Path(__file__).resolve().parent
     path = next(p for p in (here / "model_card.md", here.parents[1] / "model_card.md") if p.is_file())
-    # A name that is missing is an error, not nothing.
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"cell": escape_cell, "percent": _percent, "duration": _duration}
     return environment.from_string(path.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def _eval_results(report: dict[str, Any], arguments: dict[str, Any], dataset: st
 
 
 def _names_of_data(arguments: dict[str, Any], report: dict[str, Any] | None) -> tuple[str, str | None]:
-    """The data set by name, and what the report says it is about, without the folders of this machine."""
+    """The name of the data set, and what the report is about, without the folders of this machine."""
     folder = arguments.get("train_dir")
     dataset = arguments.get("dataset_name") or (Path(folder).name if folder else "seedlings")
     data_name = report and (report.get("provenance") or {}).get("data", "labelled images")
@@ -166,18 +166,15 @@ def _class_names(config: dict[str, Any]) -> list[str]:
 
 
 def _count_parameters(folder: Path) -> int:
-    """What the weights on the disk hold, without BatchNorm's statistics; only headers are read."""
+    """Of the weights on the disk, without BatchNorm's statistics; only headers are read."""
     total = 0
     for name, path in model_files(folder).items():
         if not name.endswith(".safetensors"):
             continue
         with safe_open(path, framework="np") as file:
-            for key in file.keys():  # noqa: SIM118, it is no dict
-                if not key.endswith(_BUFFERS):
-                    size = 1
-                    for length in file.get_slice(key).get_shape():
-                        size *= length
-                    total += size
+            total += sum(
+                math.prod(file.get_slice(key).get_shape()) for key in file.keys() if not key.endswith(_BUFFERS)
+            )
     return total
 
 

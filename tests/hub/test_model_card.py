@@ -1,4 +1,4 @@
-"""The card says what the run's own files say: here those of a real, short run."""
+"""The card repeats the figures in the files of a run: here of a real, short one."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def read(folder: Path, name: str):
     return json.loads((folder / name).read_text())
 
 
-def test_the_template_is_given_the_very_names_that_it_uses(finished_run):
+def test_the_template_gets_exactly_the_names_that_it_uses(finished_run):
     template = (ROOT / "model_card.md").read_text(encoding="utf-8")
     environment = Environment()
     environment.filters |= dict.fromkeys(("cell", "percent", "duration"), str)
@@ -72,7 +72,7 @@ def test_the_hub_finds_the_figures_of_the_report(finished_run, card):
     assert results["accuracy"].task_type == "image-classification"
 
 
-def test_the_metadata_are_those_that_the_hub_knows(card):
+def test_the_hub_knows_all_metadata(card):
     data = ModelCard(card).data
     assert (data.license, data.library_name, data.pipeline_tag) == (
         "apache-2.0",
@@ -84,7 +84,7 @@ def test_the_metadata_are_those_that_the_hub_knows(card):
     assert check_as_the_hub(card) == ([], [])
 
 
-def test_the_results_are_a_table_with_the_interval_and_each_species(finished_run, card):
+def test_the_results_are_a_table_with_the_interval_and_each_class(finished_run, card):
     report = read(finished_run, "report.json")
     results = section(card, "results")
     low, high = report["accuracy_interval"]
@@ -97,18 +97,18 @@ def test_the_results_are_a_table_with_the_interval_and_each_species(finished_run
     assert "](confusion_matrix.png)" in results
 
 
-def test_the_data_are_told_by_the_hash_and_the_counts_of_the_split(finished_run, card):
+def test_the_data_section_has_the_hash_and_the_counts_of_the_split(finished_run, card):
     data = section(card, "data")
     assert f"`{hash_split(finished_run / 'split.csv')}`" in data
     assert "drawn at random from each species, 30% of its images for validation, seed 42." in data
-    assert "| species | train | validation |" in data
+    assert "| class | train | validation |" in data
     assert "| Maize | 4 | 2 |" in data
     assert "| all | 48 | 24 |" in data
 
 
-def test_the_training_is_told_with_hardware_time_versions_and_arguments(finished_run, card):
+def test_the_training_section_has_hardware_time_versions_and_arguments(finished_run, card):
     training, results = section(card, "training"), read(finished_run, "train_results.json")
-    assert "4 optimizer steps, 1 passes" in training
+    assert "4 optimizer steps, 1 epoch." in training
     assert f"weights of step {results['best_step']}, the best" in training
     for name, version in read(finished_run, "report.json")["provenance"]["versions"].items():
         assert f"{name} {version}" in training
@@ -117,7 +117,7 @@ def test_the_training_is_told_with_hardware_time_versions_and_arguments(finished
     )
 
 
-def test_the_model_is_told_from_its_config_and_its_weights(finished_run, card):
+def test_the_model_section_follows_from_config_and_weights(finished_run, card):
     model, weights = section(card, "model"), load_file(finished_run / "model.safetensors")
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     count = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(buffers))
@@ -125,16 +125,16 @@ def test_the_model_is_told_from_its_config_and_its_weights(finished_run, card):
     assert "| kernels of the stages | 15, 13, 11, 7, with 5×5 beside them |" in model
     assert "| started from | random weights |" in model
     assert "RGB, 32×32 pixels" in model
-    assert "tells 12 kinds of plant seedlings\napart: Black-grass, Charlock," in model
+    assert "trained to classify plant seedlings into\n12 classes: Black-grass, Charlock," in model
 
 
 @pytest.mark.parametrize(
     ("count", "sentence"),
     [
-        (0, "Of the 24 validation images none is in training too, exactly or nearly."),
-        (1, "Of the 24 validation images 1 is in training too, exactly or nearly."),
-        (3, "Of the 24 validation images 3 are in training too, exactly or nearly."),
-        (None, "Whether nearly the same image is in two parts of the split was not looked for."),
+        (0, "Of the 24 validation images none is also among the training images, exactly or nearly."),
+        (1, "Of the 24 validation images 1 is also among the training images, exactly or nearly."),
+        (3, "Of the 24 validation images 3 are also among the training images, exactly or nearly."),
+        (None, "The split was not searched for near-duplicates."),
     ],
 )
 def test_the_limits_say_whether_validation_images_were_trained_on(folder, count, sentence):
@@ -147,14 +147,14 @@ def test_the_limits_say_whether_validation_images_were_trained_on(folder, count,
     assert f"- {sentence}\n" in section(render_card(folder), "limits")
 
 
-def test_the_limits_name_the_weakest_species(finished_run, card):
+def test_the_limits_name_the_weakest_class(finished_run, card):
     rows = read(finished_run, "report.json")["per_class"]
     assert min(rows.values(), key=lambda row: row["f1"])["f1"] == 0
     weakest = next(name for name, row in rows.items() if row["f1"] == 0)
     assert f"weakest on {weakest} (F1 0.00)" in section(card, "limits")
 
 
-def test_nothing_of_the_template_is_left_in_the_card(card):
+def test_no_template_syntax_is_left_in_the_card(card):
     for leftover in ("{{", "{%", "None", "Undefined", "TODO", "More Information Needed"):
         assert leftover not in card
 
@@ -169,28 +169,28 @@ def test_a_run_without_a_report_has_no_results_in_its_card(folder):
     assert check_as_the_hub(card) == ([], [])
 
 
-def test_while_a_run_goes_on_the_report_of_other_weights_stays_out(finished_run):
+def test_during_a_run_the_card_has_no_report_of_other_weights(finished_run):
     card = render_card(finished_run, results=False)
     assert section(card, "results") == ""
     assert "not finished: these are the weights of step 4, epoch" in section(card, "training")
     assert ModelCard(card).data.eval_results is None
 
 
-def test_results_go_from_the_card_when_the_run_goes_on(folder):
+def test_resuming_a_run_removes_the_results_from_the_card(folder):
     write_card(folder)
     assert section((folder / "README.md").read_text(), "results") != ""
     write_card(folder, results=False)
     assert section((folder / "README.md").read_text(), "results") == ""
 
 
-def test_what_somebody_wrote_into_the_card_in_the_folder_stays(folder):
+def test_text_that_somebody_wrote_into_the_card_stays(folder):
     path = write_card(folder)
     path.write_text(path.read_text().replace("# seedlings-tiny", "# My seedlings\n\nGrown in Flakkebjerg."))
     write_card(folder)
     assert "# My seedlings\n\nGrown in Flakkebjerg.\n" in path.read_text()
 
 
-def test_a_model_folder_that_no_run_made_has_a_card(folder):
+def test_a_model_folder_without_a_run_has_a_card(folder):
     for path in folder.iterdir():
         if path.name not in ("config.json", "model.safetensors", "preprocessor_config.json") and path.is_file():
             path.unlink()
@@ -200,7 +200,7 @@ def test_a_model_folder_that_no_run_made_has_a_card(folder):
 
 
 @pytest.mark.parametrize("name", ["a|b", "<!-- end model -->", "two\nlines", "{{ config }}", '"quotes": [', "草 🌱"])
-def test_no_name_of_a_species_breaks_the_card(folder, name):
+def test_no_class_name_breaks_the_card(folder, name):
     for file in ("config.json", "report.json", "split.csv"):
         path = folder / file
         written = f'"{name.replace(chr(34), chr(34) * 2)}"' if file == "split.csv" else json.dumps(name)[1:-1]
@@ -261,7 +261,7 @@ exec(code)
 """
 
 
-def test_the_loading_example_on_the_hub_runs_as_it_stands(folder, client, sample_dir, tmp_path, monkeypatch):
+def test_the_loading_example_on_the_hub_runs_unchanged(folder, client, sample_dir, tmp_path, monkeypatch):
     write_card(folder)
     pushed = client.command(
         "push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings-tiny", "--hub_tag", "v1"
@@ -276,7 +276,7 @@ def test_the_loading_example_on_the_hub_runs_as_it_stands(folder, client, sample
     assert {answer["label"] for answer in answers} < set(read(folder, "config.json")["label2id"])
 
 
-def test_the_card_of_a_run_reaches_the_hub_whole(folder, client):
+def test_the_card_of_a_run_reaches_the_hub_unchanged(folder, client):
     write_card(folder)
     client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings-tiny")
     repository = Repository(client.hub, "alice/seedlings-tiny")
