@@ -3,6 +3,7 @@
 import ast
 import sys
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,14 @@ def test_only_the_hub_folder_writes_to_the_network():
 
 def test_what_runs_on_several_processes_has_a_launcher_of_its_name():
     scripts = {path.stem for path in (PACKAGE.parent / "scripts").glob("*.py")}
-    assert scripts == {"train", "evaluate", "predict", "embed", "convert_checkpoint"}
+    assert scripts == {"train", "predict", "embed", "convert_checkpoint"}
     assert scripts <= {path.stem for path in (PACKAGE / "commands").glob("*.py")}
+
+
+def test_no_launcher_hides_a_package():
+    """Its folder comes first on the path: `import evaluate` would find `scripts/evaluate.py`."""
+    launchers = {path.stem for path in (PACKAGE.parent / "scripts").glob("*.py")}
+    assert not launchers & packages_distributions().keys()
 
 
 def test_the_list_of_commands_names_those_that_there_are():

@@ -1,4 +1,4 @@
-"""A plan of trainings goes in, a table of what helps at equal CPU time comes out.
+"""A plan of training runs → a table of what helps at equal CPU time.
 
 python scripts/study/run.py --train_dir seedlings
 """
@@ -17,11 +17,11 @@ from seedling_hf.errors import InputError
 class StudyArguments(ArgumentGroup):
     """Flags of `study`."""
 
-    plan: str = option("scripts/study/plan.yaml", "YAML of the rows, and of the CPU minutes for each")
-    train_dir: str | None = option(None, "folder of class folders; without it only the table is written anew")
+    plan: str = option("scripts/study/plan.yaml", "YAML of the rows and of the CPU minutes for each")
+    train_dir: str | None = option(None, "folder of class folders; without it only the table is regenerated")
     output_dir: str = option("outputs/study", "folder for the runs")
     results_file: str | None = option(None, "CSV of the results (default: results.csv beside the plan)")
-    costs_only: bool = option(False, "measure, or measure again, what a step costs on this CPU; train nothing")
+    costs_only: bool = option(False, "measure the CPU time of a step, again if it is known; train nothing")
     num_jobs: int = option(1, "runs at a time, each on one thread")
 
     def __post_init__(self) -> None:
@@ -34,10 +34,14 @@ class StudyArguments(ArgumentGroup):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Plan → runs → table."""
     arguments = parse_arguments(
-        StudyArguments, argv, prog="run.py", description="Trains the rows of a plan at equal CPU time, and tabulates."
+        StudyArguments,
+        argv,
+        prog="run.py",
+        description="Trains the rows of a plan at equal CPU time, and writes a table.",
     )
 
-    from study import format_results, measure_costs, read_plan, read_results, run_plan
+    from results import format_results, read_results
+    from study import measure_costs, read_plan, run_plan
 
     from seedling_hf.files import write_text
 

@@ -149,7 +149,7 @@ def test_evaluate_refuses_a_broken_image_or_leaves_it_out_on_request(model_dir, 
     [
         ({"model_name_or_path": "no/such/model"}, "no/such/model"),
         ({"test_dir": "no/such/images"}, "no/such/images"),
-        ({"output_dir": f"{__file__}/report"}, "a file; name another"),
+        ({"output_dir": f"{__file__}/report"}, "a file; choose another"),
         ({"per_device_eval_batch_size": 0}, "--per_device_eval_batch_size at least 1, found 0"),
         ({"not_sure_accuracy": 1.5}, "--not_sure_accuracy above 0 and at most 1, found 1.5"),
         ({"calibration_dir": "no/such/images"}, "no/such/images"),

@@ -6,7 +6,8 @@ import pytest
 import run as study_command
 import study
 import yaml
-from study import flags_of, format_results, interval_of, read_plan, read_results, write_results
+from results import format_results, interval_of, read_results, write_results
+from study import flags_of, read_plan
 
 from seedling_hf.commands import run
 from seedling_hf.errors import InputError
@@ -40,7 +41,7 @@ def plan_file(tmp_path) -> Path:
     return path
 
 
-def test_a_row_is_the_base_with_its_own_flags_over_it():
+def test_a_row_overrides_flags_of_the_base():
     plan = {
         **PLAN,
         "rows": {
@@ -70,7 +71,7 @@ def test_a_row_is_the_base_with_its_own_flags_over_it():
         ({"colour": 1}, "check colour"),
     ],
 )
-def test_a_plan_that_is_none_is_refused_by_name(tmp_path, change, sentence, capsys):
+def test_a_file_that_is_not_a_plan_is_refused(tmp_path, change, sentence, capsys):
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump({**PLAN, **change}))
     assert run(study_command.main, ["--plan", str(path)]) == 2
@@ -95,12 +96,12 @@ def test_the_table_has_the_best_row_first_with_the_mean_over_the_seeds_and_its_i
     assert "| +400 −0, p 7.7e-121 |" in text  # 0.5 ** 399, of images that only `better` has right
 
 
-def test_a_plan_is_trained_row_by_row_and_goes_on_where_it_stopped(
+def test_a_plan_is_trained_row_by_row_and_resumes_where_it_stopped(
     plan_file, tmp_path, sample_dir, monkeypatch, capsys
 ):
     monkeypatch.setattr(study, "CALIBRATION_STEPS", 4)
     measure = study._cpu_seconds_of_a_step
-    # However busy the machine, there are steps enough for a turned image to have another loss.
+    # However busy the machine, there are enough steps for a rotated image to have another loss.
     monkeypatch.setattr(study, "_cpu_seconds_of_a_step", lambda *arguments: min(measure(*arguments), 0.02))
     flags = ["--plan", str(plan_file), "--train_dir", str(sample_dir), "--output_dir", str(tmp_path / "runs")]
     assert run(study_command.main, flags) == 0
@@ -146,7 +147,7 @@ def test_the_cost_of_a_step_is_measured_once_for_all_rows_that_do_the_same_work(
         (folder / "train_results.json").write_text(json.dumps({"train_cpu_time": next(seconds)}))
 
     monkeypatch.setattr(study, "_train", train)
-    # Growing images: two thirds of the passes between the first size and the last, one third at the last.
+    # Growing images: two thirds of the epochs between the first size and the last, one third at the last.
     expected = {"base": 1.0, "slow": 2.0, "other rate": 1.0, "growing": 2 / 3 * (0.5 + 1.5) / 2 + 1.5 / 3}
     measure = [plan, tmp_path / "results.csv", "images", tmp_path / "runs"]
     costs = study.measure_costs(*measure)
@@ -157,7 +158,7 @@ def test_the_cost_of_a_step_is_measured_once_for_all_rows_that_do_the_same_work(
 
 
 def test_a_row_is_measured_when_its_turn_comes_and_once_for_all_seeds(tmp_path, monkeypatch):
-    """A teacher that is another row is not there before that row is trained."""
+    """A teacher that is another row does not exist before that row is trained."""
     taught = {"teacher_model_name_or_path": ["{runs}/trial_base_{seed}"]}
     plan = {**PLAN, "seeds": [0, 1], "rows": {"base": None, "taught": taught}, "evaluations": {}}
     events = []
@@ -177,7 +178,7 @@ def test_a_row_is_measured_when_its_turn_comes_and_once_for_all_seeds(tmp_path, 
     assert events == expected
 
 
-def test_only_costs_are_measured_if_only_they_are_asked_for(plan_file, tmp_path, sample_dir, monkeypatch, capsys):
+def test_only_costs_are_measured_if_only_they_are_requested(plan_file, tmp_path, sample_dir, monkeypatch, capsys):
     monkeypatch.setattr(study, "CALIBRATION_STEPS", 2)
     flags = ["--plan", str(plan_file), "--costs_only", "--output_dir", str(tmp_path / "runs")]
     assert run(study_command.main, flags) == 2
@@ -187,7 +188,7 @@ def test_only_costs_are_measured_if_only_they_are_asked_for(plan_file, tmp_path,
     assert (tmp_path / "results_costs.json").exists() and not (tmp_path / "results.csv").exists()
 
 
-def test_a_run_that_fails_is_told_with_its_own_words(plan_file, tmp_path, capsys):
+def test_a_failed_run_is_reported_with_its_own_error(plan_file, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     flags = ["--plan", str(plan_file), "--train_dir", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "runs")]
     assert run(study_command.main, flags) == 2
