@@ -1,4 +1,4 @@
-"""`compare`: two or more model folders and labelled images go in, who is better comes out."""
+"""`compare`: two or more models and labelled images → which one is better."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
@@ -20,13 +20,13 @@ class CompareArguments(ArgumentGroup):
     per_device_eval_batch_size: int = option(64, "images a batch on each process")
     dataloader_num_workers: int = option(0, "processes that load images, for each process")
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
-    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
+    skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
     seed: int = option(42, "seed of the bootstrap")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.models) < 2:
-            raise InputError(f"expected two or more --models, found {len(self.models)}; name another folder")
+            raise InputError(f"expected two or more --models, found {len(self.models)}; add another folder")
         if len({str(Path(model)) for model in self.models}) < len(self.models):
             raise InputError(f"expected --models that differ, found one twice: {', '.join(self.models)}")
         check_range(self, "per_device_eval_batch_size", least=1)
@@ -36,13 +36,13 @@ class CompareArguments(ArgumentGroup):
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """The last part of each path; the whole path of each where two would be called the same."""
+    """The last part of each path; the whole paths if two of those are equal."""
     names = [Path(model).name for model in models]
     return names if len(set(names)) == len(names) else [str(Path(model)) for model in models]
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Models and images → answers of each → comparison."""
+    """Models and images → predictions of each → comparison."""
     arguments = parse_arguments(
         CompareArguments, argv, prog="compare", description="Compares models on the same labelled images."
     )

@@ -1,4 +1,4 @@
-"""`evaluate`: a model folder and labelled images go in, a report comes out."""
+"""`evaluate`: a model and labelled images → a report."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
@@ -14,17 +14,17 @@ class EvaluationArguments(ArgumentGroup):
     _argument_group_name = "Evaluation"
 
     test_dir: str = option(MISSING, "folder of class folders")
-    output_dir: str = option(MISSING, "folder for report.html, report.md, report.json and what they show")
+    output_dir: str = option(MISSING, "folder for report.html, report.md, report.json and their figures")
     calibration_dir: str | None = option(
-        None, "class folders to fit the temperature on (default: each half of test_dir for the other)"
+        None, "class folders to fit the temperature on (default: either half of test_dir for the other)"
     )
-    not_sure_accuracy: float = option(0.95, "share of right answers that the threshold for 'not sure' is to leave")
+    not_sure_accuracy: float = option(0.95, "accuracy of the predictions that the threshold for 'not sure' keeps")
     test_time_augmentation: bool = option(
-        False, "predict again with the mean over the eight symmetries of the square, and report gain and cost"
+        False, "also predict the mean over the eight symmetries of the square, and report gain and cost"
     )
-    saliency: bool = option(False, "show beside the worst mistakes where the model looked (needs captum)")
-    probes: bool = option(False, "measure the accuracy on altered images too, as the command probe does")
-    seed: int = option(42, "seed of the bootstrap, of the halves and of the probes")
+    saliency: bool = option(False, "show where the model looked at the worst mistakes (needs captum)")
+    probes: bool = option(False, "also measure the accuracy on altered images, as the command probe does")
+    seed: int = option(42, "seed of the bootstrap, the halves and the probes")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""`probe`: a model and labelled images go in, what the model relies on and what it is robust to comes out."""
+"""`probe`: a model and labelled images → what the model relies on and what it is robust to."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class ProbeOptions(ArgumentGroup):
 
     test_dir: str = option(MISSING, "folder of class folders")
     output_dir: str = option(MISSING, "folder for probes.json, probes.md, probes.png and examples.png")
-    max_samples: int | None = option(None, "use at most so many images, evenly from all")
+    max_samples: int | None = option(None, "use at most this many images, evenly spaced")
     seed: int = option(0, "seed of the order of patches and of what covers plants")
 
     def __post_init__(self) -> None:
