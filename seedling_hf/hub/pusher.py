@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from huggingface_hub import is_offline_mode
 from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
 
+from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
 from seedling_hf.hub.connection import REQUEST_TIMEOUT_S, explain, limit_waiting
 from seedling_hf.hub.model_card import write_card
@@ -76,6 +78,21 @@ class HubPusher:
         self._checkpoint: Path | None = None
         limit_waiting(min(REQUEST_TIMEOUT_S, timeout_s))
         disable_progress_bars()  # they would break the progress bar of the training
+
+    @classmethod
+    def from_arguments(cls, arguments: TrainArguments) -> Self:
+        """The pusher of a run, once the Hub has said that its token may push."""
+        pusher = cls(
+            arguments.output_dir,
+            arguments.hub_model_id or Path(arguments.output_dir).resolve().name,
+            private=arguments.hub_private_repo,
+            revision=arguments.hub_revision,
+            strategy=arguments.hub_strategy,
+            tag=arguments.hub_tag,
+            timeout_s=arguments.hub_timeout,
+        )
+        pusher.preflight()
+        return pusher
 
     def preflight(self) -> None:
         """Checks write access before the first step.

@@ -1,5 +1,7 @@
-"""All that the next step depends on.
+"""Everything that the next optimizer step depends on.
 
-In reading order: `baseline`, `models` and `memory`, `distillation`, `optimization`, `sharding`, `batch_size`,
-`resuming`, `checkpoint_files`, `checkpointing`, and `loop`, where they meet.
+In reading order: `models` builds the model, with `baseline` for networks of timm, `batch_size` fits the batch into
+memory and `memory` estimates it; `loaders` makes the batches; `learner` is what a step changes, with `optimization`,
+`distillation` and `sharding`; `loop` is the run, with its `run_log`; `checkpointing`, `checkpoint_files` and `resuming`
+save and restore it; and `output_dir` reports its start and its end.
 """

@@ -1,8 +1,8 @@
-"""Teachers: trained classifiers whose answers become part of the targets of training.
+"""Teachers: trained classifiers whose predictions become part of the targets of training.
 
-Knowledge distillation is Hinton et al.'s (arXiv 1503.02531). Teachers see the very image that the student sees,
-augmented and mixed, as a consistent teacher does (Beyer et al., arXiv 2106.05237); they may be networks of the same
-kind (Furlanello et al., arXiv 1805.04770), and several of them answer with their mean.
+Knowledge distillation is Hinton et al.'s (arXiv 1503.02531). Teachers see exactly the image that the student sees,
+augmented and mixed, as consistent teachers do (Beyer et al., arXiv 2106.05237); they may be networks of the same kind
+(Furlanello et al., arXiv 1805.04770), and the predictions of several are averaged.
 """
 
 from collections.abc import Sequence
@@ -11,42 +11,40 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from seedling_hf.arguments import DistillationArguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import list_classes, load_classifier
 
 
 class Teachers:
-    """Classifiers in evaluation mode, and how much their answers count.
+    """Classifiers in evaluation mode, and the weight of their predictions.
 
     Args:
-        names: Model folders, or repositories on the Hub.
+        arguments: Which models they are, and their share of the targets.
         class_names: Of the student, in its order; a teacher may have another order.
-        image_processor: Of the student; images are normalised anew for a teacher with another mean or deviation.
-        alpha: Share of the targets that the teachers' answers make up.
-        device: Where the student is.
+        image_processor: Of the student; images are normalised again for a teacher with another mean or deviation.
+        device: Of the student.
 
     Raises:
-        InputError: for a folder without a classifier, or one of other classes.
+        InputError: for a folder without a classifier, or a classifier of other classes.
     """
 
     def __init__(
         self,
-        names: Sequence[str],
+        arguments: DistillationArguments,
         class_names: Sequence[str],
         image_processor: BaseImageProcessor,
-        *,
-        alpha: float,
         device: torch.device,
     ) -> None:
-        self.alpha = alpha
+        self.alpha = arguments.distillation_alpha
         self.members = []
-        for name in names:
+        for name in arguments.teacher_model_name_or_path:
             model, own = load_classifier(name)
             found = list_classes(model.config)
             if sorted(found) != sorted(class_names):
                 raise InputError(
                     f"expected a teacher of the classes {', '.join(class_names)}, found {', '.join(found)} in {name}; "
-                    "name one that was trained on the same classes"
+                    "choose one that was trained on the same classes"
                 )
             order = torch.tensor([found.index(label) for label in class_names], device=device)
             mean, deviation, own_mean, own_deviation = (
@@ -59,19 +57,19 @@ class Teachers:
 
     @torch.no_grad()
     def soften(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
-        """Targets of which the teachers' mean answer is a share of `alpha`.
+        """Targets of which the teachers' mean prediction makes up the share `alpha`.
 
         Args:
-            pixel_values: As the student gets them, (N, 3, H, W).
+            pixel_values: The student's input, (N, 3, H, W).
             labels: (N,) int64, or targets (N, num_labels).
 
         Returns:
             (N, num_labels), float32.
         """
-        answers = [
+        predictions = [
             model(pixel_values=pixel_values * scale + shift).logits.float().softmax(-1)[:, order]
             for model, order, scale, shift in self.members
         ]
         if labels.ndim == 1:
-            labels = torch.nn.functional.one_hot(labels, answers[0].shape[1])
-        return (1 - self.alpha) * labels + self.alpha * torch.stack(answers).mean(0)
+            labels = torch.nn.functional.one_hot(labels, predictions[0].shape[1])
+        return (1 - self.alpha) * labels + self.alpha * torch.stack(predictions).mean(0)

@@ -10,11 +10,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from seedling_hf.arguments import OptimizationArguments
+
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
     """The depth of each parameter: 0 before the first block, then the number of its block, one more for the head.
 
-    The blocks are those that the model itself names in `_no_split_modules`; what stands between two blocks, such as a
+    Blocks are the modules whose classes the model lists in `_no_split_modules`; a module between two blocks, such as a
     transition, belongs to the later one.
     """
     kinds = set(getattr(model, "_no_split_modules", None) or ())
@@ -55,12 +57,12 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, arguments: Any) -> Optimizer:
+def build_optimizer(model: nn.Module, arguments: OptimizationArguments) -> Optimizer:
     """AdamW or Muon over `parameter_groups`, with the settings of `arguments`.
 
-    Muon (https://kellerjordan.github.io/posts/muon/) is timm's: the update of a matrix is made orthogonal, and is as
-    large as one of AdamW (arXiv 2502.16982), so that learning rate and decay mean the same. A depthwise kernel is no
-    matrix between channels; AdamW has it, as it has the vectors.
+    Muon (https://kellerjordan.github.io/posts/muon/) is timm's: the update of a matrix is made orthogonal, and scaled
+    to the size of AdamW's (arXiv 2502.16982), so that learning rate and decay mean the same. Depthwise kernels, which
+    are not matrices between channels, and vectors are updated by AdamW with Nesterov momentum.
     """
     groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, arguments.layer_decay)
     betas = (arguments.adam_beta1, arguments.adam_beta2)
@@ -72,9 +74,9 @@ def build_optimizer(model: nn.Module, arguments: Any) -> Optimizer:
 
 
 def learning_rate_factor(step: int, *, num_steps: int, num_warmup_steps: int, kind: str) -> float:
-    """What the learning rate is multiplied by at optimizer step `step` (0 is the first).
+    """The factor of the learning rate at optimizer step `step` (0 is the first).
 
-    The warm-up is linear and reaches 1 at step `num_warmup_steps`; its first step is not 0, which would be a step lost.
+    The warm-up is linear and reaches 1 at step `num_warmup_steps`. It does not start at 0, which would waste a step.
     """
     if step < num_warmup_steps:
         return (step + 1) / (num_warmup_steps + 1)
@@ -84,22 +86,24 @@ def learning_rate_factor(step: int, *, num_steps: int, num_warmup_steps: int, ki
     return 1 - progress if kind == "linear" else 1.0
 
 
-def build_scheduler(optimizer: Optimizer, *, num_steps: int, num_warmup_steps: int, kind: str) -> LambdaLR:
-    """The schedule, stepped once an optimizer step whatever the number of processes."""
+def build_scheduler(optimizer: Optimizer, arguments: OptimizationArguments, num_steps: int) -> LambdaLR:
+    """The schedule of `arguments` over `num_steps`; step it once per optimizer step, on any number of processes."""
+    warmup = arguments.warmup_steps or math.ceil(arguments.warmup_ratio * num_steps)
+    kind = arguments.lr_scheduler_type
     return LambdaLR(
         optimizer,
-        lambda step: learning_rate_factor(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, kind=kind),
+        lambda step: learning_rate_factor(step, num_steps=num_steps, num_warmup_steps=warmup, kind=kind),
     )
 
 
 class ExponentialMovingAverage:
-    """A copy of a model whose weights and BatchNorm statistics follow the original's slowly.
+    """A copy of a model whose weights and BatchNorm statistics slowly follow the original's.
 
-    The decay warms up as `min(decay, (1 + updates) / (10 + updates))`: without that a short run would keep much of its
-    random start. Integer buffers are copied.
+    The decay warms up as `min(decay, (1 + updates) / (10 + updates))`: otherwise a short run would keep much of its
+    random initialisation. Integer buffers are copied.
 
     Args:
-        model: The bare model; the average has its own copy.
+        model: The unwrapped model, which is copied.
         decay: In (0, 1).
     """
 
@@ -110,7 +114,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards `model`, the bare one."""
+        """Moves the average towards the unwrapped `model`."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         averages, values = _own_tensors(self.model), _own_tensors(model)
@@ -121,7 +125,7 @@ class ExponentialMovingAverage:
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model; of one that is divided among processes, this one's part."""
+    """The state of a model; of a sharded model, the part of this process."""
     return {
         name: value.to_local() if isinstance(value, DTensor) else value for name, value in model.state_dict().items()
     }

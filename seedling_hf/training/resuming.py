@@ -1,14 +1,18 @@
-"""What a resumed run needs beside its checkpoint: the same arguments, and random numbers that continue."""
+"""What a resumed run needs beside the loop: its checkpoint, the same arguments, and random numbers that continue."""
 
 import json
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from seedling_hf.errors import InputError
+from seedling_hf.hub.repository import download_run
 
 # Arguments that do not change the resulting weights.
 FREE_ARGUMENTS = frozenset(
@@ -22,6 +26,24 @@ FREE_ARGUMENTS = frozenset(
 )  # fmt: skip
 # Factors of `global_batch_size`: with the same product they may change, though results then differ in the last bits.
 BATCH_FACTORS = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"})
+
+
+def fetch_checkpoint(name: str, output_dir: Path, accelerator: Accelerator) -> str:
+    """Downloads the checkpoint of a run on the Hub, on the main process for all, and returns its folder.
+
+    Raises:
+        InputError: on every process, if there is none.
+    """
+    path = error = None
+    if accelerator.is_main_process:
+        try:
+            path = str(download_run(name, output_dir))
+        except InputError as fault:
+            error = str(fault)
+    path, error = gather_object([(path, error)])[0]
+    if error is not None:
+        raise InputError(error)
+    return path
 
 
 def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, allow: bool = False) -> list[str]:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from seedling_hf.arguments import OptimizationArguments
 from seedling_hf.errors import InputError
 
 
-def settle_sharding(accelerator: Accelerator, *, auto_find_batch_size: bool, optim: str = "adamw") -> None:
+def configure_sharding(accelerator: Accelerator, arguments: OptimizationArguments) -> None:
     """Refuses what cannot be had together with a divided model, and sets what accelerate would choose otherwise.
 
     Two of accelerate's choices are not taken. Weights stay in float32 and autocast decides about each operation, as
@@ -27,8 +28,7 @@ def settle_sharding(accelerator: Accelerator, *, auto_find_batch_size: bool, opt
 
     Args:
         accelerator: Of the run, before anything is prepared.
-        auto_find_batch_size: Whether the batch that fits is to be looked for.
-        optim: Name of the optimizer.
+        arguments: Batch size and optimizer.
 
     Raises:
         InputError: for DeepSpeed and Megatron-LM, for the first version of FSDP, and for what the second does not do
@@ -58,8 +58,8 @@ def settle_sharding(accelerator: Accelerator, *, auto_find_batch_size: bool, opt
         "modules that FSDP ignores": (plugin.ignored_modules, "whose gradients would not be shared; ignore none"),
         "further ways of dividing (--use_parallelism_config)": (accelerator.parallelism_config, "leave them out"),
         "--mixed_precision fp16": (accelerator.mixed_precision == "fp16", "use bf16 or no"),
-        "--auto_find_batch_size": (auto_find_batch_size, "give --per_device_train_batch_size yourself"),
-        "--optim muon": (optim == "muon", "which needs whole matrices; use adamw"),
+        "--auto_find_batch_size": (arguments.auto_find_batch_size, "give --per_device_train_batch_size yourself"),
+        "--optim muon": (arguments.optim == "muon", "which needs whole matrices; use adamw"),
     }
     for found, (is_there, remedy) in refused.items():
         if is_there:

@@ -7,12 +7,16 @@ import pytest
 import torch
 from training_runs import Run, kill
 
-from seedling_hf.arguments import TrainArguments
+from seedling_hf.arguments import DistillationArguments, TrainArguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.training.distillation import Teachers
 
 CPU = torch.device("cpu")
+
+
+def teaching(names: list[str], alpha: float) -> DistillationArguments:
+    return DistillationArguments(teacher_model_name_or_path=names, distillation_alpha=alpha)
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def test_targets_are_the_mean_of_the_teachers_and_the_labels(model_dir, pixels):
     names = [model.config.id2label[i] for i in range(4)]
     backwards = names[::-1]
     labels = torch.tensor([0, 3, 2])
-    teachers = Teachers([str(model_dir)] * 2, backwards, image_processor, alpha=0.25, device=CPU)
+    teachers = Teachers(teaching([str(model_dir)] * 2, 0.25), backwards, image_processor, CPU)
     expected = 0.25 * probabilities(model_dir, pixels).flip(1)
     expected[range(3), labels] += 0.75
     torch.testing.assert_close(teachers.soften(pixels, labels), expected, rtol=1e-4, atol=1e-5)
@@ -47,15 +51,15 @@ def test_images_are_normalised_as_the_teacher_knows_them(model_dir, pixels):
     image_processor.image_mean, image_processor.image_std = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
     raw = pixels * deviation + mean
     students = (raw - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.1, 0.2, 0.3])[:, None, None]
-    teachers = Teachers([str(model_dir)], names, image_processor, alpha=1.0, device=CPU)
+    teachers = Teachers(teaching([str(model_dir)], 1.0), names, image_processor, CPU)
     found = teachers.soften(students, torch.tensor([0, 1, 2]))
     torch.testing.assert_close(found, probabilities(model_dir, pixels), rtol=1e-3, atol=1e-4)
 
 
 def test_a_teacher_of_other_classes_is_refused(model_dir):
     _, image_processor = load_classifier(str(model_dir))
-    with pytest.raises(InputError, match=r"expected a teacher of the classes a, b, found .*; name one"):
-        Teachers([str(model_dir)], ["a", "b"], image_processor, alpha=0.5, device=CPU)
+    with pytest.raises(InputError, match=r"expected a teacher of the classes a, b, found .*; choose one"):
+        Teachers(teaching([str(model_dir)], 0.5), ["a", "b"], image_processor, CPU)
 
 
 def test_teachers_without_counted_memory_are_refused():

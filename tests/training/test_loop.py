@@ -19,8 +19,10 @@ from training_runs import FLAGS, Run, kill
 from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
 from seedling_hf.training.checkpointing import Checkpoints
-from seedling_hf.training.loop import TimedLoader, Training
+from seedling_hf.training.loaders import TimedLoader
+from seedling_hf.training.loop import Training
 from seedling_hf.training.models import build_trainable_model
+from seedling_hf.training.run_log import Timing
 
 UNCHANGING = {"drop_path_rate": 0.0, "max_steps": 20, "resume_from_checkpoint": "latest"}
 
@@ -55,7 +57,7 @@ def test_an_image_that_vanishes_is_named_and_the_run_can_go_on(tmp_path, images)
     content = gone.read_bytes()
 
     run.finish(before=partial(_remove_after_the_first_save, str(gone)), expected=2)
-    (message,) = re.findall(r"error: expected images that stay as they are.*", run.output)
+    (message,) = re.findall(r"error: expected images that stay unchanged.*", run.output)
     assert gone.name in message
     assert "--resume_from_checkpoint latest" in message
     gone.write_bytes(content)
@@ -120,7 +122,7 @@ def _process_of_rank(rank: int, parent: int) -> int:
 def test_saving_at_the_end_of_an_epoch_waits_until_it_is_cheap(monkeypatch):
     training = Training.__new__(Training)
     training.arguments = TrainArguments(output_dir="run", train_dir="images", variant="tiny")
-    training.steps_per_epoch, training.num_steps = 10, 40
+    training.batches = SimpleNamespace(steps_per_epoch=10, num_steps=40)
     training.checkpoints = SimpleNamespace(are_affordable=lambda: False)
     due = []
     for step in range(1, 41):
@@ -142,13 +144,13 @@ def test_the_time_of_waiting_is_that_of_the_loader_and_its_start_alone():
                 time.sleep(0.1)
                 yield batch
 
-    timing = {"evaluation_wait": 1.0}
+    timing = Timing(evaluation_wait=1.0)
     batches = []
-    for batch in TimedLoader(Slow(), timing, "evaluation_wait"):
+    for batch in TimedLoader(Slow(), timing):
         time.sleep(0.5)
         batches.append(batch)
     assert batches == [0, 1]
-    assert timing["evaluation_wait"] == pytest.approx(1.4, abs=0.09)  # of which the 0.5 are no part
+    assert timing.evaluation_wait == pytest.approx(1.4, abs=0.09)  # of which the 0.5 are no part
 
 
 def test_the_middle_of_an_image_is_evaluated_where_a_share_is_asked_for():

@@ -141,10 +141,13 @@ def test_muon_has_the_matrices_between_channels_and_adamw_the_rest(replknet):
     torch.testing.assert_close(moved, torch.full_like(moved, 1.8 * 2e-3), rtol=1e-4, atol=1e-7)  # weights in float32
 
 
+def schedule(kind: str, warmup_steps: int, warmup_ratio: float = 0.0) -> SimpleNamespace:
+    return SimpleNamespace(lr_scheduler_type=kind, warmup_steps=warmup_steps, warmup_ratio=warmup_ratio)
+
+
 def rates(kind: str, num_warmup_steps: int) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
-    scheduler = build_scheduler(optimizer, num_steps=NUM_STEPS, num_warmup_steps=num_warmup_steps, kind=kind)
-    return _step_through(optimizer, scheduler)
+    return _step_through(optimizer, build_scheduler(optimizer, schedule(kind, num_warmup_steps), NUM_STEPS))
 
 
 def rates_of_transformers(kind: str, num_warmup_steps: int) -> list[float]:
@@ -177,10 +180,19 @@ def test_the_warm_up_is_linear_and_its_first_step_is_not_lost():
     assert found[:-1] == pytest.approx(rates_of_transformers("cosine", WARMUP + 1)[1 : WARMUP + 1], rel=1e-12)
 
 
+def test_a_warm_up_as_a_share_of_the_steps_is_rounded_up_and_steps_go_before_it():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    by_share, by_steps = (
+        _step_through(optimizer, build_scheduler(optimizer, settings, NUM_STEPS))
+        for settings in (schedule("cosine", 0, 0.16), schedule("cosine", 7, 0.5))
+    )
+    assert by_share == by_steps  # 0.16 of 40 steps are 6.4
+
+
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 def test_the_rate_falls_to_zero_and_stays_there(kind):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
-    factor = build_scheduler(optimizer, num_steps=NUM_STEPS, num_warmup_steps=WARMUP, kind=kind).lr_lambdas[0]
+    factor = build_scheduler(optimizer, schedule(kind, WARMUP), NUM_STEPS).lr_lambdas[0]
     assert factor(NUM_STEPS) == factor(NUM_STEPS + 5) == pytest.approx(0, abs=1e-16)
 
 

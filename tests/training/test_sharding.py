@@ -19,10 +19,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 from training_runs import Run, killed_again_and_again
 
+from seedling_hf.arguments import OptimizationArguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.training.loop import Training
-from seedling_hf.training.sharding import settle_sharding
+from seedling_hf.training.sharding import configure_sharding
 
 CONFIG = Path(__file__).parents[2] / "scripts" / "recipes" / "accelerate" / "fsdp.yaml"
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
@@ -51,7 +52,8 @@ def shard_on_cpus() -> None:
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
     def run_on_shards(self) -> bool:
-        models = [self.model] + ([self.ema.model] if self.ema else [])
+        learner = self.learner
+        models = [learner.model] + ([learner.ema.model] if learner.ema else [])
         for parameter in (p for model in models for p in model.parameters()):
             assert isinstance(parameter, DTensor)
         held, whole = (
@@ -99,7 +101,7 @@ def two(tmp_path_factory, images) -> Run:
 
 
 def test_losses_weights_and_averages_are_those_of_one_process_to_the_last_bit(one, two):
-    assert "divided by FSDP" in two.output
+    assert "sharded by FSDP" in two.output
     assert len(set(logged(one).tolist())) == 20
     assert torch.equal(logged(two), logged(one))
     for name in ("model", "ema"):
@@ -200,13 +202,13 @@ def accelerator(**changes) -> SimpleNamespace:
 )  # fmt: skip
 def test_what_cannot_be_combined_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        settle_sharding(accelerator(**changes), auto_find_batch_size=False)
+        configure_sharding(accelerator(**changes), OptimizationArguments())
 
 
 def test_the_choices_of_accelerate_that_do_not_suit_are_not_taken(monkeypatch):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # as `accelerate launch --use_fsdp` does
     found = accelerator()
-    settle_sharding(found, auto_find_batch_size=False)
+    configure_sharding(found, OptimizationArguments())
     assert found.state.fsdp_plugin.mixed_precision_policy == MixedPrecisionPolicy()
     assert not found.state.fsdp_plugin.cpu_ram_efficient_loading
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "False"
@@ -214,19 +216,21 @@ def test_the_choices_of_accelerate_that_do_not_suit_are_not_taken(monkeypatch):
 
 def test_looking_for_the_batch_that_fits_is_refused():
     with pytest.raises(InputError, match="found --auto_find_batch_size; give --per_device_train_batch_size"):
-        settle_sharding(accelerator(), auto_find_batch_size=True)
+        configure_sharding(accelerator(), OptimizationArguments(auto_find_batch_size=True))
 
 
 def test_an_optimizer_that_needs_whole_matrices_is_refused():
     with pytest.raises(InputError, match="found --optim muon; which needs whole matrices; use adamw"):
-        settle_sharding(accelerator(), auto_find_batch_size=False, optim="muon")
+        configure_sharding(accelerator(), OptimizationArguments(optim="muon"))
 
 
 def test_fsdp_without_gpus_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="expected GPUs for FSDP, found none"):
-        settle_sharding(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU), auto_find_batch_size=False)
+        configure_sharding(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU), OptimizationArguments())
 
 
 def test_whole_models_are_left_alone():
-    settle_sharding(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), auto_find_batch_size=True)
+    configure_sharding(
+        SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), OptimizationArguments(auto_find_batch_size=True)
+    )

@@ -1,0 +1,162 @@
+"""What an optimizer step changes: the model, its averaged weights, the optimizer and the schedule."""
+
+import copy
+import os
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, fsdp2_prepare_model
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from seedling_hf.arguments import TrainArguments
+from seedling_hf.signals import StopSignal
+from seedling_hf.training.checkpoint_files import RunState
+from seedling_hf.training.distillation import Teachers
+from seedling_hf.training.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler
+from seedling_hf.training.sharding import gather, load_model_state, load_optimizer_state
+
+
+class Learner:
+    """A model that learns, on all processes.
+
+    Args:
+        arguments: The flags of `train`.
+        model: In float32, not yet on its device.
+        accelerator: Decides about device, processes and precision.
+        num_steps: Optimizer steps of the run.
+        teachers: Whose predictions become part of the targets.
+    """
+
+    def __init__(
+        self,
+        arguments: TrainArguments,
+        model: PreTrainedModel,
+        accelerator: Accelerator,
+        num_steps: int,
+        teachers: Teachers | None = None,
+    ) -> None:
+        self.accelerator, self.max_grad_norm, self.teachers = accelerator, arguments.max_grad_norm, teachers
+        if arguments.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        self.ema = ExponentialMovingAverage(model, arguments.ema_decay) if arguments.ema_decay else None
+        self.blank = None  # sharding changes the class of a model, which then cannot be saved as what it was
+        if accelerator.is_fsdp2:
+            self.blank = copy.deepcopy(model).to("meta")
+        if self.ema and accelerator.is_fsdp2:
+            fsdp2_prepare_model(accelerator, self.ema.model)
+        elif self.ema:
+            self.ema.model.to(accelerator.device)
+        if arguments.sync_bn and accelerator.device.type == "cuda" and accelerator.num_processes > 1:
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        optimizer = build_optimizer(model, arguments)
+        self.scheduler = build_scheduler(optimizer, arguments, num_steps)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    @property
+    def bare_model(self) -> PreTrainedModel:
+        """The trained model, without what accelerate wraps around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def evaluated_model(self) -> PreTrainedModel:
+        """The averaged weights if there are any, else the trained ones, unwrapped and in evaluation mode."""
+        return self.ema.model if self.ema else self.bare_model.eval()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update, the highest of all parameter groups."""
+        return max(self.scheduler.get_last_lr())
+
+    def accumulate_gradients(self, batches: list[dict[str, Tensor]], stop: StopSignal) -> tuple[Tensor, bool]:
+        """Forward and backward passes over the batches of this process.
+
+        Args:
+            batches: Of one optimizer step.
+            stop: Tells, when the passes are done, whether this process was asked to stop.
+
+        Returns:
+            The mean loss of each process, (num_processes,), and whether any of them was asked to stop.
+        """
+        self.model.train()
+        total = torch.zeros((), device=self.accelerator.device)
+        for i, batch in enumerate(batches):
+            # Gradients travel between processes once a step, with the last of its batches; under FSDP with each of
+            # them, since gradients that have not travelled are not sharded.
+            is_last = i == len(batches) - 1
+            with nullcontext() if is_last or self.accelerator.is_fsdp2 else self.accelerator.no_sync(self.model):
+                pixel_values, labels = batch["pixel_values"], batch["labels"]
+                with self.accelerator.autocast():  # FSDP leaves it to us
+                    if self.teachers:
+                        labels = self.teachers.soften(pixel_values, labels)
+                    loss = self.model(pixel_values=pixel_values, labels=labels).loss / len(batches)
+                total += loss.detach()
+                self.accelerator.backward(loss)
+        # One message between processes: each must know of a bad loss, and stop at the same step.
+        messages = self.accelerator.gather(
+            torch.stack([total, torch.full_like(total, stop.received is not None)])[None]
+        )
+        return messages[:, 0], bool(messages[:, 1].any())
+
+    def update(self) -> float | None:
+        """Clips the gradients, updates weights and averages, and returns the norm of the gradients."""
+        grad_norm = None
+        if self.max_grad_norm > 0:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            grad_norm = float(gather(norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        if self.ema:
+            self.ema.update(self.bare_model)
+        return grad_norm
+
+    def share_statistics(self) -> None:
+        """Gives the evaluated model of every process the BatchNorm statistics of the first, which are saved."""
+        for buffer in self.evaluated_model().buffers():
+            broadcast(buffer)
+
+    def save_model(self, output_dir: Path, image_processor: BaseImageProcessor) -> None:
+        """Puts the evaluated model and its processor into the output folder, file by file, each of them complete."""
+        model = self.evaluated_model()
+        weights = gather(model.state_dict(), keep=self.accelerator.is_main_process)
+        if self.accelerator.is_main_process:
+            staging = output_dir / ".model.tmp"
+            shutil.rmtree(staging, ignore_errors=True)
+            (self.blank or model).save_pretrained(staging, state_dict=weights)
+            image_processor.save_pretrained(staging)
+            for file in staging.iterdir():
+                os.replace(file, output_dir / file.name)
+            staging.rmdir()
+        self.accelerator.wait_for_everyone()
+
+    def state_dicts(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """What a checkpoint holds of it: state dicts by name, and the state of optimizer, schedule and scaler.
+
+        Under FSDP every process must call it, and only the main process gets the tensors.
+        """
+        scaler, keep = self.accelerator.scaler, self.accelerator.is_main_process
+        tensors = {"model": gather(self.bare_model.state_dict(), keep=keep)}
+        if self.ema:
+            tensors["ema"] = gather(self.ema.model.state_dict(), keep=keep)
+        return tensors, {
+            "optimizer": gather(self.optimizer.state_dict(), keep=keep),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "ema_updates": self.ema.updates if self.ema else None,
+        }
+
+    def load(self, checkpoint: RunState) -> None:
+        """Restores what `state_dicts` returned."""
+        state, scaler = checkpoint.state, self.accelerator.scaler
+        load_model_state(self.bare_model, checkpoint.tensors["model"])
+        if self.ema:
+            load_model_state(self.ema.model, checkpoint.tensors["ema"])
+            self.ema.updates = state["ema_updates"]
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if scaler and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,208 @@
+"""Batches for training, from any step on, and for evaluation."""
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import BaseImageProcessor
+
+from seedling_hf.arguments import TrainArguments
+from seedling_hf.data.collator import Collator
+from seedling_hf.data.image_cache import (
+    FromCache,
+    PreparedTransform,
+    cache_training_images,
+    cache_validation_images,
+)
+from seedling_hf.data.sampler import EpochSampler
+from seedling_hf.data.stream import ImageStream, Place, pop_place
+from seedling_hf.data.transforms import ExampleTransform, build_eval_transform, build_train_transform
+from seedling_hf.errors import InputError
+from seedling_hf.training.run_log import Timing
+
+GROWTH_STEP = 16  # pixels by which training images grow at a time
+
+
+class TrainingBatches:
+    """The training batches of one process, grouped by optimizer steps; any step of the run is reached at once.
+
+    Args:
+        arguments: The flags of `train`.
+        train: The training images, on the disk or streamed.
+        image_processor: Of the model; gives size and normalisation.
+        accelerator: Decides about processes and device.
+        num_labels: Number of classes.
+        timing: The time spent waiting for images is added to it.
+
+    Attributes:
+        global_batch_size: Images of an optimizer step, on all processes together.
+        steps_per_epoch: Optimizer steps; of a stream, whose length is unknown, those of the run.
+        num_steps: Optimizer steps of the run.
+    """
+
+    def __init__(
+        self,
+        arguments: TrainArguments,
+        train: Dataset | IterableDataset,
+        image_processor: BaseImageProcessor,
+        accelerator: Accelerator,
+        num_labels: int,
+        timing: Timing,
+    ) -> None:
+        self.arguments, self.image_processor, self.timing = arguments, image_processor, timing
+        self.device, self.image_size = accelerator.device, image_processor.crop_size["height"]
+        self.accumulation = arguments.gradient_accumulation_steps
+        self.global_batch_size = arguments.per_device_train_batch_size * self.accumulation * accelerator.num_processes
+        self.transform = ExampleTransform(build_train_transform(arguments, image_processor), seed=arguments.seed)
+        self.collator = Collator(num_labels, arguments, seed=arguments.seed)
+        # These deal the images to the processes, so accelerate must not divide them again.
+        shares = {
+            "batch_size": arguments.per_device_train_batch_size,
+            "num_processes": accelerator.num_processes,
+            "process_index": accelerator.process_index,
+            "seed": arguments.seed,
+        }
+        self.sampler = self.stream = None
+        self.place = Place()
+        if arguments.streaming:
+            self.stream = ImageStream(
+                train, self.transform, self.collator, skip_bad_images=arguments.skip_bad_images, **shares
+            )
+            self.loader = _loader(self.stream, arguments, accelerator, batch_size=None)
+            self.steps_per_epoch = arguments.max_steps
+        else:
+            self.files = train["file"]
+            self.sampler = EpochSampler(len(train), accumulation=self.accumulation, **shares)
+            if arguments.cache_images is None:
+                images = train.with_transform(self.transform)
+            else:
+                images = cache_training_images(train, arguments.cache_images, image_processor)
+                images = images.with_transform(FromCache(self.transform))
+            self.loader = _loader(images, arguments, accelerator, batch_sampler=self.sampler, collate_fn=self.collator)
+            self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.num_steps = arguments.max_steps
+        if self.num_steps <= 0:
+            self.num_steps = math.ceil(arguments.num_train_epochs * self.steps_per_epoch)
+
+    def steps_from(self, step: int) -> Iterator[list[dict[str, Tensor]]]:
+        """For each optimizer step from `step` to the end of its epoch, the batches of this process, on its device."""
+        epoch, first_step = divmod(step, self.steps_per_epoch)
+        self._set_position(epoch, first_step)
+        with self.timing.measure("wait"):  # workers start here
+            batches = iter(self.loader)
+        for number in range(step + 1, (epoch + 1) * self.steps_per_epoch + 1):
+            try:
+                with self.timing.measure("wait"):
+                    group = islice(batches, self.accumulation)
+                    if self.stream:
+                        group, self.place = pop_place(group)
+                    group = list(group)
+            except OSError as error:  # all were decoded before the first step
+                raise InputError(
+                    f"expected images that stay unchanged during training, found at step {number}: "
+                    f"{str(error).splitlines()[-1]}; restore the image, and resume with "
+                    "--resume_from_checkpoint latest"
+                ) from error
+            yield send_to_device(group, self.device, non_blocking=True)
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs done after `step` optimizer steps; of a stream, the number of the current one."""
+        return float(self.place.epoch) if self.stream else step / self.steps_per_epoch
+
+    def image_size_at(self, epoch: int) -> int:
+        """Side of the training images: it grows evenly, in steps of 16, over the first two thirds of the epochs.
+
+        Small images first are Howard's progressive resizing (fast.ai, 2018); Tan and Le, EfficientNetV2, arXiv
+        2104.00298, section 4.
+        """
+        start = self.arguments.image_size_start or self.image_size
+        share = min(1.0, 1.5 * epoch * self.steps_per_epoch / self.num_steps)
+        grown = int(share * (self.image_size - start)) // GROWTH_STEP * GROWTH_STEP
+        return self.image_size if share == 1 else start + grown
+
+    def list_images(self, batches: list[dict[str, Tensor]]) -> list[str]:
+        """The names of the images in the batches of all processes; every process must call it."""
+        name = self.stream.describe if self.stream else self.files.__getitem__
+        return gather_object([name(i) for batch in batches for i in batch["index"].tolist()])
+
+    def gather_places(self) -> list[tuple[int, ...]] | None:
+        """Where each process is in the stream; None without a stream. Every process must call it."""
+        return gather_object([tuple(self.place)]) if self.stream else None
+
+    def set_place(self, places: list[tuple[int, ...]] | None, accelerator: Accelerator) -> None:
+        """Restores what `gather_places` returned.
+
+        Raises:
+            InputError: for another number of processes.
+        """
+        if not self.stream:
+            return
+        if len(places or []) != accelerator.num_processes:
+            raise InputError(
+                f"expected {len(places or [])} processes, as many as read the stream when the checkpoint was written, "
+                f"found {accelerator.num_processes}; start as many"
+            )
+        self.place = Place(*places[accelerator.process_index])
+
+    def _set_position(self, epoch: int, first_step: int) -> None:
+        if self.stream:
+            self.stream.set_place(self.place)
+            return
+        self.sampler.set_position(epoch, first_step)
+        self.transform.set_epoch(epoch)
+        self.transform.transform = build_train_transform(
+            self.arguments, self.image_processor, self.image_size_at(epoch)
+        )
+        self.collator.set_epoch(epoch)
+
+
+class TimedLoader:
+    """Batches of `loader`; the seconds spent waiting for them, including its start, are added to `timing`."""
+
+    def __init__(self, loader: DataLoader, timing: Timing) -> None:
+        self.loader, self.timing, self.dataset = loader, timing, loader.dataset
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        started = time.perf_counter()
+        for batch in self.loader:
+            self.timing.evaluation_wait += time.perf_counter() - started
+            yield batch
+            started = time.perf_counter()
+
+
+def build_eval_loader(
+    arguments: TrainArguments,
+    validation: Dataset,
+    image_processor: BaseImageProcessor,
+    accelerator: Accelerator,
+    num_labels: int,
+    timing: Timing,
+) -> TimedLoader:
+    """The validation images as the image processor prepares them, dealt to the processes."""
+    options = {"batch_size": arguments.per_device_eval_batch_size, "collate_fn": Collator(num_labels)}
+    if arguments.cache_images is None:
+        transform = ExampleTransform(build_eval_transform(image_processor), seed=arguments.seed)
+    else:
+        validation, transform = cache_validation_images(validation, image_processor), PreparedTransform()
+        options["num_workers"] = 0  # starting a worker takes longer than reading
+    loader = _loader(validation.with_transform(transform), arguments, accelerator, **options)
+    return TimedLoader(accelerator.prepare(loader), timing)
+
+
+def _loader(dataset: Any, arguments: TrainArguments, accelerator: Accelerator, **options: Any) -> DataLoader:
+    settings = {
+        "num_workers": arguments.dataloader_num_workers,
+        "pin_memory": accelerator.device.type == "cuda",
+        # Each start of an iteration draws from it, and a run that is resumed within an epoch starts one more: with the
+        # global generator, stochastic depth would then draw other numbers.
+        "generator": torch.Generator(),
+    }
+    return DataLoader(dataset, **settings | options)

@@ -1,0 +1,127 @@
+"""The output folder of a run: prepared before it, described at its start, completed with the report at its end."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+from datasets import Dataset, Image
+
+from seedling_hf.arguments import TrainArguments, write_arguments
+from seedling_hf.data.dataset import describe_splits
+from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
+from seedling_hf.data.splits import write_split_csv
+from seedling_hf.errors import InputError
+from seedling_hf.evaluation.evaluator import Evaluator
+from seedling_hf.evaluation.report import evaluate_model
+from seedling_hf.evaluation.report_files import format_report, write_report
+from seedling_hf.hub.model_card import write_card
+from seedling_hf.hub.outbox import Outbox
+from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.plots import plot_curves
+from seedling_hf.signals import RESUMABLE_EXIT_CODE
+from seedling_hf.training.checkpointing import UNSAVED_EXIT_CODE
+from seedling_hf.training.loop import Training
+
+
+def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> None:
+    """Makes the output folder, and clears it for `--overwrite_output_dir`.
+
+    Raises:
+        InputError: if it holds another run, or cannot be written to.
+    """
+    output_dir = Path(arguments.output_dir)
+    holds_a_run = (output_dir / "metrics.jsonl").exists() or (output_dir / "config.json").exists()
+    accelerator.wait_for_everyone()  # every process has looked before the main process writes
+    if holds_a_run and not (arguments.overwrite_output_dir or arguments.resume_from_checkpoint):
+        raise InputError(
+            f"expected a new folder for --output_dir, found a run in {output_dir}; continue it with "
+            "--resume_from_checkpoint latest, or discard it with --overwrite_output_dir"
+        )
+    if accelerator.is_main_process:
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"expected a writable folder at {output_dir}, found: {error.strerror}") from error
+        if arguments.overwrite_output_dir and not arguments.resume_from_checkpoint:
+            (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+            Outbox(output_dir).clear(keep=None)
+
+
+def report_start(training: Training) -> None:
+    """Writes and prints what the run starts from: arguments.yaml, split.csv, images in both splits, and its size."""
+    arguments, splits, output_dir = training.arguments, training.splits, training.output_dir
+    if training.accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_arguments(arguments, output_dir / "arguments.yaml")
+        if not arguments.streaming:
+            write_split_csv(splits, output_dir / "split.csv")
+        if not (arguments.resume_from_checkpoint or arguments.streaming):
+            report_shared_images(splits, output_dir / SHARED_IMAGES, look=not arguments.no_duplicate_check)
+        print(describe_splits({"validation": splits["validation"]} if arguments.streaming else splits))
+        print(training.description)
+    training.accelerator.wait_for_everyone()
+
+
+def report_stop(training: Training) -> int:
+    """Prints how to continue a run that a signal stopped, and returns its exit code."""
+    if training.unsaved:
+        return UNSAVED_EXIT_CODE
+    if training.accelerator.is_main_process:
+        print(f"Stopped at step {training.counters['step']} of {training.batches.num_steps}. Continue with\n")
+        print(f"  {resume_command(training.output_dir)}\n")
+    return RESUMABLE_EXIT_CODE
+
+
+def report_run(training: Training) -> None:
+    """Evaluates the saved model of a finished run, and writes and prints report, curves, timing and card.
+
+    The folder is loaded as its users will load it, so the report describes what was saved. Every process must call it.
+    """
+    arguments, accelerator, output_dir = training.arguments, training.accelerator, training.output_dir
+    validation = training.splits["validation"]
+    batch_size, num_workers = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
+    report = evaluate_model(
+        Evaluator(*load_classifier(str(output_dir)), accelerator, batch_size, num_workers),
+        validation,
+        data_name=f"the validation images of {arguments.train_dir or arguments.dataset_name}",
+    )
+    if not accelerator.is_main_process:
+        return
+    write_report(report, output_dir, validation)
+    plot_curves(training.run_log.read(), output_dir / "curves.png")
+    training.run_log.write_results(training.timing, training.counters, training.resumed_at_step)
+    try:
+        write_card(output_dir)
+    except ValueError as error:  # a model without a card is still a model
+        print(f"warning: no card could be written into {output_dir}: {error}", file=sys.stderr)
+    print(format_report(report))
+    print(f"\n{training.timing.share_waiting:.1%} of the training time was spent waiting for images.")
+    print(f"\nThe model and its report are in {output_dir}: open {output_dir / 'report.html'}.")
+    print(f"Classify an image with\n\n  {predict_command(output_dir, example_image(validation))}\n")
+    training.stage_push("end")
+
+
+def example_image(images: Dataset) -> str:
+    """Path of one of the images, for a first prediction; a placeholder for a data set without files."""
+    images = images.cast_column("image", Image(decode=False))
+    path = images[len(images) // 2]["image"]["path"]
+    return path if path and Path(path).is_file() else "IMAGE.jpg"
+
+
+def predict_command(output_dir: Path, image: str) -> str:
+    """The command that classifies one image with the trained model."""
+    words = ["python", "scripts/predict.py"] if _is_script() else ["seedling-hf", "predict"]
+    return shlex.join([*words, "--model_name_or_path", str(output_dir), "--images", image])
+
+
+def resume_command(output_dir: Path) -> str:
+    """The command that continues a stopped run."""
+    words = ["accelerate", "launch", "scripts/train.py"] if _is_script() else ["seedling-hf", "train"]
+    return shlex.join([*words, "--config", str(output_dir / "arguments.yaml"), "--resume_from_checkpoint", "latest"])
+
+
+def _is_script() -> bool:
+    return Path(sys.argv[0]).parent.name == "scripts"

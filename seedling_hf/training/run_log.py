@@ -1,0 +1,110 @@
+"""What a run records while it trains: metrics.jsonl with the trackers, and train_results.json."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from seedling_hf.files import write_text
+from seedling_hf.machine import device_name
+
+
+@dataclass
+class Timing:
+    """Seconds since the run was started or resumed.
+
+    Attributes:
+        train: In optimizer steps.
+        wait: Waiting for training images.
+        evaluation: In evaluations, `evaluation_wait` included.
+        evaluation_wait: Waiting for validation images.
+        cpu: CPU time of this process and its threads while it trained and waited, without data-loading workers.
+        images: Images trained on, of all processes.
+    """
+
+    train: float = 0.0
+    wait: float = 0.0
+    evaluation: float = 0.0
+    evaluation_wait: float = 0.0
+    cpu: float = 0.0
+    images: int = 0
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Adds the time of its block to `train` or `wait`."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        setattr(self, name, getattr(self, name) + time.perf_counter() - wall)
+        self.cpu += time.process_time() - cpu
+
+    @property
+    def seconds(self) -> float:
+        """In steps, including the time waiting for their images."""
+        return max(1e-9, self.train + self.wait)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def share_waiting(self) -> float:
+        return self.wait / self.seconds
+
+
+class RunLog:
+    """The log of a run: one line of metrics.jsonl per entry, and the same to the trackers.
+
+    Args:
+        output_dir: Folder of the run.
+        accelerator: Knows the trackers and the main process, which alone writes.
+    """
+
+    def __init__(self, output_dir: Path, accelerator: Accelerator) -> None:
+        self.path, self.accelerator = output_dir / "metrics.jsonl", accelerator
+
+    def append(self, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
+        """Logs `values`, of which trackers get those that are not None."""
+        if self.accelerator.is_main_process:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
+
+    def cut(self, step: int) -> None:
+        """Removes the entries after `step`: those steps will be repeated."""
+        if self.accelerator.is_main_process:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_text(self.path, "".join(kept))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All entries."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def write_results(self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int) -> None:
+        """Writes train_results.json: what depends on the machine and the day, separate from the figures that do not."""
+        device = self.accelerator.device
+        results = {
+            "train_runtime": timing.train + timing.wait,
+            "train_cpu_time": timing.cpu,
+            "train_samples_per_second": timing.images_per_second,
+            "train_steps_per_second": (counters["step"] - resumed_at_step) / timing.seconds,
+            "share_of_time_waiting_for_images": timing.share_waiting,
+            "eval_runtime": timing.evaluation,
+            "share_of_evaluation_waiting_for_images": timing.evaluation_wait / max(1e-9, timing.evaluation),
+            "resumed_at_step": resumed_at_step,
+            "num_processes": self.accelerator.num_processes,
+            "device": device_name(device),
+            "peak_gpu_memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+            "torch_threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "timm")},
+            "date": time.strftime("%Y-%m-%d"),
+            **counters,
+        }
+        write_text(self.path.with_name("train_results.json"), json.dumps(results, indent=2) + "\n")
