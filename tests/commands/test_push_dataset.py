@@ -106,7 +106,7 @@ def test_the_card_has_classes_split_duplicates_and_licence(client, images, repos
     assert [split["num_examples"] for split in data["dataset_info"]["splits"]] == [13, 6]
     assert "| Common wheat | 4 | 2 |\n| Maize | 5 | 2 |\n| all | 13 | 6 |" in text
     assert f"`{hash_of(splits_of(train_dir=images), tmp_path)}`" in text
-    assert "equal in every pixel: 1; " in text
+    assert "with the same pixels: 1; " in text
     listed = re.search(r"\| files \| splits \|\n\|:--\|:--\|\n\| (.+?) \|", text)[1]
     assert sorted(listed.split(", ")) == sorted([f"Maize/{maize[0].name}", "Maize/again.jpg"])
     assert "Source: Giselsson et al." in text
@@ -137,7 +137,7 @@ def test_what_people_write_into_the_card_of_the_data_stays(client, images, repos
 def test_a_dry_run_prints_the_card_and_asks_nothing(client, images):
     result = push(client, images, "--dry_run")
     assert result.returncode == 0
-    assert "## Images that are there twice" in result.stdout
+    assert "## Duplicates" in result.stdout
     assert client.hub.log == []
 
 
