@@ -39,7 +39,7 @@ class Place(NamedTuple):
     offset: int = 0
 
 
-class ImageStream(torch.utils.data.IterableDataset):
+class TrainingStream(torch.utils.data.IterableDataset):
     """Batches of one process, pass after pass without end, for a DataLoader with `batch_size=None`.
 
     Args:

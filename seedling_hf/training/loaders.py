@@ -23,7 +23,7 @@ from seedling_hf.data.image_cache import (
     cache_validation_images,
 )
 from seedling_hf.data.sampler import EpochSampler
-from seedling_hf.data.stream import ImageStream, Place, pop_place
+from seedling_hf.data.stream import Place, TrainingStream, pop_place
 from seedling_hf.data.transforms import ExampleTransform, build_eval_transform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.training.run_log import Timing
@@ -73,7 +73,7 @@ class TrainingBatches:
         self.sampler = self.stream = None
         self.place = Place()
         if arguments.streaming:
-            self.stream = ImageStream(
+            self.stream = TrainingStream(
                 train, self.transform, self.collator, skip_bad_images=arguments.skip_bad_images, **shares
             )
             self.loader = _loader(self.stream, arguments, accelerator, batch_size=None)

@@ -17,7 +17,7 @@ from seedling_hf.commands.train import main
 from seedling_hf.data import stream as streaming
 from seedling_hf.data.collator import Collator
 from seedling_hf.data.hub_dataset import load_streamed
-from seedling_hf.data.stream import ImageStream, Place
+from seedling_hf.data.stream import Place, TrainingStream
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetImageProcessor
@@ -55,13 +55,13 @@ def write(tmp_path, sample_dir, monkeypatch):
     return make
 
 
-def stream_of(name: str, **settings) -> ImageStream:
+def stream_of(name: str, **settings) -> TrainingStream:
     augmentation = AugmentationArguments(mixup_prob=0.5)
     transform = build_train_transform(augmentation, RepLKNetImageProcessor(crop_size=32))
     collator = Collator(len(CLASSES), augmentation, seed=1)
     splits = load_streamed(DataArguments(dataset_name=name))
     settings = {"batch_size": 1, "seed": 1} | settings
-    return ImageStream(splits["train"], ExampleTransform(transform, seed=1), collator, **settings)
+    return TrainingStream(splits["train"], ExampleTransform(transform, seed=1), collator, **settings)
 
 
 def indices(batches) -> list[int]:
