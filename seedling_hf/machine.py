@@ -1,19 +1,48 @@
-"""The machine that figures were measured on."""
+"""The machine that figures are measured on, and its clock."""
 
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 
 def device_name(device: torch.device | str) -> str:
-    """What its maker calls a device: the GPU, or the processor as far as the system tells."""
+    """The model name of a GPU, or of the processor as far as the system reports it."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type.upper()
-    info = Path("/proc/cpuinfo")  # platform.processor() knows nothing on Linux
+    info = Path("/proc/cpuinfo")  # platform.processor() is empty on Linux
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, names), platform.processor() or platform.machine() or "CPU")
+
+
+def time_in_turns(runs: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of each run, `repeats` of them; on a GPU by its own clock.
+
+    Each round runs every entry once, so a machine that slows down slows all of them. A first round warms up.
+    """
+    seconds = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            took = _seconds(run, device)
+            if turn > 0:
+                seconds[name].append(took)
+    return seconds
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    if device == "cpu":
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000

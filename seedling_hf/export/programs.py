@@ -24,7 +24,7 @@ from seedling_hf.export.onnx_program import quantize_onnx, run_onnx, write_onnx
 from seedling_hf.export.preprocessing import describe_export, input_batches
 from seedling_hf.export.torch_program import ExportedClassifier, Run, run_torch_export, write_torch_export
 from seedling_hf.files import replacing
-from seedling_hf.speed.timing import time_in_turns
+from seedling_hf.machine import time_in_turns
 
 PYTORCH, ONNX_FLOAT, ONNX_INT8, TORCH_EXPORT = "PyTorch", "ONNX float32", "ONNX int8", "torch.export"
 REPEATS = 20

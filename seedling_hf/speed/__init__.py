@@ -1,1 +1,4 @@
-"""How long things take, beside other ways to do them: `timing` for models and layers, `loading` for images."""
+"""How long things take, compared with other implementations.
+
+`forms` are what is compared, `measurements` times models and layers, `loading` times images, `results` prints them.
+"""

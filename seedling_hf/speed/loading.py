@@ -1,7 +1,8 @@
-"""How long images take to become batches, beside torchvision's and timm's own ways with the same augmentation."""
+"""How long images take to become batches, compared with torchvision and timm with the same augmentation."""
 
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from seedling_hf.data.images import choose_evenly
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetImageProcessor
-from seedling_hf.speed.timing import OURS, row, time_in_turns
+from seedling_hf.speed.forms import OURS, Setting
+from seedling_hf.speed.results import row
 
 OURS_CACHED, TORCHVISION, TIMM = "ours, cached", "torchvision", "timm"
 MOST_IMAGES = 512
@@ -27,32 +29,28 @@ DEFAULTS = AugmentationArguments()
 CROP_SCALE = (DEFAULTS.min_crop_scale, 1.0)
 
 
-def loading_row(
-    folder: str, image_size: int, batch_size: int, repeats: int, cached_side: int, seed: int
-) -> dict[str, Any]:
-    """One pass over images in one process without workers: read, augment, normalise, stack.
+def loading_row(setting: Setting, folder: str, cached_side: int) -> dict[str, Any]:
+    """One epoch in one process without workers: read, augment, normalize, stack.
 
-    Each way crops, flips, rotates and jitters colours as `train` does by default; MixUp is left out. timm has no
-    rotation by itself, so torchvision's stands among its transforms.
+    Each loader crops, flips, rotates and jitters colors as `train` does by default, without MixUp. timm has no rotation
+    of its own, so torchvision's is added to its transforms.
 
     Args:
+        setting: Image size, batch size, repeats and seed.
         folder: Class folders; at most `MOST_IMAGES` of their images are used, evenly.
-        image_size: Side in pixels of the images that come out.
-        batch_size: Images of a batch.
-        repeats: Passes that are counted.
-        cached_side: What `--cache_images` is given.
-        seed: Of the augmentation.
+        cached_side: The value of `--cache_images`.
 
     Raises:
         InputError: for a folder without class folders of images, or with too few for a batch.
     """
+    image_size, batch_size = setting.image_size, setting.batch_size
     processor = RepLKNetImageProcessor(crop_size={"height": image_size, "width": image_size})
     images = load_folder(folder)
     count = min(MOST_IMAGES, len(images)) // batch_size * batch_size  # timm drops what does not fill a batch
     if count == 0:
         raise InputError(f"expected at least {batch_size} images in {folder} for a batch, found {len(images)}")
     images = images.select(choose_evenly(range(len(images)), count))
-    transform = ExampleTransform(build_train_transform(DEFAULTS, processor), seed=seed)
+    transform = ExampleTransform(build_train_transform(DEFAULTS, processor), seed=setting.seed)
     cached = cache_training_images(images, cached_side, processor)
     collator = Collator(images.features["label"].num_classes)
     loader = {"batch_size": batch_size, "collate_fn": collator}
@@ -67,23 +65,23 @@ def loading_row(
             TORCHVISION: DataLoader(ImageFolder(links, _torchvision_transform(processor)), batch_size),
             TIMM: _timm_loader(links, batch_size, processor),
         }
-        torch.manual_seed(seed)
-        runs = {name: _one_pass(loader, len(images), image_size) for name, loader in loaders.items()}
-        seconds = time_in_turns(runs, repeats)
+        torch.manual_seed(setting.seed)
+        runs = {name: _one_epoch(loader, len(images), image_size) for name, loader in loaders.items()}
+        seconds = replace(setting, device="cpu").time(runs)
     what = f"loading {len(images)} images, {image_size} px, cached at {cached_side} px"
     return row(what, seconds, len(images))
 
 
-def _one_pass(loader: Iterable[Any], count: int, image_size: int) -> Callable[[], None]:
+def _one_epoch(loader: Iterable[Any], count: int, image_size: int) -> Callable[[], None]:
     def run() -> None:
         left = count
         for batch in loader:
             images = batch["pixel_values"] if isinstance(batch, dict) else batch[0]
             left -= len(images)
             if images.shape[1:] != (3, image_size, image_size) or images.dtype != torch.float32:
-                raise RuntimeError(f"expected normalised images of {image_size} px, found {images.shape}")
+                raise RuntimeError(f"expected normalized images of {image_size} px, found {images.shape}")
         if left:
-            raise RuntimeError(f"expected {count} images in a pass, found {count - left}")
+            raise RuntimeError(f"expected {count} images in an epoch, found {count - left}")
 
     return run
 

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from seedling_hf.commands import run
 from seedling_hf.commands.estimate_memory import main
 from seedling_hf.replknet import RepLKNetConfig
-from seedling_hf.speed.timing import build_model
+from seedling_hf.speed.forms import build_model
 from seedling_hf.training.memory import LiveStorages, MemoryEstimate, estimate_memory
 from seedling_hf.training.optimization import ExponentialMovingAverage, parameter_groups
 

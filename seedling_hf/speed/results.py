@@ -1,0 +1,71 @@
+"""The results of a benchmark: one row for each measurement, as JSON and Markdown."""
+
+import logging
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+from seedling_hf.machine import device_name
+
+logger = logging.getLogger(__name__)
+
+
+def row(what: str, seconds: dict[str, list[float]], num_images: int) -> dict[str, Any]:
+    """Minimum and median by name in milliseconds, and each median as a multiple of ours.
+
+    Args:
+        what: The measurement.
+        seconds: As `time_in_turns` returns it; the first name is ours.
+        num_images: Images of a run.
+    """
+    medians = {name: median(values) for name, values in seconds.items()}
+    logger.info("%s: %s", what, ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in medians.items()))
+    first = next(iter(medians.values()))
+    return {
+        "what": what,
+        "milliseconds_median": {name: 1000 * value for name, value in medians.items()},
+        "milliseconds_min": {name: 1000 * min(values) for name, values in seconds.items()},
+        "times_ours": {name: value / first for name, value in medians.items()},
+        "images_per_second": {name: num_images / value for name, value in medians.items()},
+    }
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def format_results(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    machine = results["machine"]
+    blocks = [
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {results['dtype']}, "
+        f"{machine['date']}"
+    ]
+    if results["rows"]:
+        blocks.append(_format_rows(results["rows"]))
+    if "memory" in results:
+        memory = results["memory"]
+        figures = ", ".join(f"{name} {value:,.0f} MB" for name, value in memory["megabytes"].items())
+        blocks.append(f"Peak memory, {memory['what']}: {figures}.")
+    for axis, lines in results.get("growth", {}).items():
+        table = [f"| {axis} | ms per image |", "|--:|--:|"]
+        table += [f"| {line['value']} | {line['milliseconds_per_image']:.1f} |" for line in lines]
+        blocks.append("\n".join(table))
+    return "\n\n".join(blocks)
+
+
+def _format_rows(rows: list[dict[str, Any]]) -> str:
+    """A table of medians in milliseconds, with the multiple of ours in parentheses."""
+    names = list(dict.fromkeys(name for line in rows for name in line["milliseconds_median"]))
+    lines = [f"| median, ms | {' | '.join(names)} |", "|:--|" + "--:|" * len(names)]
+    for line in rows:
+        medians, times = line["milliseconds_median"], line["times_ours"]
+        cells = [f"{medians[name]:.1f} ({times[name]:.2f}×)" if name in medians else "" for name in names]
+        lines.append(f"| {line['what']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
