@@ -2,8 +2,8 @@
 
 from datasets import DatasetDict
 
-from seedling_hf.arguments import DataArguments
 from seedling_hf.data.dataset import load_splits
+from seedling_hf.train_arguments import DataArguments
 
 
 def splits_of(**flags) -> DatasetDict:

@@ -3,14 +3,9 @@ import dataclasses
 import pytest
 import yaml
 
-from seedling_hf.arguments import (
-    AugmentationArguments,
-    TrainArguments,
-    changed_arguments,
-    parse_arguments,
-    write_arguments,
-)
+from seedling_hf.arguments import parse_arguments, write_arguments
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import AugmentationArguments, TrainArguments
 
 REQUIRED = ["--train_dir", "images", "--variant", "nano", "--output_dir", "run"]
 
@@ -76,12 +71,6 @@ def test_kernels_of_another_network_than_a_replknet_are_refused():
     with pytest.raises(InputError, match="expected --variant with --kernel_sizes, found --timm_architecture"):
         parse(*flags, "--kernel_sizes", "3")
     assert parse(*REQUIRED, "--kernel_sizes", "7", "7", "7", "5").kernel_sizes == [7, 7, 7, 5]
-
-
-def test_changed_arguments_are_those_that_are_not_the_defaults():
-    assert changed_arguments(parse(*REQUIRED, "--seed", "3")) == {
-        "train_dir": "images", "variant": "nano", "output_dir": "run", "seed": 3
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
-GROUND = {"arguments", "errors", "files", "machine", "plots", "signals"}
+GROUND = {"arguments", "errors", "files", "machine", "plots", "signals", "train_arguments"}
 FLOORS = [
     GROUND, {"replknet"}, {"data"}, {"inference", "interpretation"}, {"demo", "evaluation"},
     {"hub", "export"}, {"speed", "training"}, {"commands"}, {"__main__"},
 ]  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Imported at once by type checkers only, or within a function: the parser of `train` builds its model's config.
-MAY_ALSO = {"arguments": {"replknet"}}
+MAY_ALSO = {"train_arguments": {"replknet"}}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 

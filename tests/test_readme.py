@@ -13,9 +13,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
-from seedling_hf.arguments import TrainArguments, parse_arguments
+from seedling_hf.arguments import parse_arguments
 from seedling_hf.commands import COMMANDS
 from seedling_hf.commands import main as seedling_hf
+from seedling_hf.train_arguments import TrainArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

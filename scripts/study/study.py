@@ -217,12 +217,12 @@ def evaluate_again(evaluation: dict, members: list[dict], folders: list[Path], t
     """
     import torch
 
-    from seedling_hf.arguments import SplitArguments
     from seedling_hf.data.dataset import load_splits
     from seedling_hf.evaluation.metrics import classification_metrics
     from seedling_hf.inference.classifier import load_classifier
     from seedling_hf.inference.prediction import EightSymmetries, build_accelerator, build_dataloader, predict
     from seedling_hf.machine import device_name
+    from seedling_hf.train_arguments import SplitArguments
 
     validation = load_splits(SplitArguments(train_dir=train_dir, split_file=folders[0] / "split.csv"))["validation"]
     models, processors = zip(*(load_classifier(str(folder), merge=False) for folder in folders), strict=True)

@@ -4,10 +4,10 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import MISSING, ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.files import check_writable_folder, write_text
 
 MOST_SIZES = 8

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seedling_hf.arguments import ArgumentGroup, TrainArguments, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.train_arguments import TrainArguments
 
 NUM_CLASSES = 12  # of Plant Seedlings; the flags name data that need not be here
 PARTS = {

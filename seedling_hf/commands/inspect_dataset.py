@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import MISSING, ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.files import check_writable_folder
 
 FOUND_EXIT_CODE = 1

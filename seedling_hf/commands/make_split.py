@@ -6,12 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import MISSING, SplitArguments, option, parse_arguments
+from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing, temporary_path
+from seedling_hf.train_arguments import SplitArguments
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 

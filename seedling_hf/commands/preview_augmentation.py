@@ -3,12 +3,13 @@
 import logging
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seedling_hf.arguments import MISSING, ArgumentGroup, AugmentationArguments, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.files import check_writable_folder
+from seedling_hf.train_arguments import AugmentationArguments
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,10 +3,11 @@
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import MISSING, SplitArguments, option, parse_arguments
+from seedling_hf.arguments import option, parse_arguments
+from seedling_hf.train_arguments import SplitArguments
 
 
 @dataclass(kw_only=True)

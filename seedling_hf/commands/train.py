@@ -7,7 +7,8 @@ from pathlib import Path
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Images → splits → model → training → a model folder with report, curves and card."""
-    from seedling_hf.arguments import TrainArguments, parse_arguments
+    from seedling_hf.arguments import parse_arguments
+    from seedling_hf.train_arguments import TrainArguments
 
     arguments = parse_arguments(TrainArguments, argv, prog="train", description="Trains a RepLKNet on seedlings.")
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data.seeds import mix
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import AugmentationArguments
 
 
 class Collator:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from seedling_hf.arguments import SplitArguments
 from seedling_hf.data.duplicates import cluster_duplicates
 from seedling_hf.data.folders import list_class_folders, list_folders
 from seedling_hf.data.hub_dataset import list_hub
@@ -21,6 +20,7 @@ from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import ImagePool, image_sources, name_classes
 from seedling_hf.data.splits import SPLITS, choose_of_each_class, draw_split, split_as_written
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import SplitArguments
 
 Members = dict[str, list[int]]  # for each split, positions in its pool
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 
-from seedling_hf.arguments import DataArguments
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import ImagePool
 from seedling_hf.data.splits import SPLITS, choose_of_each_class
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import DataArguments
 
 HUB_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 

@@ -11,11 +11,11 @@ from itertools import islice
 
 from datasets import DatasetDict
 
-from seedling_hf.arguments import SplitArguments
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import Row
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
+from seedling_hf.train_arguments import SplitArguments
 
 SPLITS = ("train", "validation", "test")
 

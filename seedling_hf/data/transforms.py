@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor
 
-from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data.images import to_rgb
 from seedling_hf.data.seeds import mix
+from seedling_hf.train_arguments import AugmentationArguments
 
 Transform = Callable[[Image.Image | Tensor], Tensor]  # of an image in RGB, or its (3, H, W) bytes
 

@@ -13,12 +13,12 @@ from huggingface_hub import is_offline_mode
 from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
 from seedling_hf.hub.connection import REQUEST_TIMEOUT_S, explain, limit_waiting
 from seedling_hf.hub.model_card import write_card
 from seedling_hf.hub.outbox import Outbox, Snapshot, Target, model_files
 from seedling_hf.hub.repository import PREFLIGHT_TIMEOUT_S, TRIES, check_access, push
+from seedling_hf.train_arguments import TrainArguments
 
 FIRST_DELAY_S = 30.0
 LONGEST_DELAY_S = 600.0

@@ -12,7 +12,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor
 
-from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data.collator import Collator
 from seedling_hf.data.dataset import load_folder
 from seedling_hf.data.image_cache import FromCache, cache_training_images
@@ -22,6 +21,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetImageProcessor
 from seedling_hf.speed.forms import OURS, Setting
 from seedling_hf.speed.results import row
+from seedling_hf.train_arguments import AugmentationArguments
 
 OURS_CACHED, TORCHVISION, TIMM = "ours, cached", "torchvision", "timm"
 MOST_IMAGES = 512

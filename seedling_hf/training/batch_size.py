@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size, gather_object
 from transformers import PreTrainedModel
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import TrainArguments
 
 logger = logging.getLogger(__name__)
 

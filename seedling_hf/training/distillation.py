@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from seedling_hf.arguments import DistillationArguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import list_classes, load_classifier
+from seedling_hf.train_arguments import DistillationArguments
 
 
 class Teachers:

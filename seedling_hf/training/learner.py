@@ -13,8 +13,8 @@ from accelerate.utils import broadcast, fsdp2_prepare_model
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.signals import StopSignal
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.distillation import Teachers
 from seedling_hf.training.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler

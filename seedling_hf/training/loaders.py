@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.data.collator import Collator
 from seedling_hf.data.image_cache import (
     FromCache,
@@ -26,6 +25,7 @@ from seedling_hf.data.sampler import EpochSampler
 from seedling_hf.data.stream import Place, TrainingStream, pop_place
 from seedling_hf.data.transforms import ExampleTransform, build_eval_transform, build_train_transform
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.run_log import Timing
 
 GROWTH_STEP = 16  # pixels by which training images grow at a time

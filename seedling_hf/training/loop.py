@@ -18,12 +18,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.hub.pusher import HubPusher
 from seedling_hf.inference.classifier import list_classes, parse_hub_name
 from seedling_hf.inference.prediction import predict
 from seedling_hf.signals import StopSignal
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpointing import CheckpointError, Checkpoints
 from seedling_hf.training.distillation import Teachers
 from seedling_hf.training.learner import Learner

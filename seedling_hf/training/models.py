@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import Pretrained
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.baseline import build_timm_classifier, standard_image_processor, timm_arguments
 
 logger = logging.getLogger(__name__)

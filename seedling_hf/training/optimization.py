@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from seedling_hf.arguments import OptimizationArguments
+from seedling_hf.train_arguments import OptimizationArguments
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:

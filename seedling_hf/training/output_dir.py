@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from datasets import Dataset, Image
 
-from seedling_hf.arguments import TrainArguments, write_arguments
+from seedling_hf.arguments import write_arguments
 from seedling_hf.data.dataset import describe_splits
 from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
 from seedling_hf.data.splits import write_split_csv
@@ -21,6 +21,7 @@ from seedling_hf.hub.outbox import Outbox
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.plots import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpointing import UNSAVED_EXIT_CODE
 from seedling_hf.training.loop import Training
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from seedling_hf.arguments import OptimizationArguments
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import OptimizationArguments
 
 
 def configure_sharding(accelerator: Accelerator, arguments: OptimizationArguments) -> None:

@@ -25,7 +25,7 @@ LICENSE = "cc-by-sa-4.0"
 LOAD = """
 import hashlib, json, sys
 from pathlib import Path
-from seedling_hf.arguments import DataArguments
+from seedling_hf.train_arguments import DataArguments
 from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.splits import write_split_csv
 

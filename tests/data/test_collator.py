@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 
-from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data.collator import Collator
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import AugmentationArguments
 
 NUM_LABELS, SMOOTHING = 7, 0.1
 MIXING = {"MixUp": {"cutmix_alpha": 0.0}, "CutMix": {"mixup_alpha": 0.0}, "both": {}}

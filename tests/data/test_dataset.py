@@ -17,7 +17,6 @@ from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 from sklearn.model_selection import train_test_split
 
-from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data import images as image_files
 from seedling_hf.data.dataset import describe_splits, load_folder, load_folders
 from seedling_hf.data.duplicates import cluster_duplicates
@@ -27,6 +26,7 @@ from seedling_hf.data.splits import draw_validation, hash_split, read_split_csv,
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetImageProcessor
+from seedling_hf.train_arguments import AugmentationArguments
 
 SEEDLINGS = Path(__file__).resolve().parents[3] / "shared" / "seedlings"
 

@@ -18,7 +18,6 @@ from data_loading import splits_of
 from PIL import Image
 from training_runs import Run
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.data import image_cache
 from seedling_hf.data.image_cache import (
     FromCache,
@@ -29,6 +28,7 @@ from seedling_hf.data.image_cache import (
 from seedling_hf.data.transforms import ExampleTransform, build_eval_transform
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetImageProcessor
+from seedling_hf.train_arguments import TrainArguments
 
 SIDE = 64
 FORK = multiprocessing.get_context("fork")

@@ -11,7 +11,6 @@ from datasets import Image as ImageFeature
 from torch.utils.data import DataLoader
 from training_runs import NUM_STEPS, Run, kill
 
-from seedling_hf.arguments import AugmentationArguments, DataArguments, TrainArguments
 from seedling_hf.commands import run as run_command
 from seedling_hf.commands.train import main
 from seedling_hf.data import stream as streaming
@@ -21,6 +20,7 @@ from seedling_hf.data.stream import Place, TrainingStream
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetImageProcessor
+from seedling_hf.train_arguments import AugmentationArguments, DataArguments, TrainArguments
 
 CLASSES = ["Charlock", "Maize"]
 SHARDS = [10, 9, 11]  # images

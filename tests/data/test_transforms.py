@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from seedling_hf.arguments import AugmentationArguments
 from seedling_hf.data.transforms import RandomQuarterTurn, RandomRotation, build_train_transform, to_rgb
 from seedling_hf.replknet import RepLKNetImageProcessor
+from seedling_hf.train_arguments import AugmentationArguments
 
 SIZE, MEAN, STD = 96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training import batch_size
 from seedling_hf.training.batch_size import fit_batch_size
 

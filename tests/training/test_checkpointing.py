@@ -21,8 +21,8 @@ import torch
 from processes import FORKS
 from safetensors.torch import save_file
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training import checkpoint_files, checkpointing
 from seedling_hf.training.checkpointing import CheckpointError, Checkpoints
 from seedling_hf.training.resuming import FREE_ARGUMENTS, check_unchanged, get_random_state, set_random_state

@@ -7,9 +7,9 @@ import pytest
 import torch
 from training_runs import Run, kill
 
-from seedling_hf.arguments import DistillationArguments, TrainArguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.train_arguments import DistillationArguments, TrainArguments
 from seedling_hf.training.distillation import Teachers
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from training_runs import FLAGS, Run, kill
 
-from seedling_hf.arguments import TrainArguments
 from seedling_hf.errors import InputError
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpointing import Checkpoints
 from seedling_hf.training.loaders import TimedLoader
 from seedling_hf.training.loop import Training

@@ -19,9 +19,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 from training_runs import Run, killed_again_and_again
 
-from seedling_hf.arguments import OptimizationArguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.train_arguments import OptimizationArguments
 from seedling_hf.training.loop import Training
 from seedling_hf.training.sharding import configure_sharding
 
