@@ -64,16 +64,39 @@ def _work(settings: tuple[str, int, int, int], target: Callable, arguments: tupl
 def command_on_two_processes(main: Callable, words: Sequence[str], folder: Path) -> subprocess.CompletedProcess:
     """Runs a command on two processes; `folder` keeps what they print."""
     processes = start(_command, main, words, folder, num_processes=2)
-    for process in processes:
-        process.join()
-    outputs = ("".join((folder / f"{name}-{rank}.txt").read_text() for rank in range(2)) for name in STREAMS)
-    return subprocess.CompletedProcess(words, max(abs(process.exitcode) for process in processes), *outputs)
+    return _completed(processes, folder)
+
+
+def run_python(command: Sequence[str], env: dict[str, str], folder: Path) -> subprocess.CompletedProcess:
+    """Runs `python -c program words` in a fork; `folder` keeps what it prints."""
+    assert command[:2] == [sys.executable, "-c"]
+    return _completed(start(_program, command[2], command[3:], env, folder), folder)
 
 
 STREAMS = {"stdout": 1, "stderr": 2}
 
 
 def _command(rank: int, main: Callable, words: Sequence[str], folder: Path) -> int:
-    for name, number in STREAMS.items():
-        os.dup2(os.open(folder / f"{name}-{rank}.txt", os.O_WRONLY | os.O_CREAT), number)
+    _print_into(folder, rank)
     return run_command(main, words)
+
+
+def _program(rank: int, program: str, words: Sequence[str], environment: dict[str, str], folder: Path) -> None:
+    _print_into(folder, rank)
+    os.environ.clear()
+    os.environ |= environment
+    sys.argv = ["-c", *words]
+    exec(program, {"__name__": "__main__"})
+
+
+def _print_into(folder: Path, rank: int) -> None:
+    for name, number in STREAMS.items():
+        os.dup2(os.open(folder / f"{name}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+
+
+def _completed(processes: list, folder: Path) -> subprocess.CompletedProcess:
+    for process in processes:
+        process.join()
+    ranks = range(len(processes))
+    outputs = ("".join((folder / f"{name}-{rank}.txt").read_text() for rank in ranks) for name in STREAMS)
+    return subprocess.CompletedProcess((), max(abs(process.exitcode) for process in processes), *outputs)

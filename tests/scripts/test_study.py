@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import run as study_command
 import study
 import yaml
+from processes import run_python
 from results import format_results, interval_of, read_results, write_results
 from study import flags_of, read_plan
 
@@ -32,6 +34,16 @@ def result(row, seed, accuracy, plan="trial"):
         "command": f"seedling-hf train --seed {seed} --x '[3, 4]'",
         "right_images": np.packbits(np.arange(1000) < 1000 * accuracy).tobytes().hex(),
     }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def forked(tmp_path, monkeypatch) -> None:
+    """The runs of a plan are forked from a process that has the imports done."""
+
+    def run(command, env, **_):
+        return run_python(command, env, tmp_path)
+
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture
