@@ -1,3 +1,5 @@
+"""Figures hold what they are given, and leave matplotlib alone."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seedling_hf.plots import _smooth, plot_confusion_matrix, plot_curves, plot_erf, plot_probes, plot_saliency
+from seedling_hf.plots.curves import _smooth, plot_curves
+from seedling_hf.plots.images import plot_saliency
+from seedling_hf.plots.quality import plot_confusion_matrix, plot_probes
+from seedling_hf.plots.receptive_fields import plot_erf
 
 
 def training_line(step: int, loss: float) -> dict:
@@ -62,7 +67,7 @@ def test_accuracy_is_part_of_the_curves(tmp_path):
 
 
 @pytest.mark.parametrize("lines", [[], LINES[:1], LINES[2:3]], ids=["nothing", "no evaluation", "no training"])
-def test_a_run_that_has_hardly_begun_has_curves_too(tmp_path, lines, recwarn):
+def test_a_run_that_has_just_begun_has_curves_too(tmp_path, lines, recwarn):
     plot_curves(lines, tmp_path / "curves.png")
     assert pixels(tmp_path / "curves.png").size
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning | UserWarning)]
@@ -74,12 +79,12 @@ def test_smoothing_keeps_a_straight_line_straight():
     np.testing.assert_allclose(_smooth(line)[3:-3], line[3:-3], atol=1e-12)
 
 
-def test_smoothing_takes_noise_away():
+def test_smoothing_removes_noise():
     noise = np.random.default_rng(0).normal(size=300)
     assert _smooth(noise).std() < noise.std() / 3
 
 
-def test_right_answers_are_green_and_mistakes_orange(tmp_path):
+def test_correct_predictions_are_green_and_mistakes_orange(tmp_path):
     plot_confusion_matrix([[5, 0], [0, 5]], ["Maize", "Charlock"], tmp_path / "right.png")
     plot_confusion_matrix([[0, 5], [5, 0]], ["Maize", "Charlock"], tmp_path / "wrong.png")
     # Half of the cells are full; half of the image or more is names and margins.
@@ -103,7 +108,7 @@ def test_a_class_without_images_draws_an_empty_row(tmp_path, recwarn):
     assert share_of_green(tmp_path / "matrix.png") > 0.05
 
 
-def test_an_old_figure_is_replaced_and_no_other_file_is_left(tmp_path):
+def test_an_old_figure_is_replaced_and_no_other_file_remains(tmp_path):
     (tmp_path / "curves.png").write_bytes(b"old")
     plot_curves(LINES, tmp_path / "curves.png")
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
@@ -112,7 +117,7 @@ def test_an_old_figure_is_replaced_and_no_other_file_is_left(tmp_path):
 
 def test_plots_leave_the_global_state_of_matplotlib_alone(tmp_path):
     code = (
-        "import sys; from seedling_hf.plots import plot_confusion_matrix as plot; "
+        "import sys; from seedling_hf.plots.quality import plot_confusion_matrix as plot; "
         f"plot([[1]], ['Maize'], {str(tmp_path / 'm.png')!r}); print('matplotlib.pyplot' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -160,5 +165,5 @@ def test_a_bar_is_as_long_as_the_accuracy_under_the_probe(tmp_path):
         }
 
     for accuracy in (0.2, 0.8):
-        plot_probes([row("plain", 0.9), row("shape", accuracy)], tmp_path / f"{accuracy}.png", guess=0.1)
+        plot_probes([row("plain", 0.9), row("shape", accuracy)], tmp_path / f"{accuracy}.png", chance=0.1)
     assert share_of_green(tmp_path / "0.8.png") > 3 * share_of_green(tmp_path / "0.2.png")

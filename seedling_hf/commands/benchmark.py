@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     import torch
 
-    from seedling_hf.plots import plot_growth
+    from seedling_hf.plots.curves import plot_growth
     from seedling_hf.speed import measurements
     from seedling_hf.speed.forms import Setting
     from seedling_hf.speed.loading import loading_row

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def draw_class(name: str, images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
     """Images of one class, and what the run makes of each of them epoch after epoch."""
     from seedling_hf.data.images import to_rgb
-    from seedling_hf.plots import plot_contact_sheet
+    from seedling_hf.plots.images import plot_contact_sheet
 
     size = arguments.image_size
     versions = augment(images, rows, arguments, epochs=arguments.num_examples)
@@ -88,7 +88,7 @@ def draw_class(name: str, images: "Dataset", rows: list[int], arguments: Preview
 
 def draw_each_augmentation(names: list[str], images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
     """One image a class under each augmentation by itself."""
-    from seedling_hf.plots import plot_contact_sheet
+    from seedling_hf.plots.images import plot_contact_sheet
 
     changes = each_augmentation(arguments.image_size)
     columns = [augment(images, rows, replace(arguments, **flags)) for flags in changes.values()]
@@ -100,7 +100,7 @@ def draw_each_augmentation(names: list[str], images: "Dataset", rows: list[int],
 def draw_mixed_batches(images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
     """A batch of one image a class under MixUp, under CutMix, and as likely as in the run, with its labels."""
     from seedling_hf.data.collator import Collator
-    from seedling_hf.plots import plot_contact_sheet
+    from seedling_hf.plots.images import plot_contact_sheet
 
     names = images.features["label"].names
     view = images.with_transform(build_transform(replace(arguments, **OFF)))

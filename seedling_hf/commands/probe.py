@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.probes import PROBES
     from seedling_hf.evaluation.probing import example_images, format_probes, probe
     from seedling_hf.evaluation.rendering import markdown_probes
-    from seedling_hf.plots import plot_contact_sheet, plot_probes
+    from seedling_hf.plots.images import plot_contact_sheet
+    from seedling_hf.plots.quality import plot_probes
 
     evaluator = load_evaluator(arguments)
     class_names = evaluator.class_names
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "probes.json", json.dumps(origin | asdict(probing), indent=2) + "\n")
         write_text(folder / "probes.md", markdown_probes(probing, **origin))
-        plot_probes(probing.probes, folder / "probes.png", guess=probing.guess)
+        plot_probes(probing.probes, folder / "probes.png", chance=probing.guess)
         examples = dataset.select(choose_evenly(range(len(dataset)), EXAMPLES_ON_THE_SHEET))
         plot_contact_sheet(
             example_images(examples, evaluator.image_processor, arguments.seed),

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.transforms import build_eval_transform, to_rgb
     from seedling_hf.inference.prediction import build_accelerator, rank_classes
     from seedling_hf.interpretation.saliency import crop_to_view, overlay, saliency_maps
-    from seedling_hf.plots import plot_contact_sheet, plot_saliency
+    from seedling_hf.plots.images import plot_contact_sheet, plot_saliency
 
     files = choose_evenly(list(list_images(arguments.images)), arguments.max_samples)
     bad = dict(find_bad_images(files))

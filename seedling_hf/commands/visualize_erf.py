@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         measure_erf,
         settle_batch_norms,
     )
-    from seedling_hf.plots import plot_erf
+    from seedling_hf.plots.receptive_fields import plot_erf
 
     files = choose_evenly(list(list_images(arguments.images)), arguments.max_samples)
     if not files:

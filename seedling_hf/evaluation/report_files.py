@@ -22,7 +22,7 @@ from seedling_hf.evaluation.rendering import (
 from seedling_hf.evaluation.report import Prediction, Report
 from seedling_hf.evaluation.sentences import describe_confusion, describe_pair_of_models, headline
 from seedling_hf.files import replacing, write_text
-from seedling_hf.plots import plot_confusion_matrix, plot_coverage_risk, plot_probes, plot_reliability
+from seedling_hf.plots.quality import plot_confusion_matrix, plot_coverage_risk, plot_probes, plot_reliability
 
 BAR_WIDTH = 20
 
@@ -120,7 +120,7 @@ def _plot_figures(report: Report, output_dir: Path) -> None:
         plot_reliability(before.bins, after.bins, errors, output_dir / "reliability.png")
     plot_coverage_risk(report.coverage_risk.curve, vars(report.not_sure), output_dir / "coverage_risk.png")
     if report.probing:
-        plot_probes(report.probing.probes, output_dir / "probes.png", guess=report.probing.guess)
+        plot_probes(report.probing.probes, output_dir / "probes.png", chance=report.probing.guess)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -11,7 +11,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.errors import InputError
 from seedling_hf.interpretation.feature_maps import map_layer
-from seedling_hf.plots import SALIENCY_COLORS
+from seedling_hf.plots.style import SALIENCY_COLORS
 
 
 def check_captum() -> None:

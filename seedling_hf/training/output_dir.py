@@ -19,7 +19,7 @@ from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.hub.model_card import write_card
 from seedling_hf.hub.outbox import Outbox
 from seedling_hf.inference.classifier import load_classifier
-from seedling_hf.plots import plot_curves
+from seedling_hf.plots.curves import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpointing import UNSAVED_EXIT_CODE

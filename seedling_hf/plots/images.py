@@ -1,0 +1,75 @@
+"""Images side by side."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from seedling_hf.plots.style import INK, SALIENCY_COLORS, bare, new_figure, save
+
+
+def plot_saliency(
+    image: Any, saliency: np.ndarray, overlay: Any, path: str | os.PathLike, *, title: str, subtitle: str = ""
+) -> None:
+    """Draws an image, its saliency map, and both together.
+
+    Args:
+        image: PIL image or (H, W, 3) of 8 bits.
+        saliency: (h, w) from 0 to 1.
+        overlay: As `image`.
+        path: PNG to write.
+        title: The prediction.
+        subtitle: A second line.
+    """
+    figure = new_figure(8.6, 3.3)
+    figure.suptitle(f"{title}\n{subtitle}".rstrip(), x=0.01, ha="left", fontsize=10, color=INK)
+    left, middle, right = figure.subplots(1, 3)
+    left.imshow(image)
+    heat = middle.imshow(saliency, cmap=SALIENCY_COLORS, vmin=0, vmax=1, interpolation="bilinear")
+    right.imshow(overlay)
+    for axes, heading in ((left, "image"), (middle, "Grad-CAM"), (right, "overlay")):
+        axes.set_title(heading, fontsize=8, color=INK)
+        bare(axes)
+    bar = figure.colorbar(heat, ax=[left, middle, right], shrink=0.75, aspect=25, pad=0.01, ticks=[0, 1])
+    bar.ax.set_yticklabels(["low", "high"], fontsize=7)
+    bar.outline.set_visible(False)
+    save(figure, path)
+
+
+def plot_contact_sheet(
+    images: Sequence[Sequence[Any]],
+    path: str | os.PathLike,
+    *,
+    title: str,
+    columns: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Draws a grid of images.
+
+    Args:
+        images: Rows of equal length, each image (H, W, 3) of 8 bits or a PIL image.
+        path: PNG to write.
+        title: Heading.
+        columns: A heading for each column.
+        rows: A heading for each row.
+        captions: A text below each image.
+    """
+    height, width = len(images), len(images[0])
+    below = 0.45 if captions else 0.0
+    figure = new_figure(1.35 * width + (1.6 if rows else 0), (1.35 + below) * height + 0.6)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=INK)
+    grid = figure.subplots(height, width, squeeze=False)
+    for y, row in enumerate(images):
+        for x, image in enumerate(row):
+            axes = grid[y, x]
+            axes.imshow(image, interpolation="nearest")
+            bare(axes)
+            if columns and y == 0:
+                axes.set_title(columns[x], fontsize=8, color=INK)
+            if rows and x == 0:
+                axes.set_ylabel(rows[y], rotation=0, ha="right", va="center", fontsize=8, color=INK)
+            if captions:
+                axes.set_xlabel(captions[y][x], fontsize=6, color=INK)
+    save(figure, path)
