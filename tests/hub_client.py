@@ -1,4 +1,4 @@
-"""A Hub on this machine, and processes that talk to it as users' do: the real clients, told by their environment."""
+"""A Hub on this machine, and real clients in processes of their own, configured by their environment."""
 
 import atexit
 import itertools
@@ -27,7 +27,7 @@ FAULTS = {
     "commit": {"path": "/commit/", "method": "POST"},
 }
 COMMAND = "import sys; from seedling_hf.commands import main; sys.exit(main())"
-# Forks a process for each job that it reads, with all modules loaded: a start of Python takes as long as ten pushes.
+# Forks a process for each job that it reads, with all modules loaded: starting Python takes as long as ten pushes.
 STARTER = """
 import importlib, json, os, signal, sys
 for module in sys.argv[1:]:
@@ -64,7 +64,7 @@ HEAVY = (
     "seedling_hf.training.loop", "seedling_hf.evaluation.report_files", "evaluate", "matplotlib.figure",
     "sklearn.metrics",
 )  # fmt: skip
-# What a model answers that is loaded from a folder and from the Hub, where the package cannot be imported.
+# Logits of a model that is loaded from a folder and from the Hub, where the package cannot be imported.
 LOAD = """
 import json, sys
 import torch
@@ -95,7 +95,7 @@ numbers = itertools.count()
 
 @cache
 def free_port() -> int:
-    """One for all tests of this process, for the clients read the Hub's address once, when they are loaded."""
+    """One port for all tests of this process, since the clients read the Hub's address once, when they are loaded."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -156,7 +156,7 @@ class Client:
             "HF_XET_CACHE": str(self.home / "xet"),
             "NO_PROXY": "127.0.0.1,localhost",
             "OMP_NUM_THREADS": "1",
-            # By default a store that stays down is asked for more than three minutes.
+            # By default a store that stays down is retried for more than three minutes.
             "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
             "HF_XET_CLIENT_RETRY_BASE_DELAY": "200ms",
             **({"HF_TOKEN": self.token} if self.token else {}),
@@ -195,7 +195,7 @@ class Client:
 
 @cache
 def starter_process(modules: Sequence[str]) -> subprocess.Popen:
-    # Caches that no job names, or that were read when the modules were loaded, are of this process alone.
+    # A home of its own for what the modules read when they are loaded.
     home = tempfile.TemporaryDirectory()
     atexit.register(home.cleanup)
     environment = clean(Client(None, Path(home.name), token=None).environment)
@@ -206,7 +206,7 @@ def starter_process(modules: Sequence[str]) -> subprocess.Popen:
 
 
 def clean(environment: dict[str, str]) -> dict[str, str]:
-    """`environment`, and of the one here what has nothing to do with the Hub."""
+    """`environment`, and the variables of this process that do not concern the Hub."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))} | environment
 
 
@@ -220,7 +220,7 @@ def wait_until(is_so: Any, timeout: float = 60) -> None:
 
 @dataclass
 class Repository:
-    """A repository as it lies on the Hub's own disk."""
+    """A repository as it is on the Hub's own disk."""
 
     hub: LocalHub
     repo_id: str
@@ -231,7 +231,7 @@ class Repository:
         return self.hub.store.repo(self.kind, self.repo_id)
 
     def titles(self, revision: str = "main") -> list[str]:
-        """Of the commits, oldest first, without the Hub's own first one."""
+        """Titles of the commits, oldest first, without the Hub's own first one."""
         history = self.stored.history(self.stored.find(revision))
         return [commit["title"] for _, commit in history][::-1][1:]
 

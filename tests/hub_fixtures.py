@@ -1,4 +1,4 @@
-"""A Hub of its own for a test, and a machine that is logged in to it."""
+"""A Hub for each test, and a client that is logged in to it."""
 
 from collections.abc import Iterator
 

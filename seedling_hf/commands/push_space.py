@@ -1,4 +1,4 @@
-"""`push_space`: the page of `demo` becomes a Space on the Hub."""
+"""`push_space`: publishes the demo as a Space on the Hub."""
 
 import importlib.util
 import tempfile
@@ -14,13 +14,13 @@ from seedling_hf.inference.classifier import parse_hub_name
 
 @dataclass(kw_only=True)
 class PushSpaceArguments(ArgumentGroup):
-    model_name_or_path: str = option(MISSING, "repository of the model on the Hub, or a model folder to put inside")
+    model_name_or_path: str = option(MISSING, "repository of the model on the Hub, or a model folder to include")
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     hub_space_id: str = option(MISSING, "the Space, user/name")
     hub_private_repo: bool | None = option(None, "make a new Space private")
-    threshold: float = option(0.5, "probability below which the answer is that the model is not sure")
+    threshold: float = option(0.5, "probability below which the demo answers that it is not sure")
     title: str = option("Which seedling is it?", "title of the Space")
-    dry_run: bool = option(False, "only list what would be pushed")
+    dry_run: bool = option(False, "only list the files")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,11 +36,11 @@ class PushSpaceArguments(ArgumentGroup):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """App, requirements, card and code → one commit of a Space."""
     arguments = parse_arguments(
-        PushSpaceArguments, argv, prog="push_space", description="Publishes the page of demo as a Space on the Hub."
+        PushSpaceArguments, argv, prog="push_space", description="Publish the demo as a Space on the Hub."
     )
     if importlib.util.find_spec("gradio") is None:
         raise InputError(
-            'expected gradio, whose version the Space gets, found none; install it by pip install "seedling-hf[demo]"'
+            'expected gradio, whose version the Space uses, found none; run pip install "seedling-hf[demo]"'
         )
 
     from seedling_hf.hub.connection import hub_session

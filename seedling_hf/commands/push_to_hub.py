@@ -1,4 +1,4 @@
-"""`push_to_hub`: what waits in a run's folder, or a model folder as it is, goes to the Hub."""
+"""`push_to_hub`: pushes the pending snapshot of a run, or a model folder as it is."""
 
 import json
 import sys
@@ -17,19 +17,19 @@ from seedling_hf.hub.outbox import CARD, Outbox, Snapshot, Target, model_files
 class PushToHubArguments(ArgumentGroup):
     output_dir: str = option(MISSING, "model folder, such as the output folder of a run")
     hub_model_id: str | None = option(
-        None, "repository, user/name (default: where the run was to be pushed, else the folder's name)"
+        None, "repository, user/name (default: the target of the run, otherwise the folder's name)"
     )
     hub_private_repo: bool | None = option(None, "make a new repository private")
     hub_revision: str | None = option(None, "branch to push to")
     hub_tag: str | None = option(None, "tag of the commit")
-    commit_message: str | None = option(None, "message of the commit")
-    dry_run: bool = option(False, "only list what would be pushed")
+    commit_message: str | None = option(None, "commit message")
+    dry_run: bool = option(False, "only list the files")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """The snapshot that waits, or the folder → one commit, or none where the Hub has the same files."""
+    """The pending snapshot, or the folder → one commit, or none if the Hub has the same files."""
     arguments = parse_arguments(
-        PushToHubArguments, argv, prog="push_to_hub", description="Pushes a model folder, or what waits in it."
+        PushToHubArguments, argv, prog="push_to_hub", description="Push a model folder, or the pending push of its run."
     )
 
     from seedling_hf.hub.connection import hub_session
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     snapshot = outbox.newest()
     if snapshot is None:
         if not (folder / "config.json").is_file():
-            raise InputError(f"expected a model folder with a config.json at {folder}, found none; name another")
+            raise InputError(f"expected a model folder with a config.json at {folder}, found none; choose another")
         if not arguments.dry_run:
             write_missing_card(folder)
         snapshot = Snapshot(model_files(folder), default_target(folder))
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def write_missing_card(folder: Path) -> None:
-    """Writes README.md for a RepLKNet that has none."""
+    """Writes README.md for a RepLKNet without one."""
     from seedling_hf.hub.model_card import write_card
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -75,11 +75,11 @@ def write_missing_card(folder: Path) -> None:
     try:
         write_card(folder)
     except (OSError, ValueError) as error:
-        print(f"warning: no card could be written into {folder}: {error}", file=sys.stderr)
+        print(f"warning: the card in {folder} could not be written: {error}", file=sys.stderr)
 
 
 def default_target(folder: Path) -> Target:
-    """Where the run of this folder was to be pushed, else a repository named as the folder."""
+    """The target of the run in this folder, otherwise a repository named after the folder."""
     target = Target(folder.resolve().name, f"Push {folder.resolve().name}")
     try:
         arguments = yaml.safe_load((folder / "arguments.yaml").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""The text of cards: what the Hub takes, and how ours goes together with what people wrote on the Hub.
+"""The text of cards: what the Hub accepts, and how our text is merged with what people wrote on the Hub.
 
-Sections that a program writes stand between marks that nobody sees:
+Generated sections stand between marks that are not displayed:
 
     <!-- begin results -->
     …
@@ -23,11 +23,7 @@ _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)---[ \t]*(?:\r?\n|\Z)", re.D
 
 
 def check_card(text: str) -> None:
-    """What the Hub would refuse about a card, found without it.
-
-    Raises:
-        ValueError: for metadata that are no YAML mapping, or results that are incomplete or no numbers.
-    """
+    """Raises ValueError for a card that the Hub would refuse: metadata that are not YAML, or incomplete results."""
     if not _FRONT_MATTER.match(text):
         raise ValueError("expected a card that begins with metadata between two lines `---`, found none")
     try:
@@ -40,10 +36,10 @@ def check_card(text: str) -> None:
 
 
 def merge_cards(theirs: str, ours: str) -> str:
-    """The card of the Hub with the metadata and the marked sections of ours.
+    """The card on the Hub with our metadata and our marked sections.
 
-    Whatever else stands in theirs was written by somebody and stays: text outside of the sections, further metadata,
-    further entries of lists such as `tags`, another `license`. A section that was taken out stays out.
+    Everything else in theirs was written by people and stays: text outside the sections, other metadata, other entries
+    of lists such as `tags`, another `license`. A removed section stays removed.
     """
     data, their_data = _metadata(ours), _metadata(theirs)
     merged = {key: value for key, value in their_data.items() if key != "model-index"} | data
@@ -66,7 +62,7 @@ def merge_cards(theirs: str, ours: str) -> str:
 
 
 def address_card(text: str, repo_id: str, revision: str | None) -> str:
-    """The card whose loading example, in its section `usage`, names the place that it is pushed to."""
+    """The card whose loading example, in its section `usage`, names the repository that it is pushed to."""
     address = f'model="{repo_id}"' + (f', revision="{revision}"' if revision else "")
 
     def fill(section: re.Match[str]) -> str:
@@ -76,7 +72,7 @@ def address_card(text: str, repo_id: str, revision: str | None) -> str:
 
 
 def escape_cell(text: object) -> str:
-    """Text that stays in its cell of a table and in its section, whatever a folder is called."""
+    """Text that breaks neither its table nor its section, whatever a folder is called."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -90,28 +86,28 @@ def count_split(path: str | os.PathLike) -> dict[str, Counter[str]]:
 
 
 def describe_split(arguments: dict[str, Any]) -> str:
-    """How a split came about, from the flags `DataArguments` of the run that drew it."""
+    """How a split was made, from the flags of the run that drew it."""
     share, seed = arguments.get("train_val_split"), arguments.get("split_seed")
     strategy, fold = arguments.get("split_strategy"), arguments.get("fold")
     apart = ", near-duplicates on one side" if strategy == "grouped" else ""
     if fold:
-        drawn = f"drawn at random from each species, fold {fold} for validation, seed {seed}{apart}"
+        drawn = f"drawn at random from each class, fold {fold} for validation, seed {seed}{apart}"
     elif strategy == "mle_bench":
         drawn = "that of MLE-bench, 14% of the sorted files for validation, random state 0"
     elif strategy == "random":
         drawn = f"drawn at random from the sorted files, {share:.0%} for validation, random state {seed}"
     elif share is not None:
-        drawn = f"drawn at random from each species, {share:.0%} of its images for validation, seed {seed}{apart}"
+        drawn = f"drawn at random from each class, {share:.0%} of its images for validation, seed {seed}{apart}"
     else:
-        drawn = "as split.csv says"
+        drawn = "read from split.csv"
     name, folder = arguments.get("dataset_name"), arguments.get("train_dir")
     if arguments.get("split_file"):
-        how = "The split is that of an earlier run, read from its split.csv."
+        how = "The split is that of an earlier run, from its split.csv."
     elif name:
         link = f"[{name}](https://huggingface.co/datasets/{name})"
-        how = f"The split is the one of the data set {link} if it has one for validation, and else {drawn}."
+        how = f"The split is that of the dataset {link} if it has a validation split, otherwise {drawn}."
     elif arguments.get("validation_dir") or (folder and Path(folder, "train").is_dir()):
-        how = "The split was given: the images for validation are in a folder of their own."
+        how = "The split was given: the validation images are in a folder of their own."
     else:
         how = f"The split was {drawn}."
     limits = [
@@ -119,7 +115,7 @@ def describe_split(arguments: dict[str, Any]) -> str:
         for key, split in (("max_train_samples", "training"), ("max_eval_samples", "validation"))
         if arguments.get(key)
     ]
-    return how + (f" Of it at most {' and '.join(limits)} were used." if limits else "")
+    return how + (f" At most {' and '.join(limits)} were used." if limits else "")
 
 
 def _metadata(text: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Snapshots of a model folder that wait on the disk until the Hub has them.
+"""Snapshots of a model folder that wait on disk until the Hub has them.
 
-A snapshot is a folder of its own, so nothing that the run writes later can change or tear it:
+A snapshot is a folder of its own, so nothing that the run writes later can change it:
 
-    hub_outbox/000003-step-00000120-best/push.json    where it goes and with what message; never a token
-    hub_outbox/000003-step-00000120-best/files/…      what the repository will hold
+    hub_outbox/000003-step-00000120-best/push.json    target and message; never a token
+    hub_outbox/000003-step-00000120-best/files/…      the files of the repository
 
-It is built under a hidden name and renamed, so a kill leaves no half of one.
+It is built under a hidden name and then renamed, so a kill leaves no incomplete snapshot.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 OUTBOX = "hub_outbox"
 LAST_CHECKPOINT = "last-checkpoint"
 CARD = "README.md"
-# What may leave this machine, besides the code that `auto_map` names; all of it lies at the top of a model folder.
+# Only these files are pushed, and the code that `auto_map` names; all are at the top of a model folder.
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 RESULTS = (
     "report.json", "report.md", "confusion_matrix.png", "reliability.png", "coverage_risk.png", "predictions.csv",
@@ -31,20 +31,20 @@ PUSHED = (
     "config.json", "preprocessor_config.json", *WEIGHTS, CARD, *RESULTS, "split.csv", "near_duplicates.json",
     "metrics.jsonl", "arguments.yaml",
 )  # fmt: skip
-# Relative imports as transformers finds them, by the text.
+# How transformers finds relative imports: in the text.
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a snapshot goes.
+    """Where a snapshot is pushed.
 
     Attributes:
-        repo_id: `user/name`, or `name` for the user that the token belongs to.
-        message: Of the commit.
-        private: Whether a new repository is made private; the Hub decides if None.
-        revision: Branch, `main` if None.
-        tag: Set on the commit, if any.
+        repo_id: `user/name`; the user defaults to the owner of the token.
+        message: Commit message.
+        private: Whether a new repository is private; None leaves the choice to the Hub.
+        revision: Branch; None is `main`.
+        tag: Tag of the commit, if any.
         repo_type: `model`, `dataset` or `space`.
     """
 
@@ -87,8 +87,8 @@ def model_files(folder: Path, *, results: bool = True, checkpoint: Path | None =
 
     Args:
         folder: A model folder.
-        results: Whether report, curves and timing belong to these weights, and go along.
-        checkpoint: Folder of a resumable state that goes along as `last-checkpoint`.
+        results: Whether report, curves and timing belong to these weights, and are included.
+        checkpoint: Folder of a checkpoint to include as `last-checkpoint`.
     """
     names = [path.name for path in folder.iterdir() if path.is_file()]
     allowed = PUSHED if results else set(PUSHED) - set(RESULTS)
@@ -100,21 +100,21 @@ def model_files(folder: Path, *, results: bool = True, checkpoint: Path | None =
 
 
 def is_result(name: str) -> bool:
-    """Whether a file of a repository is one that belongs to particular weights."""
+    """Whether a file of a repository belongs to particular weights."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*WEIGHTS, *RESULTS))
 
 
 class Outbox:
-    """The snapshots of one run, oldest first; each holds all that the ones before it held."""
+    """The snapshots of one run, oldest first; each is complete and replaces the earlier ones."""
 
     def __init__(self, output_dir: str | os.PathLike) -> None:
         self.folder = Path(output_dir) / OUTBOX
 
     def put(self, files: Mapping[str, Path], target: Target, name: str) -> Snapshot:
-        """Copies `files` into a new snapshot; weights are hard-linked, for they are replaced and never written to.
+        """Copies `files` into a new snapshot; weights are hard-linked, since they are replaced, never modified.
 
         Raises:
-            OSError: if the disk refuses; nothing is left of the snapshot then.
+            OSError: if the disk fails; nothing is left of the snapshot then.
         """
         former = [int(folder.name.split("-")[0]) for folder in self._folders()]
         folder = self.folder / f"{max(former, default=0) + 1:06d}-{name}"
@@ -134,38 +134,34 @@ class Outbox:
         return _read(folder)
 
     def newest(self) -> Snapshot | None:
-        """The snapshot that waits, if any."""
+        """The newest pending snapshot, if any."""
         for folder in reversed(self._folders()):
             try:
                 return _read(folder)
-            except (
-                OSError,
-                ValueError,
-                TypeError,
-            ):  # somebody else has just removed it, or it is none
+            except (OSError, ValueError, TypeError):  # just removed by another process, or not a snapshot
                 continue
         return None
 
     def remove(self, snapshot: Snapshot) -> None:
-        """Removes a snapshot that is on the Hub, and the ones before it."""
+        """Removes a snapshot that is on the Hub, and the earlier ones."""
         self._remove([folder for folder in self._folders() if folder.name <= snapshot.folder.name])
 
     def remove_before(self, snapshot: Snapshot, *, keep: Snapshot | None) -> None:
-        """Removes what `snapshot` replaces, but for one that is just being pushed."""
+        """Removes the snapshots before `snapshot`, except one that is being pushed."""
         kept = keep and keep.folder
         self._remove([f for f in self._folders() if f.name < snapshot.folder.name and f != kept])
 
     def clear(self, *, keep: Snapshot | None) -> None:
-        """Removes all snapshots, but for one that is just being pushed."""
+        """Removes all snapshots, except one that is being pushed."""
         self._remove([folder for folder in self._folders() if folder != (keep and keep.folder)])
 
     def _remove(self, folders: list[Path]) -> None:
         for folder in folders:
-            gone = folder.with_name(f".{folder.name}.tmp")
-            # Renamed first, so that no half-deleted folder is ever taken for a snapshot.
+            hidden = folder.with_name(f".{folder.name}.tmp")
+            # Renamed first, so that no partly deleted folder looks like a snapshot.
             with contextlib.suppress(OSError):
-                folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+                folder.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
         if not self._folders():
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -174,13 +170,13 @@ class Outbox:
 
 
 def _code_files(folder: Path) -> Iterator[str]:
-    """The modules that `auto_map` names, and those that they import from beside them."""
+    """The modules that `auto_map` names, and those that they import relatively."""
     waiting = []
     for name in ("config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
             classes = json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map", {}).values()
             names = [c for value in classes for c in (value if isinstance(value, list) else [value]) if c]
-            waiting += [c.split(".")[0] for c in names if "--" not in c]  # with `--`: code of another repository
+            waiting += [c.split(".")[0] for c in names if "--" not in c]  # `--`: code of another repository
     seen = set()
     while waiting:
         module = waiting.pop()

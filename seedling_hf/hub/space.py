@@ -1,4 +1,4 @@
-"""The files of a Space that shows the page of `demo` for a model: app, requirements, card, and this package's code."""
+"""The files of a Space that runs the demo of a model: app, requirements, card, and this package's code."""
 
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -10,12 +10,12 @@ from seedling_hf.files import write_text
 from seedling_hf.hub.outbox import CARD, model_files
 
 MODEL = "model"
-# What the code of the page imports; gradio is the Space's own, in the version that its card names.
+# What the demo imports; gradio itself comes with the Space, in the version that the card names.
 REQUIREMENTS = (
     "accelerate", "captum", "datasets", "huggingface-hub", "matplotlib", "pyyaml", "safetensors", "torch",
     "torchvision", "transformers",
 )  # fmt: skip
-APP = '''"""Names plant seedlings; written by `seedling-hf push_space`."""
+APP = '''"""Classifies plant seedlings; written by `seedling-hf push_space`."""
 
 from seedling_hf.demo import build_demo, launch
 
@@ -32,11 +32,11 @@ def write_space(
     """Writes the app, its requirements and its card into `folder`.
 
     Args:
-        folder: An empty one.
-        model_name_or_path: Repository on the Hub, or a model folder, which goes into the Space then.
+        folder: An empty folder.
+        model_name_or_path: Repository on the Hub, or a model folder, which becomes part of the Space.
         revision: Branch, tag or commit of the repository.
-        threshold: Probability below which the answer is "not sure".
-        title: Of the Space.
+        threshold: Probability below which the demo answers "not sure".
+        title: Title of the Space.
 
     Returns:
         All files of the Space by their paths in it.
@@ -63,13 +63,13 @@ def _card(title: str, repo_id: str | None) -> str:
     origin = f"of [{repo_id}](https://huggingface.co/{repo_id})" if repo_id else f"in `{MODEL}/`"
     front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     return (
-        f"---\n{front}---\n\n<!-- begin space -->\n# {title}\n\nDrop the image of one seedling, and the RepLKNet "
-        f"{origin} names its species, says how sure it is, and shows what spoke for the answer.\n<!-- end space -->\n"
+        f"---\n{front}---\n\n<!-- begin space -->\n# {title}\n\nDrop the image of a seedling: the RepLKNet "
+        f"{origin} predicts its species with a probability, and shows where it looked.\n<!-- end space -->\n"
     )
 
 
 def _version(name: str) -> str:
-    """As registries know it: torch's own says for which devices it was built."""
+    """The version on PyPI: torch adds the device that it was built for."""
     return version(name).split("+")[0]
 
 

@@ -65,7 +65,7 @@ def load(client: Client, folder: Path, **source: str) -> dict:
     return json.loads(result.stdout.split("REPORT")[1])
 
 
-def test_the_data_set_on_the_hub_is_the_folder(client, images, repository, tmp_path):
+def test_the_dataset_on_the_hub_equals_the_folder(client, images, repository, tmp_path):
     result = push(client, images, "--train_val_split", "0.5")
     assert result.returncode == 0, result.stdout
     assert set(repository.tree()) == {
@@ -80,7 +80,7 @@ def test_the_data_set_on_the_hub_is_the_folder(client, images, repository, tmp_p
     assert repository.read("split.csv") == split == (tmp_path / "there" / "split.csv").read_bytes()
 
 
-def test_the_split_of_a_run_is_published_as_it_is(client, images, repository, tmp_path):
+def test_the_split_of_a_run_is_published_unchanged(client, images, repository, tmp_path):
     splits = splits_of(train_dir=images, split_seed=7)
     write_split_csv(splits, tmp_path / "split.csv")
     assert hash_split(tmp_path / "split.csv") != hash_of(splits_of(train_dir=images), tmp_path)
@@ -120,7 +120,7 @@ def test_a_second_push_of_the_same_folder_makes_no_commit(client, images, reposi
     assert repository.tags == {"v1": repository.head}
 
 
-def test_what_people_write_into_the_card_of_the_data_stays(client, images, repository):
+def test_what_people_write_into_the_dataset_card_stays(client, images, repository):
     push(client, images)
     edit = (
         "from huggingface_hub import DatasetCard; card = DatasetCard.load('alice/seedlings');"
@@ -134,7 +134,7 @@ def test_what_people_write_into_the_card_of_the_data_stays(client, images, repos
     assert "17 images of plant seedlings" in text
 
 
-def test_a_dry_run_prints_the_card_and_asks_nothing(client, images):
+def test_a_dry_run_prints_the_card_without_a_request(client, images):
     result = push(client, images, "--dry_run")
     assert result.returncode == 0
     assert "## Duplicates" in result.stdout
@@ -142,7 +142,7 @@ def test_a_dry_run_prints_the_card_and_asks_nothing(client, images):
 
 
 @pytest.mark.parametrize("where", ["/repos/create", "/preupload/", "/commit/"])
-def test_a_hub_that_refuses_is_told_in_one_sentence(client, images, where):
+def test_a_refusal_of_the_hub_is_one_sentence(client, images, where):
     client.hub.faults.append(Fault(path=where, method="POST", status=403))
     result = push(client, images)
     assert result.returncode == 1
@@ -150,7 +150,7 @@ def test_a_hub_that_refuses_is_told_in_one_sentence(client, images, where):
     assert "\nerror: the Hub answered 403: this token has no write access\n" in result.stdout
 
 
-def test_without_a_login_nothing_is_begun(hub, images, tmp_path):
+def test_a_login_is_required_before_any_work(hub, images, tmp_path):
     result = push(Client(hub, tmp_path / "home", token=None), images)
     assert result.returncode == 2
     assert "error: expected a login to the Hub, found none" in result.stdout
@@ -194,7 +194,7 @@ TRAIN_FLAGS = {
 }  # fmt: skip
 
 
-def test_a_run_on_the_data_set_has_the_first_loss_of_a_run_on_the_folder(client, images, tmp_path):
+def test_a_run_on_the_dataset_has_the_losses_of_a_run_on_the_folder(client, images, tmp_path):
     assert push(client, images).returncode == 0
     runs = {}
     for name, source in (("there", {"dataset_name": "alice/seedlings"}), ("here", {"train_dir": images})):

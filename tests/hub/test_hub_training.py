@@ -1,4 +1,4 @@
-"""Training with a Hub beside it: what is pushed, that nothing hurts the run, and that another machine can go on."""
+"""Training with a Hub: what is pushed, that no fault harms the run, and that another machine can resume it."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def images(sample_dir, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(images, tmp_path_factory) -> Path:
-    """A run that never heard of a Hub."""
+    """A run without a Hub."""
     folder = tmp_path_factory.mktemp("plain")
     result = Client(None, folder / "home").train(**FLAGS, train_dir=images, output_dir=folder / "run").finish()
     assert result.returncode == 0, result.stdout
@@ -69,7 +69,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert metrics(folder) == metrics(other)
 
 
-def test_a_run_that_is_launched_pushes_its_checkpoints_and_another_machine_goes_on(
+def test_a_launched_run_pushes_its_checkpoints_and_another_machine_resumes_it(
     client, images, plain, repository, tmp_path
 ):
     folder = tmp_path / "run"
@@ -82,7 +82,7 @@ def test_a_run_that_is_launched_pushes_its_checkpoints_and_another_machine_goes_
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
     assert_same_run(folder, plain)
-    # A save replaces one that waits, so of the earlier ones some may be missing.
+    # A save replaces a pending one, so some of the earlier ones may be missing.
     titles = repository.titles()
     saves = [f"Step {step}, epoch {step * 6 / 18:.2f}" for step in (2, 4, 6)]
     assert all(re.fullmatch(r"Step \d, epoch \d\.\d\d: accuracy 0\.\d{4} \((save|end)\)", title) for title in titles)
@@ -93,13 +93,13 @@ def test_a_run_that_is_launched_pushes_its_checkpoints_and_another_machine_goes_
     assert set(repository.tree()) == MODEL | REPORT | checkpoint
     assert repository.tags == {"v1": repository.head}
     assert not (folder / "hub_outbox").exists()
-    assert_answers_alike(client, folder, tmp_path)
+    assert_equal_logits(client, folder, tmp_path)
 
     first = [sha for sha, _ in repository.stored.history(repository.head)][-2]
-    assert_goes_on(client, first, images, plain, tmp_path / "elsewhere")
+    assert_resumes(client, first, images, plain, tmp_path / "elsewhere")
 
 
-def assert_answers_alike(client: Client, folder: Path, tmp_path: Path) -> None:
+def assert_equal_logits(client: Client, folder: Path, tmp_path: Path) -> None:
     image = sorted((ROOT / "scripts" / "sample" / "seedlings" / "Maize").glob("*.jpg"))[0]
     elsewhere = Client(client.hub, tmp_path / "empty", fresh=True)
     result = elsewhere.python(LOAD, folder, "alice/seedlings", "v1", image)
@@ -109,8 +109,8 @@ def assert_answers_alike(client: Client, folder: Path, tmp_path: Path) -> None:
     assert here["answers"] == there["answers"]
 
 
-def assert_goes_on(client: Client, commit: str, images: Path, plain: Path, folder: Path) -> None:
-    """From the first push on, another machine gets to the same end, to the bit."""
+def assert_resumes(client: Client, commit: str, images: Path, plain: Path, folder: Path) -> None:
+    """From the first push, another machine gets exactly the same result."""
     elsewhere = Client(client.hub, folder.with_name("empty home"))
     source = f"alice/seedlings@{commit}"
     result = elsewhere.train(
@@ -122,7 +122,7 @@ def assert_goes_on(client: Client, commit: str, images: Path, plain: Path, folde
 
 
 @pytest.mark.parametrize("strategy", ["end", "best", "every_save"])
-def test_each_strategy_ends_with_the_whole_model_on_the_hub(client, images, plain, repository, tmp_path, strategy):
+def test_each_strategy_ends_with_the_complete_model_on_the_hub(client, images, plain, repository, tmp_path, strategy):
     folder = tmp_path / "run"
     result = client.train(**FLAGS, **HUB, hub_strategy=strategy, train_dir=images, output_dir=folder).finish()
     assert result.returncode == 0, result.stdout
@@ -133,7 +133,7 @@ def test_each_strategy_ends_with_the_whole_model_on_the_hub(client, images, plai
     assert events <= {"end": {"end"}, "best": {"best", "end"}, "every_save": {"save", "end"}}[strategy]
 
 
-def test_a_hub_that_fails_does_not_hurt_the_training(client, images, plain, repository, tmp_path):
+def test_a_failing_hub_does_not_harm_the_training(client, images, plain, repository, tmp_path):
     folder = tmp_path / "run"
     client.hub.faults.append(Fault(path="/commit/", method="POST", status=503))
     flags = FLAGS | HUB | {"hub_timeout": 1, "train_dir": images, "output_dir": folder}
@@ -157,7 +157,7 @@ def test_a_hub_that_fails_does_not_hurt_the_training(client, images, plain, repo
     "answer", [{"status": 503}, {"status": 429}, {"drop": "request"}, {"drop": "response"}], ids=str
 )
 @pytest.mark.parametrize("where", FAULTS)
-def test_no_fault_hurts_the_training(client, images, plain, repository, tmp_path, where, answer, times):
+def test_no_fault_harms_the_training(client, images, plain, repository, tmp_path, where, answer, times):
     folder = tmp_path / "run"
     client.hub.faults.append(Fault(**FAULTS[where], **answer, times=times))
     flags = FLAGS | HUB | {"hub_strategy": "best", "hub_timeout": 5, "train_dir": images, "output_dir": folder}
@@ -173,7 +173,7 @@ def test_no_fault_hurts_the_training(client, images, plain, repository, tmp_path
         assert "seedling-hf push_to_hub --output_dir" in result.stdout
 
 
-def test_a_hub_that_is_not_there_is_one_warning(images, plain, tmp_path):
+def test_a_missing_hub_is_one_warning(images, plain, tmp_path):
     folder = tmp_path / "run"
     flags = FLAGS | HUB | {"hub_timeout": 1, "train_dir": images, "output_dir": folder}
     result = Client(None, tmp_path / "home").train(**flags).finish()
@@ -184,7 +184,7 @@ def test_a_hub_that_is_not_there_is_one_warning(images, plain, tmp_path):
     assert "seedling-hf push_to_hub --output_dir" in result.stdout
 
 
-def test_a_token_that_may_only_read_is_refused_before_the_first_step(client, images, tmp_path):
+def test_a_read_only_token_is_refused_before_the_first_step(client, images, tmp_path):
     reader = Client(client.hub, tmp_path / "home", "hf_reader_secret")
     result = reader.train(**FLAGS, **HUB, train_dir=images, output_dir=tmp_path / "run").finish()
     assert result.returncode == 2, result.stdout
@@ -192,7 +192,7 @@ def test_a_token_that_may_only_read_is_refused_before_the_first_step(client, ima
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_run_that_is_asked_to_stop_pushes_what_it_has_saved(client, images, repository, tmp_path):
+def test_an_interrupted_run_pushes_what_it_has_saved(client, images, repository, tmp_path):
     folder = tmp_path / "run"
     flags = (
         FLAGS | HUB | {"hub_strategy": "checkpoint", "max_steps": 10_000, "logging_steps": 1000, "save_steps": 10_000}
@@ -208,7 +208,7 @@ def test_a_run_that_is_asked_to_stop_pushes_what_it_has_saved(client, images, re
     assert (folder / "checkpoints" / f"step-{step:08d}").is_dir()
 
 
-def test_what_is_on_the_hub_is_fine_tuned_for_other_classes(client, images, tmp_path, sample_dir):
+def test_a_model_on_the_hub_is_fine_tuned_for_other_classes(client, images, tmp_path, sample_dir):
     pushed = client.train(**FLAGS, **HUB, hub_tag="v1", train_dir=images, output_dir=tmp_path / "run").finish()
     assert pushed.returncode == 0, pushed.stdout
     weeds = tmp_path / "weeds"

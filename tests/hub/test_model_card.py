@@ -100,7 +100,7 @@ def test_the_results_are_a_table_with_the_interval_and_each_class(finished_run, 
 def test_the_data_section_has_the_hash_and_the_counts_of_the_split(finished_run, card):
     data = section(card, "data")
     assert f"`{hash_split(finished_run / 'split.csv')}`" in data
-    assert "drawn at random from each species, 30% of its images for validation, seed 42." in data
+    assert "drawn at random from each class, 30% of its images for validation, seed 42." in data
     assert "| class | train | validation |" in data
     assert "| Maize | 4 | 2 |" in data
     assert "| all | 48 | 24 |" in data

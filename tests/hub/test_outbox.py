@@ -1,4 +1,4 @@
-"""Snapshots: what goes into one, and that there is never half of one."""
+"""Snapshots: what they hold, and that none is ever incomplete."""
 
 import json
 import os
@@ -33,20 +33,20 @@ MODEL = {
 }  # fmt: skip
 
 
-def test_only_what_is_named_travels(folder):
+def test_only_listed_files_are_pushed(folder):
     assert set(model_files(folder)) == MODEL | {"report.json", "curves.png"}
 
 
-def test_results_of_other_weights_stay(folder):
+def test_results_of_other_weights_are_not_pushed(folder):
     assert set(model_files(folder, results=False)) == MODEL
 
 
-def test_a_checkpoint_goes_under_the_name_that_transformers_gives_it(folder):
+def test_a_checkpoint_has_the_name_that_transformers_gives_it(folder):
     files = model_files(folder, checkpoint=folder / "checkpoints" / "step-00000001")
     assert set(files) == MODEL | {"report.json", "curves.png", "last-checkpoint/state.json"}
 
 
-def test_a_snapshot_comes_back_as_it_was_put(folder):
+def test_a_snapshot_is_read_as_it_was_written(folder):
     outbox = Outbox(folder)
     outbox.put(model_files(folder), TARGET, "step-00000001-save")
     snapshot = outbox.newest()
@@ -68,7 +68,7 @@ def test_a_snapshot_does_not_change_with_the_folder(folder):
     assert files["metrics.jsonl"].read_text() == "metrics.jsonl"
 
 
-def test_weights_take_no_room_twice(folder):
+def test_weights_are_linked_not_copied(folder):
     snapshot = Outbox(folder).put(model_files(folder), TARGET, "step-00000001-save")
     name = "model-00001-of-00002.safetensors"
     assert snapshot.files[name].samefile(folder / name)
@@ -81,7 +81,7 @@ def test_the_newest_snapshot_is_the_last_one_put(folder):
     assert outbox.newest().folder.name == "000002-step-1000-save"
 
 
-def test_a_snapshot_that_cannot_be_finished_leaves_nothing(folder):
+def test_a_failed_snapshot_leaves_nothing(folder):
     outbox = Outbox(folder)
     with pytest.raises(OSError, match="not there"):
         outbox.put(model_files(folder) | {"z": folder / "not there"}, TARGET, "step-00000001-save")
@@ -89,7 +89,7 @@ def test_a_snapshot_that_cannot_be_finished_leaves_nothing(folder):
     assert outbox.newest() is None
 
 
-def test_what_a_kill_has_left_is_no_snapshot_and_is_cleared_away(folder):
+def test_the_rest_of_a_kill_is_not_a_snapshot_and_is_removed(folder):
     outbox = Outbox(folder)
     half = outbox.folder / ".000001-step-00000001-save.tmp"
     half.mkdir(parents=True)
@@ -98,7 +98,7 @@ def test_what_a_kill_has_left_is_no_snapshot_and_is_cleared_away(folder):
     assert not half.exists()
 
 
-def test_with_a_snapshot_go_those_before_it_and_an_empty_outbox(folder):
+def test_removing_a_snapshot_removes_earlier_ones_and_an_empty_outbox(folder):
     outbox = Outbox(folder)
     snapshots = [outbox.put(model_files(folder), TARGET, f"step-{step}-save") for step in (1, 2, 3)]
     outbox.remove(snapshots[1])
@@ -108,7 +108,7 @@ def test_with_a_snapshot_go_those_before_it_and_an_empty_outbox(folder):
     assert not outbox.folder.exists()
 
 
-def test_what_is_just_being_pushed_is_not_replaced(folder):
+def test_a_snapshot_that_is_being_pushed_is_not_replaced(folder):
     outbox = Outbox(folder)
     first, second, third = (outbox.put(model_files(folder), TARGET, f"step-{step}-save") for step in (1, 2, 3))
     outbox.remove_before(third, keep=first)

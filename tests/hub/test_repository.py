@@ -1,4 +1,4 @@
-"""Pushes beside a run, whatever the Hub does; every client is a process of its own, and nothing of it is replaced."""
+"""Pushes during a run, whatever the Hub does; every client is a real process of its own."""
 
 import json
 import re
@@ -22,7 +22,7 @@ CODE = {
 }  # fmt: skip
 MODEL_FILES = {"README.md", "config.json", "preprocessor_config.json", "model.safetensors", "metrics.jsonl"} | CODE
 CHECKPOINT_FILES = {"last-checkpoint/model.safetensors", "last-checkpoint/state.json", "last-checkpoint/manifest.json"}
-# A loop as that of the training, with the real pusher: a save is other weights, a line of metrics and a checkpoint.
+# A loop like that of the training, with the real pusher: each save is new weights, a line of metrics and a checkpoint.
 RUN = """
 import json, logging, os, shutil, sys, time
 from pathlib import Path
@@ -80,8 +80,8 @@ def model(tmp_path_factory) -> Path:
     config = RepLKNetConfig.from_variant("tiny", id2label=id2label, label2id={v: k for k, v in id2label.items()})
     RepLKNetForImageClassification(config).save_pretrained(folder)
     RepLKNetImageProcessor.from_variant("tiny", image_size=64).save_pretrained(folder)
-    for stranger in (".DS_Store", "optimizer.bin", "notes.txt", "untold.py"):
-        (folder / stranger).write_text("not for the Hub")
+    for other in (".DS_Store", "optimizer.bin", "notes.txt", "other.py"):
+        (folder / other).write_text("not for the Hub")
     return folder
 
 
@@ -100,20 +100,20 @@ def run(client: Client, folder: Path, repo_id: str = "alice/seedlings", **option
 
 
 def bias(repository: Repository, folder: Path, revision: str = "main") -> float:
-    """What the run wrote into the weights: the step of the save that they are of."""
+    """The step that the run wrote into the weights."""
     copy = folder.parent / "copy.safetensors"
     copy.write_bytes(repository.read("model.safetensors", revision))
     return load_file(copy)["classifier.bias"][0].item()
 
 
 def assert_hub_has(repository: Repository, folder: Path, *, without: set[str] = frozenset()) -> None:
-    """Each file of the run is on the Hub as it is in the folder; the card says there where it is."""
+    """Each file of the run is on the Hub as it is in the folder, except the card, which names its repository."""
     expected = {"curves.png", *MODEL_FILES} - without
     assert set(repository.tree()) == expected
     assert {name for name in expected - {"README.md"} if repository.read(name) != (folder / name).read_bytes()} == set()
 
 
-def waiting(folder: Path) -> list[str]:
+def pending(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("hub_outbox/*"))
 
 
@@ -129,7 +129,7 @@ def waiting(folder: Path) -> list[str]:
         ("checkpoint", ["Step 1 (save)", "Step 2 (save)", "Step 3 (save)", "Step 3 (end)"]),
     ],
 )
-def test_a_strategy_pushes_at_its_events_with_one_commit_each(client, folder, repository, strategy, events):
+def test_a_strategy_makes_one_commit_at_each_of_its_events(client, folder, repository, strategy, events):
     result = run(client, folder, saves=3, wait=True, pusher={"strategy": strategy, "tag": "v1"})
     assert result.returncode == 0, result.stdout
     assert [re.sub(r", epoch .*: accuracy 0.5000", "", title) for title in repository.titles()] == events
@@ -140,16 +140,16 @@ def test_a_strategy_pushes_at_its_events_with_one_commit_each(client, folder, re
     assert not (folder / "hub_outbox").exists()
 
 
-def test_a_newer_save_replaces_one_that_waits(client, folder, repository):
+def test_a_newer_save_replaces_a_pending_one(client, folder, repository):
     client.hub.faults.append(Fault(path="/commit/", status=403))
     result = run(client, folder, saves=4, pusher={"timeout_s": 20})
     assert result.returncode == 0
-    assert waiting(folder) == ["000005-step-00000004-end"]
+    assert pending(folder) == ["000005-step-00000004-end"]
     assert repository.titles() == []
 
 
-def test_a_snapshot_is_not_changed_by_what_the_run_writes_later(client, folder, repository):
-    # The first push is held up until the second save has replaced the weights.
+def test_a_snapshot_does_not_change_with_the_run(client, folder, repository):
+    # The first push is delayed until the second save has replaced the weights.
     client.hub.faults.append(Fault(path="/preupload/", delay=1, times=1))
     result = run(client, folder, saves=2)
     assert result.returncode == 0, result.stdout
@@ -158,7 +158,7 @@ def test_a_snapshot_is_not_changed_by_what_the_run_writes_later(client, folder, 
     assert [bias(repository, folder, sha) for sha in history[-2::-1]] == [1, 2]
 
 
-def test_nothing_that_the_run_has_not_named_travels(client, folder, repository):
+def test_other_files_of_the_folder_are_not_pushed(client, folder, repository):
     result = client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
     assert result.returncode == 0, result.stdout
     assert set(repository.tree()) == MODEL_FILES - {"metrics.jsonl"}
@@ -182,13 +182,13 @@ def test_a_push_without_a_tag_leaves_the_tag_in_the_card_of_the_same_model(clien
     assert 'model="alice/seedlings", trust_remote_code' in repository.read("README.md").decode()
 
 
-def test_large_files_go_as_the_client_decides(client, folder, repository):
+def test_large_files_are_uploaded_as_the_client_decides(client, folder, repository):
     client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
     assert "xetHash" in repository.tree()["model.safetensors"]
     assert "lfs" not in repository.tree()["modeling_replknet.py"]
 
 
-def test_a_dry_run_lists_the_files_and_asks_nothing(client, folder):
+def test_a_dry_run_lists_the_files_without_a_request(client, folder):
     result = client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings", "--dry_run")
     assert set(re.findall(r"^  (\S+)$", result.stdout, re.MULTILINE)) == MODEL_FILES - {"metrics.jsonl", "README.md"}
     assert client.hub.log == []
@@ -198,26 +198,26 @@ def test_a_dry_run_lists_the_files_and_asks_nothing(client, folder):
 
 
 def assert_ends_well(client, folder, repository, result, weights) -> None:
-    """The run ended as without a Hub, said what it must, and `push_to_hub` brings the Hub to the final state."""
+    """The run ended as without a Hub and printed what to do, and `push_to_hub` brings the Hub to the final state."""
     assert result.returncode == 0, result.stdout
     assert "DONE" in result.stdout
-    assert float(re.search(r"SLOWEST (\S+)", result.stdout)[1]) < 0.5  # s; a save waits for no answer of the Hub
+    assert float(re.search(r"SLOWEST (\S+)", result.stdout)[1]) < 0.5  # s; a save does not wait for the Hub
     assert "Traceback" not in result.stdout
     assert (folder / "model.safetensors").read_bytes() == weights
-    if waiting(folder):
+    if pending(folder):
         assert f"seedling-hf push_to_hub --output_dir {folder}" in result.stdout
         assert re.search(r"the last push failed \(.+\); it is safe in \S+hub_outbox\S+,", result.stdout)
     client.hub.faults.clear()
     pushed = client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
     assert pushed.returncode == 0, pushed.stdout
-    assert waiting(folder) == []
+    assert pending(folder) == []
     assert_hub_has(repository, folder)
     assert repository.tags == {"v1": repository.head}
 
 
 @pytest.fixture(scope="module")
 def weights(model, tmp_path_factory) -> bytes:
-    """The weights of a run of two saves that never heard of a Hub."""
+    """The weights of a run of two saves without a Hub."""
     tensors = load_file(model / "model.safetensors")
     tensors["classifier.bias"].fill_(2)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
@@ -231,9 +231,9 @@ def run_against(fault: Fault, client: Client, folder: Path):
 
 
 @pytest.mark.parametrize("where", ["upload", "commit"])
-def test_a_fault_for_ever_does_not_hurt_a_run(client, folder, repository, weights, where):
+def test_a_permanent_fault_does_not_harm_a_run(client, folder, repository, weights, where):
     result = run_against(Fault(**FAULTS[where], status=503), client, folder)
-    assert waiting(folder)[-1] == "000003-step-00000002-end"
+    assert pending(folder)[-1] == "000003-step-00000002-end"
     assert_ends_well(client, folder, repository, result, weights)
 
 
@@ -247,9 +247,9 @@ ANSWERS = [
 @pytest.mark.parametrize("times", [1, 0], ids=["once", "for ever"])
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
 @pytest.mark.parametrize("where", FAULTS)
-def test_no_fault_hurts_a_run(client, folder, repository, weights, where, answer, times):
+def test_no_fault_harms_a_run(client, folder, repository, weights, where, answer, times):
     result = run_against(Fault(**FAULTS[where], **answer, times=times), client, folder)
-    if where == "create" and answer.get("status") in (400, 401, 403, 404, 413):  # said before the first step
+    if where == "create" and answer.get("status") in (400, 401, 403, 404, 413):  # reported before the first step
         assert result.returncode == 2, result.stdout
         assert result.stdout.startswith("error: expected a repository on the Hub to push to at alice/seedlings, found:")
         assert "SAVED" not in result.stdout
@@ -264,18 +264,18 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(client, folder, reposi
     assert len(repository.titles()) == 1
 
 
-def test_a_hub_that_never_answers_is_waited_for_no_longer_than_is_allowed(client, folder):
+def test_a_hub_that_never_answers_is_given_up_after_the_timeout(client, folder):
     client.hub.faults.append(Fault(delay=30))
     client.start("print(0)").finish()
     started = time.monotonic()
     result = run(client, folder, pusher={"timeout_s": 1})
-    # 1 s before the first step and 1 s at the end; the rest is for a busy machine, and less than one answer.
+    # 1 s before the first step and 1 s at the end; the rest is room for a busy machine, but less than one delay.
     assert time.monotonic() - started < 15
     assert result.returncode == 0
     assert "the last push failed (" in result.stdout
 
 
-def test_a_hub_killed_in_the_middle_of_an_upload_gets_all_once_it_is_back(client, folder, repository, tmp_path):
+def test_a_hub_killed_during_an_upload_gets_everything_once_it_is_back(client, folder, repository, tmp_path):
     hub, proceed = client.hub, tmp_path / "proceed"
     hub.faults.append(Fault(path="/xorbs/", bytes_per_second=100_000))
     options = {"delay": 0.5, "wait_for": str(proceed), "pusher": {"timeout_s": 60, "tag": "v1"}}
@@ -292,30 +292,30 @@ def test_a_hub_killed_in_the_middle_of_an_upload_gets_all_once_it_is_back(client
         assert result.returncode == 0, result.stdout
         assert_hub_has(repository, folder)
         assert repository.tags == {"v1": repository.head}
-        assert waiting(folder) == []
+        assert pending(folder) == []
 
 
-def test_what_a_killed_run_has_put_aside_is_pushed_later(client, folder, repository):
+def test_the_pending_snapshot_of_a_killed_run_is_pushed_later(client, folder, repository):
     client.hub.faults.append(Fault(path="/commit/", status=503))
     process = client.start(RUN, folder, "alice/seedlings", json.dumps({"wait_for": "/nowhere"}))
     process.wait_for("SAVED")
     process.kill()
     process.finish()
     client.hub.faults.clear()
-    (folder / "model.safetensors").unlink()  # whatever becomes of the run's own files
+    (folder / "model.safetensors").unlink()  # the snapshot does not need the run's own files
     assert client.command("push_to_hub", "--output_dir", folder).returncode == 0
     assert bias(repository, folder) == 1
-    assert waiting(folder) == []
+    assert pending(folder) == []
 
 
-def test_a_command_says_that_something_is_left(client, folder):
+def test_a_failed_command_says_why_and_ends_with_code_1(client, folder):
     client.hub.faults.append(Fault(path="/commit/", status=403))
     result = client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
     assert result.returncode == 1
     assert result.stdout.strip().endswith("error: the Hub answered 403: this token has no write access")
 
 
-def test_a_disk_without_room_for_a_snapshot_does_not_end_the_run(client, folder, repository):
+def test_a_full_disk_does_not_end_the_run(client, folder, repository):
     (folder / "hub_outbox").write_text("a file where the folder should be")
     result = run(client, folder, saves=2)
     assert result.returncode == 0
@@ -325,7 +325,7 @@ def test_a_disk_without_room_for_a_snapshot_does_not_end_the_run(client, folder,
     assert_hub_has(repository, folder)
 
 
-def test_two_runs_that_push_to_one_repository_leave_the_model_of_one_of_them(client, folder, repository):
+def test_two_runs_that_push_to_one_repository_leave_one_complete_model(client, folder, repository):
     other = Path(shutil.copytree(folder, folder.with_name("other")))
     processes = {
         path: client.start(RUN, path, "alice/seedlings", json.dumps({"first_step": step, "saves": 3, "wait": True}))
@@ -334,7 +334,7 @@ def test_two_runs_that_push_to_one_repository_leave_the_model_of_one_of_them(cli
     for path, process in processes.items():
         result = process.finish()
         assert result.returncode == 0, result.stdout
-        assert waiting(path) == []
+        assert pending(path) == []
     winner = folder if bias(repository, folder) == 3 else other
     assert_hub_has(repository, winner)
     assert sum("(save)" in title for title in repository.titles()) == 6
@@ -351,7 +351,7 @@ def test_two_runs_that_push_to_one_repository_leave_the_model_of_one_of_them(cli
         ("hf_unknown_secret", "alice/seedlings", "401: the token is missing or not valid"),
     ],
 )
-def test_who_may_not_push_is_told_before_the_first_step(hub, tmp_path, folder, token, repo_id, reason):
+def test_missing_write_access_is_reported_before_the_first_step(hub, tmp_path, folder, token, repo_id, reason):
     result = run(Client(hub, tmp_path / "home", token), folder, repo_id)
     assert result.returncode == 2
     assert result.stdout.startswith("error: expected a repository on the Hub to push to")
@@ -359,7 +359,7 @@ def test_who_may_not_push_is_told_before_the_first_step(hub, tmp_path, folder, t
     assert "SAVED" not in result.stdout
 
 
-def test_who_may_not_push_to_a_repository_that_is_there_is_told_before_the_first_step(client, folder):
+def test_missing_write_access_to_an_existing_repository_is_reported_before_the_first_step(client, folder):
     client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
     for token in ("hf_reader_secret", "hf_bob_secret"):
         result = run(Client(client.hub, client.home, token), folder)
@@ -380,7 +380,7 @@ def test_a_tag_that_is_taken_is_refused_before_the_first_step(client, folder):
     assert result.stdout.startswith("error: expected a new tag, found v1 at ")
 
 
-def test_offline_a_run_that_pushes_meanwhile_is_refused(client, folder):
+def test_offline_a_run_that_pushes_before_its_end_is_refused(client, folder):
     result = client.python(RUN, folder, "alice/seedlings", "{}", HF_HUB_OFFLINE="1")
     assert result.returncode == 2
     assert "found HF_HUB_OFFLINE set" in result.stdout
@@ -439,7 +439,7 @@ card.push_to_hub("alice/seedlings")
     assert "Maize" not in card
 
 
-def test_a_card_that_the_hub_refuses_does_not_hold_up_the_weights(client, folder, repository):
+def test_a_card_that_the_hub_refuses_does_not_keep_the_weights_back(client, folder, repository):
     (folder / "README.md").write_text("---\nlicense: my-own\n---\n\nA card.\n")
     result = client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
     assert result.returncode == 0
@@ -447,10 +447,10 @@ def test_a_card_that_the_hub_refuses_does_not_hold_up_the_weights(client, folder
     assert set(repository.tree()) == MODEL_FILES - {"metrics.jsonl", "README.md"}
 
 
-# What comes back
+# Downloads
 
 
-def test_what_is_on_the_hub_answers_to_the_bit_as_the_folder(client, folder, sample_dir):
+def test_the_model_on_the_hub_has_exactly_the_logits_of_the_folder(client, folder, sample_dir):
     run(client, folder, saves=2, pusher={"tag": "v1"})
     image = sorted((sample_dir / "Maize").glob("*.jpg"))[0]
     elsewhere = Client(client.hub, client.home.with_name("empty"), fresh=True)
@@ -488,6 +488,6 @@ def test_a_repository_without_a_checkpoint_cannot_be_resumed(client, folder, tmp
     assert "InputError: expected last-checkpoint in alice/seedlings, found none; --hub_strategy" in result.stdout
 
 
-def test_a_repository_that_is_not_there_cannot_be_resumed(client, tmp_path):
+def test_a_missing_repository_cannot_be_resumed(client, tmp_path):
     result = client.python(DOWNLOAD, "alice/nothing", tmp_path)
     assert "InputError: expected a run on the Hub at alice/nothing, found: the Hub answered 404" in result.stdout

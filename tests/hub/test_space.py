@@ -1,4 +1,4 @@
-"""What a Space is made of, and that it arrives on a Hub and runs there from its own files."""
+"""The files of a Space, and that a pushed Space runs from its own files."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ from seedling_hf.hub.space import REQUIREMENTS, write_space
 pytest_plugins = ("hub_fixtures",)
 
 ROOT = Path(__file__).resolve().parents[2]
-# As on the Hub: its files in the current folder, and nowhere else a `seedling_hf`.
+# As on the Hub: its files in the current folder, and no other `seedling_hf`.
 ANSWER = """
 import sys
 sys.path[:] = [".", *(path for path in sys.path if path not in ("", sys.argv[1]))]
@@ -58,7 +58,7 @@ def test_a_pushed_space_runs_from_its_own_files(client, hub, model_dir, sample_d
     assert answer.stdout.startswith("## Maize\n")
 
 
-def test_a_second_push_of_the_same_page_makes_no_commit(client, hub, model_dir):
+def test_a_second_push_of_the_same_space_makes_no_commit(client, hub, model_dir):
     for _ in range(2):
         assert client.command("push_space", *words(model_dir)).returncode == 0
     assert Repository(hub, "alice/which-seedling", "spaces").titles() == ["Push the demo"]
@@ -75,17 +75,17 @@ def test_the_space_of_a_model_on_the_hub_names_it_and_holds_no_weights(tmp_path)
     assert not any(name.startswith("model/") for name in files)
 
 
-def test_the_requirements_are_versions_of_what_the_package_asks_for(tmp_path):
+def test_the_requirements_pin_dependencies_of_the_package(tmp_path):
     files = write_space(tmp_path, "alice/seedlings", revision=None, threshold=0.5, title="A")
     lines = files["requirements.txt"].read_text(encoding="utf-8").splitlines()
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
-    assert set(REQUIREMENTS) <= {re.match(r"[\w-]+", line)[0] for line in asked}
+    declared = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    assert set(REQUIREMENTS) <= {re.match(r"[\w-]+", line)[0] for line in declared}
 
 
 def imported_at_once(module: str) -> set[str]:
-    """First names of the packages that a module, and those of ours that it imports, need to be imported."""
+    """Top-level packages that a module imports, directly and through modules of ours."""
     paths = [ROOT / f"{module.replace('.', '/')}.py", *(ROOT / module.replace(".", "/")).glob("*.py")]
     names = set()
     for path in filter(Path.exists, paths):
@@ -99,7 +99,7 @@ def imported_at_once(module: str) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def test_the_requirements_hold_all_that_the_page_imports():
+def test_the_requirements_hold_all_that_the_demo_imports():
     wanted = imported_at_once("seedling_hf.demo") - set(sys.stdlib_module_names) - {"seedling_hf"}
     assert wanted >= {"accelerate", "datasets", "gradio", "torch"}
     by_others = {"PIL", "gradio", "numpy", "tqdm"}
@@ -112,7 +112,7 @@ def test_a_dry_run_lists_the_files_without_a_login(model_dir, capsys):
     assert {"app.py", "requirements.txt", "README.md", "model/model.safetensors", "seedling_hf/demo.py"} <= set(listed)
 
 
-def test_neither_a_repository_nor_a_model_folder_is_refused(tmp_path, capsys):
+def test_a_path_that_is_neither_a_repository_nor_a_model_folder_is_refused(tmp_path, capsys):
     assert run(push_space.main, words(tmp_path)) == 2
     error = capsys.readouterr().err
     assert "expected a repository user/name or a model folder" in error
