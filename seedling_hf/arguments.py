@@ -1,4 +1,4 @@
-"""Flags of the commands: flat dataclasses, and a YAML recipe under the flags.
+"""Flags of the commands: flat dataclasses, filled from the command line over a YAML recipe.
 
 A recipe is turned into flags and read by the same parser as the command line, so that types, choices and unknown keys
 are checked by the same code (and `1e-3`, a string to YAML, is a number here).
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field that is a flag: default (`MISSING`: required), one line of help, perhaps `choices`."""
+    """A dataclass field that is a flag: its default (`MISSING`: required), one line of help, and `choices` if any."""
     metadata = {"help": help, **metadata}
     return field(default=default, metadata=metadata)
 
@@ -35,7 +35,7 @@ def check_range(
     arguments: Any, name: str, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf,
     below: float = math.inf,
 ) -> None:  # fmt: skip
-    """Refuses a number outside its range; None is no number and passes."""
+    """Refuses a number outside its range; None passes."""
     value = getattr(arguments, name)
     if value is None or (least <= value <= most and above < value < below):
         return
@@ -45,23 +45,26 @@ def check_range(
 
 
 class ArgumentGroup:
-    """A group of flags; a command inherits from those that it has, and each checks its own values."""
+    """A group of flags; the dataclass of a command inherits from its groups, and each group checks its own values."""
 
     def __post_init__(self) -> None:
         pass
 
 
 class _HelpFormatter(HelpFormatter):
-    """One name a flag, its default behind its help, as wide as the terminal."""
+    """One name per flag, choices and default after its help, as wide as the terminal."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=36, width=max(80, shutil.get_terminal_size((120, 40)).columns))
+        super().__init__(prog, max_help_position=39, width=max(80, shutil.get_terminal_size((120, 40)).columns))
 
     def _get_help_string(self, action) -> str:
+        choices = [str(choice) for choice in action.choices or ()]
+        notes = [] if all(choice in action.help for choice in choices) else [", ".join(choices)]
         if action.required:
-            return f"{action.help} (required)"
-        silent = action.default in (None, SUPPRESS, False, []) or action.nargs == 0
-        return action.help if silent else f"{action.help} (default: %(default)s)"
+            notes.append("required")
+        elif action.default not in (None, SUPPRESS, False, []) and action.nargs != 0:
+            notes.append("default: %(default)s")
+        return f"{action.help} ({'; '.join(notes)})" if notes else action.help
 
     def _format_action_invocation(self, action) -> str:
         if not action.option_strings:
@@ -69,15 +72,12 @@ class _HelpFormatter(HelpFormatter):
         flag = action.option_strings[0]
         if action.nargs in (0, "?"):
             return flag
-        values = (
-            "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.split("_")[-1].upper()
-        )
-        return f"{flag} {values}" + (" …" if action.nargs == "+" else "")
+        return f"{flag} {action.dest.split('_')[-1].upper()}" + (" …" if action.nargs == "+" else "")
 
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        for action in self._actions:  # argparse names every spelling of a flag; one is enough
+        for action in self._actions:  # argparse lists every spelling of a flag; one is enough
             message = message.replace("/".join(action.option_strings), action.option_strings[0])
         raise InputError(f"{self.prog}: {message}; --help lists the flags")
 
@@ -91,7 +91,7 @@ class _Parser(HfArgumentParser):
 
 
 def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str, description: str) -> T:
-    """Reads flags, over those of the YAML recipe that `--config` names, into one `cls`.
+    """Reads flags into a `cls`; they override those of the YAML recipe that `--config` names.
 
     Args:
         cls: A keyword-only dataclass; the dataclasses that it inherits from are the groups of `--help`.
@@ -105,7 +105,9 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str, desc
         groups, prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter,
         usage=f"{prog} [--config RECIPE.yaml] [flags]",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="YAML", help="recipe: flags as YAML keys, under the flags given here")
+    parser.add_argument(
+        "--config", metavar="YAML", help="recipe: flags as YAML keys; flags on the command line override it"
+    )
     argv = list(sys.argv[1:] if argv is None else argv)
     recipe = _recipe_flags(argv, replaced=_replaced_keys(groups, argv))
     parser.refuse_unknown_flags(recipe, "in the recipe")
@@ -116,13 +118,13 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str, desc
 
 
 def _replaced_keys(groups: Sequence[type], argv: Sequence[str]) -> set[str]:
-    """Keys of a recipe that a flag on the command line stands in for, since there may be one of them only."""
+    """Keys of a recipe that a flag on the command line replaces, since only one of them may be given."""
     given = {word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
     return {name for group in groups for name in getattr(group, "_one_of", ()) if given & set(group._one_of)} - given
 
 
 def _recipe_flags(argv: list[str], replaced: Set[str] = frozenset()) -> list[str]:
-    """The flags that the recipe behind `--config` stands for; null leaves the default, and `replaced` are left out."""
+    """The recipe behind `--config` as flags, without the keys in `replaced`; null leaves the default."""
     path = None
     for word, following in itertools.pairwise([*argv, None]):
         if word == "--config":
@@ -138,7 +140,7 @@ def _recipe_flags(argv: list[str], replaced: Set[str] = frozenset()) -> list[str
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         raise InputError(
-            f"expected YAML in {path}, found something else{where}; write one `flag: value` a line"
+            f"expected YAML in {path}, found something else{where}; write one `flag: value` per line"
         ) from error
     if not isinstance(recipe, dict):
         raise InputError(f"expected `flag: value` lines in {path}, found a {type(recipe).__name__}")
@@ -148,7 +150,7 @@ def _recipe_flags(argv: list[str], replaced: Set[str] = frozenset()) -> list[str
             raise InputError(f"expected one value for {key} in {path}, found nested keys; a recipe is flat")
         if value is None or value == [] or key in replaced:
             continue
-        # `=` keeps values such as -1 from being taken for flags; a list needs separate words.
+        # With `=`, values such as -1 are not mistaken for flags; a list needs separate words.
         values = [str(v) for v in value] if isinstance(value, list) else None
         flags += [f"--{key}", *values] if values else [f"--{key}={value}"]
     return flags

@@ -15,18 +15,16 @@ class SplitArguments(ArgumentGroup):
     """What `load_splits` takes: a folder of images, and which of them validate."""
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
-    validation_dir: str | None = option(
-        None, "class folders to validate on; without it, part of train_dir is used for validation"
-    )
+    validation_dir: str | None = option(None, "class folders to validate on, instead of a part of train_dir")
     split_strategy: str = option(
         "stratified",
-        "how validation images are drawn: stratified; grouped, the same with near-duplicates on one side; random, as "
-        "in the tutorial (sorted files, state 42); mle_bench, the test part of MLE-bench (14 percent, state 0)",
+        "how validation images are drawn: stratified; grouped, with near-duplicates on one side; random, as in the "
+        "tutorial (sorted files, state 42); mle_bench, as its test set (14 percent, state 0)",
         choices=["stratified", "grouped", "random", "mle_bench"],
     )
     train_val_split: float = option(0.3, "fraction of the images used for validation, above 0 and below 1")
     fold: str | None = option(None, "i/n: validate on fold i of n instead of a fraction; stratified or grouped")
-    split_seed: int = option(42, "seed of the split, separate from the run's, so that several runs can share a split")
+    split_seed: int = option(42, "seed of the split, separate from that of the run")
     split_file: str | None = option(None, "split.csv of an earlier run, to use exactly its split")
     max_train_samples: int | None = option(None, "use at most this many training images, evenly from the classes")
     max_eval_samples: int | None = option(None, "use at most this many validation images, evenly from the classes")
@@ -35,8 +33,8 @@ class SplitArguments(ArgumentGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "train_val_split", above=0, below=1)
-        check_range(self, "max_train_samples", least=1)
-        check_range(self, "max_eval_samples", least=1)
+        for name in ("max_train_samples", "max_eval_samples"):
+            check_range(self, name, least=1)
         if self.fold is None:
             return
         if self.split_strategy not in ("stratified", "grouped"):
@@ -56,15 +54,15 @@ class DataArguments(SplitArguments):
     dataset_name: str | None = option(None, "data set on the Hub instead of a folder")
     dataset_config_name: str | None = option(None, "configuration of that data set")
     dataset_revision: str | None = option(None, "branch, tag or commit of that data set")
-    streaming: bool = option(False, "read its training images as they are needed, without a copy on the disk")
-    image_column_name: str = option("image", "its column of images")
-    label_column_name: str = option("label", "its column of classes")
-    no_duplicate_check: bool = option(False, "do not look for validation images that are nearly in training too")
-    dataloader_num_workers: int = option(0, "processes that load images, for each training process")
+    streaming: bool = option(False, "stream its training images instead of downloading them")
+    image_column_name: str = option("image", "column of images in that data set")
+    label_column_name: str = option("label", "column of classes in that data set")
+    no_duplicate_check: bool = option(False, "do not search for validation images that are also in training")
+    dataloader_num_workers: int = option(0, "image-loading processes for each training process")
     cache_images: int | None = option(
         None,
-        "keep decoded images on the disk; those of training are shrunk to this shorter side in pixels (at least "
-        "image_size; from 1.5 times that on, default crops are never enlarged)",
+        "cache decoded images on the disk; larger training images are resized to this shorter side in pixels (at least "
+        "image_size; with 1.5 times that, default crops are never enlarged)",
     )
 
     def __post_init__(self) -> None:
@@ -81,8 +79,7 @@ class DataArguments(SplitArguments):
             )
         if self.streaming and self.cache_images is not None:
             raise InputError(
-                "expected --cache_images without --streaming, which keeps nothing on the disk, found both; leave one "
-                "out"
+                "expected --cache_images without --streaming, which keeps nothing on the disk, found both; drop one"
             )
         check_range(self, "dataloader_num_workers", least=0)
         check_range(self, "cache_images", least=32)
@@ -94,27 +91,23 @@ class ModelArguments(ArgumentGroup):
     _one_of = ("model_name_or_path", "variant", "timm_architecture")
     shape = ("kernel_sizes", "depths", "hidden_sizes")  # fields of RepLKNetConfig that are flags
 
-    model_name_or_path: str | None = option(None, "folder or Hub repository to start from")
-    model_revision: str | None = option(None, "branch, tag or commit of that repository")
-    trust_remote_code: bool = option(False, "run the Python code of that repository")
-    ignore_mismatched_sizes: bool = option(False, "give the model a new head where the number of classes differs")
-    variant: str | None = option(None, "RepLKNet to start from scratch", choices=["nano", "tiny", "31B", "31L", "XL"])
-    timm_architecture: str | None = option(None, "network of timm to start from scratch, such as resnet18")
+    model_name_or_path: str | None = option(None, "start from this model folder or Hub repository (user/name@revision)")
+    model_revision: str | None = option(None, "its branch, tag or commit")
+    trust_remote_code: bool = option(False, "run the Python code in that repository")
+    ignore_mismatched_sizes: bool = option(False, "give the model a new head if the number of classes differs")
+    variant: str | None = option(None, "RepLKNet to train from scratch", choices=["nano", "tiny", "31B", "31L", "XL"])
+    timm_architecture: str | None = option(None, "timm network to train from scratch, such as resnet18")
     kernel_sizes: list[int] | None = field(
-        default=None, metadata={"help": "large kernels of that RepLKNet, one for all stages or one for each"}
+        default=None, metadata={"help": "large kernels of the RepLKNet, one for all stages or one per stage"}
     )
-    depths: list[int] | None = field(default=None, metadata={"help": "its layers of each stage"})
-    hidden_sizes: list[int] | None = field(default=None, metadata={"help": "its channels of each stage"})
-    image_size: int | None = option(None, "side of the images in pixels (default: what the model's processor says)")
+    depths: list[int] | None = field(default=None, metadata={"help": "layers per stage"})
+    hidden_sizes: list[int] | None = field(default=None, metadata={"help": "channels per stage"})
+    image_size: int | None = option(None, "side of the images in pixels (default: that of the model)")
     image_size_start: int | None = option(
-        None, "side of the training images at first; it grows to image_size in two thirds of the passes"
+        None, "initial side of the training images; grows to image_size in 2/3 of the epochs"
     )
-    crop_pct: float = option(
-        1.0,
-        "share of an image's side, in its middle, that evaluation and prediction see; below 1 plants are as large "
-        "there as in the random crops of training",
-    )
-    drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: what the model says)")
+    crop_pct: float = option(1.0, "fraction of the side kept by the centre crop of evaluation")
+    drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: that of the model)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,21 +115,21 @@ class ModelArguments(ArgumentGroup):
         if len(found) != 1:
             raise InputError(
                 "expected one of --model_name_or_path, --variant and --timm_architecture, found "
-                f"{' and '.join(found) or 'none'}; name one"
+                f"{' and '.join(found) or 'none'}; give one"
             )
         shaped = [f"--{name}" for name in self.shape if getattr(self, name) is not None]
         if shaped and self.variant is None:
-            raise InputError(f"expected --variant with {shaped[0]}, found {found[0]}; leave {shaped[0]} out")
+            raise InputError(f"expected --variant with {shaped[0]}, found {found[0]}; remove {shaped[0]}")
         check_range(self, "image_size", least=32)
         check_range(self, "image_size_start", least=32)
         check_range(self, "crop_pct", above=0, most=1)
         check_range(self, "drop_path_rate", least=0, below=1)
 
     def build_variant_config(self, **values: Any) -> "RepLKNetConfig":
-        """The configuration of `variant` in the shape that the flags give it, with `values` over its own.
+        """The configuration of `variant` with the kernels, depths and channels of the flags, and other `values`.
 
         Raises:
-            InputError: for a shape that no RepLKNet has.
+            InputError: for a shape that a RepLKNet cannot have.
         """
         from seedling_hf.replknet import RepLKNetConfig
 
@@ -151,39 +144,31 @@ class ModelArguments(ArgumentGroup):
 class AugmentationArguments(ArgumentGroup):
     _argument_group_name = "Augmentation"
 
-    min_crop_scale: float = option(0.6, "smallest area of a random resized crop; 1 switches the crop off")
-    horizontal_flip: float = option(0.5, "probability of a flip left to right")
-    vertical_flip: float = option(0.5, "probability of a flip upside down")
-    quarter_turns: float = option(0.0, "probability of a turn by 0, 90, 180 or 270 degrees, which mixes no pixels")
-    rotation_degrees: float = option(180.0, "largest rotation either way; images from above have no right way up")
+    min_crop_scale: float = option(0.6, "smallest area fraction of a random resized crop; 1 is off")
+    horizontal_flip: float = option(0.5, "probability of a horizontal flip")
+    vertical_flip: float = option(0.5, "probability of a vertical flip")
+    quarter_turns: float = option(0.0, "probability of a rotation by 0, 90, 180 or 270 degrees")
+    rotation_degrees: float = option(180.0, "largest rotation in either direction")
     color_jitter: float = option(0.2, "strength of brightness, contrast and saturation jitter")
-    randaugment_num_ops: int = option(0, "RandAugment operations an image; 0 is off")
+    randaugment_num_ops: int = option(0, "RandAugment operations per image; 0 is off")
     randaugment_magnitude: int = option(7, "RandAugment magnitude, 0 to 30")
-    jpeg_prob: float = option(0.0, "probability that an image is first made a JPEG, of quality 50 to 100")
+    jpeg_prob: float = option(0.0, "probability of JPEG compression with a quality of 50 to 100")
     random_erasing: float = option(0.0, "probability of Random Erasing")
-    cutout_size: int = option(0, "side in pixels of the square that Cutout greys; 0 is off")
-    mixup_alpha: float = option(0.8, "MixUp's beta; 0 is off")
-    cutmix_alpha: float = option(1.0, "CutMix's beta; 0 is off")
-    mixup_prob: float = option(0.1, "probability that a batch is mixed")
-    mixup_switch_prob: float = option(0.5, "probability of CutMix where both are on")
-    mixup_mode: str = option("batch", "what shares one mixing weight", choices=["batch", "pair", "elem"])
-    label_smoothing_factor: float = option(0.1, "share of the target spread over all classes")
+    cutout_size: int = option(0, "side of Cutout's square in pixels; 0 is off")
+    mixup_alpha: float = option(0.8, "alpha of MixUp's beta distribution; 0 is off")
+    cutmix_alpha: float = option(1.0, "alpha of CutMix's beta distribution; 0 is off")
+    mixup_prob: float = option(0.1, "probability that a batch, pair or image is mixed")
+    mixup_switch_prob: float = option(0.5, "probability of CutMix instead of MixUp if both are on")
+    mixup_mode: str = option("batch", "what shares a mixing weight", choices=["batch", "pair", "elem"])
+    label_smoothing_factor: float = option(0.1, "fraction of the target that is spread over all classes")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "min_crop_scale", above=0, most=1)
-        for name in (
-            "horizontal_flip",
-            "vertical_flip",
-            "quarter_turns",
-            "jpeg_prob",
-            "random_erasing",
-            "mixup_prob",
-            "mixup_switch_prob",
-        ):
+        probabilities = ("horizontal_flip", "vertical_flip", "quarter_turns", "jpeg_prob", "random_erasing")
+        for name in (*probabilities, "mixup_prob", "mixup_switch_prob", "color_jitter"):
             check_range(self, name, least=0, most=1)
         check_range(self, "rotation_degrees", least=0, most=180)
-        check_range(self, "color_jitter", least=0, most=1)
         check_range(self, "randaugment_magnitude", least=0, most=30)
         for name in ("randaugment_num_ops", "cutout_size", "mixup_alpha", "cutmix_alpha"):
             check_range(self, name, least=0)
@@ -196,9 +181,9 @@ class DistillationArguments(ArgumentGroup):
 
     teacher_model_name_or_path: list[str] = field(
         default_factory=list,
-        metadata={"help": "trained models, folders or on the Hub, whose mean answer becomes part of the targets"},
+        metadata={"help": "models whose mean prediction becomes part of the targets"},
     )
-    distillation_alpha: float = option(0.5, "share of the targets that is the teachers'")
+    distillation_alpha: float = option(0.5, "share of the teachers in the targets")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,32 +194,28 @@ class DistillationArguments(ArgumentGroup):
 class OptimizationArguments(ArgumentGroup):
     _argument_group_name = "Optimization"
 
-    num_train_epochs: float = option(30.0, "passes over the training images")
-    max_steps: int = option(-1, "optimizer steps; above 0 it overrides num_train_epochs")
-    per_device_train_batch_size: int = option(32, "training images a step on each process")
-    per_device_eval_batch_size: int = option(64, "validation images a step on each process")
-    gradient_accumulation_steps: int = option(1, "batches whose gradients are summed for one optimizer step")
-    auto_find_batch_size: bool = option(False, "take smaller batches, more of them a step, where memory is too small")
-    optim: str = option(
-        "adamw",
-        "optimizer; Muon takes AdamW's rates, and leaves vectors and depthwise kernels to it",
-        choices=["adamw", "muon"],
-    )
-    learning_rate: float = option(1e-3, "highest learning rate")
-    weight_decay: float = option(0.05, "decay of the weights that have two dimensions or more")
+    num_train_epochs: float = option(30.0, "epochs")
+    max_steps: int = option(-1, "optimizer steps; above 0, overrides num_train_epochs")
+    per_device_train_batch_size: int = option(32, "training images in a batch, per process")
+    per_device_eval_batch_size: int = option(64, "validation images in a batch, per process")
+    gradient_accumulation_steps: int = option(1, "batches per optimizer step")
+    auto_find_batch_size: bool = option(False, "use smaller batches, and more of them per step, if memory is short")
+    optim: str = option("adamw", "adamw, or muon for matrices with adamw for the rest", choices=["adamw", "muon"])
+    learning_rate: float = option(1e-3, "peak learning rate")
+    weight_decay: float = option(0.05, "weight decay, not applied to biases and normalization")
     adam_beta1: float = option(0.9, "AdamW's beta1")
     adam_beta2: float = option(0.999, "AdamW's beta2")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
-    layer_decay: float = option(1.0, "factor of the learning rate from each block to the one below; 1 is off")
-    lr_scheduler_type: str = option("cosine", "schedule after the warm-up", choices=["cosine", "linear", "constant"])
-    warmup_steps: int = option(0, "optimizer steps of linear warm-up")
-    warmup_ratio: float = option(0.0, "warm-up as a share of all steps, where warmup_steps is 0")
-    max_grad_norm: float = option(5.0, "largest norm of all gradients; 0 is off")
-    ema_decay: float = option(0.0, "decay of the averaged weights that are evaluated and saved; 0 is off")
-    early_stopping_patience: int | None = option(None, "stop after so many evaluations without a better one")
+    layer_decay: float = option(1.0, "learning rate of a block relative to the next one; 1 is off")
+    lr_scheduler_type: str = option("cosine", "schedule after warm-up", choices=["cosine", "linear", "constant"])
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    warmup_ratio: float = option(0.0, "warm-up as a fraction of all steps, if warmup_steps is 0")
+    max_grad_norm: float = option(5.0, "gradients are clipped to this norm; 0 is off")
+    ema_decay: float = option(0.0, "evaluate and save averaged weights with this decay; 0 is off")
+    early_stopping_patience: int | None = option(None, "stop after this many evaluations without improvement")
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
-    gradient_checkpointing: bool = option(False, "save memory by computing the forward pass twice")
-    sync_bn: bool = option(False, "share BatchNorm's statistics among processes (GPUs only)")
+    gradient_checkpointing: bool = option(False, "save memory by computing each layer twice")
+    sync_bn: bool = option(False, "synchronize BatchNorm between GPUs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -254,22 +235,20 @@ class OptimizationArguments(ArgumentGroup):
 class RunArguments(ArgumentGroup):
     _argument_group_name = "Run"
 
-    output_dir: str = option(MISSING, "folder of the model, its report and its checkpoints")
-    overwrite_output_dir: bool = option(False, "train anew into a folder that already holds a run")
+    output_dir: str = option(MISSING, "folder for the model, its report and its checkpoints")
+    overwrite_output_dir: bool = option(False, "discard the run that the folder holds")
     seed: int = option(42, "seed of weights, order and augmentation")
-    eval_steps: int | None = option(None, "optimizer steps between evaluations (default: once an epoch)")
-    save_steps: int | None = option(
-        None, "optimizer steps between checkpoints (default: once an epoch, while saving takes under 2 %% of the time)"
-    )
+    eval_steps: int | None = option(None, "steps between evaluations (default: every epoch)")
+    save_steps: int | None = option(None, "steps between checkpoints (default: every epoch if saving takes under 2 %%)")
     save_total_limit: int | None = option(2, "checkpoints to keep besides the best")
-    logging_steps: int = option(10, "optimizer steps between lines of metrics.jsonl")
+    logging_steps: int = option(10, "steps between lines of metrics.jsonl")
     report_to: list[str] = field(
         default_factory=list, metadata={"help": "trackers of accelerate, such as tensorboard or wandb"}
     )
-    run_name: str | None = option(None, "name of the run for the trackers")
+    run_name: str | None = option(None, "name of the run in the trackers")
     resume_from_checkpoint: str | None = option(None, "latest, a checkpoint folder, or a Hub repository")
-    allow_changed_arguments: bool = option(False, "resume although arguments that alter the run were changed")
-    ddp_timeout: int = option(600, "seconds after which processes give up on one that hangs")
+    allow_changed_arguments: bool = option(False, "resume even if flags that change the results differ")
+    ddp_timeout: int = option(600, "seconds to wait for a process that hangs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -281,13 +260,13 @@ class RunArguments(ArgumentGroup):
 class HubArguments(ArgumentGroup):
     _argument_group_name = "Hub"
 
-    push_to_hub: bool = option(False, "push the model to the Hub")
-    hub_model_id: str | None = option(None, "repository, user/name (default: the output folder's name)")
+    push_to_hub: bool = option(False, "push the model to the Hub, in the background")
+    hub_model_id: str | None = option(None, "repository, user/name (default: name of output_dir)")
     hub_private_repo: bool | None = option(None, "make a new repository private")
     hub_revision: str | None = option(None, "branch to push to")
     hub_strategy: str = option("every_save", "when to push", choices=["end", "best", "every_save", "checkpoint"])
     hub_tag: str | None = option(None, "tag of the final push")
-    hub_timeout: float = option(600.0, "seconds that the end of the run waits for the last push")
+    hub_timeout: float = option(600.0, "seconds to wait for the last push at the end of the run")
 
 
 @dataclass(kw_only=True)
@@ -306,12 +285,12 @@ class TrainArguments(
         super().__post_init__()
         if self.streaming and (self.max_steps <= 0 or self.eval_steps is None):
             raise InputError(
-                "expected --max_steps and --eval_steps with --streaming, for the length of a pass is not known, found "
-                "one of them missing; give both"
+                "expected --max_steps and --eval_steps with --streaming, since an epoch's length is unknown, found one "
+                "of them missing; give both"
             )
-        for name in ("streaming", "auto_find_batch_size"):  # passes of unknown length; memory that is not yet needed
+        for name in ("streaming", "auto_find_batch_size"):  # unknown length of an epoch; memory tried with one size
             if self.image_size_start is not None and getattr(self, name):
-                raise InputError(f"expected images of one size with --{name}, found --image_size_start; leave it out")
+                raise InputError(f"expected images of one size with --{name}, found --image_size_start; remove it")
         if self.auto_find_batch_size and self.teacher_model_name_or_path:
             raise InputError(
                 "expected no teachers with --auto_find_batch_size, which does not count their memory, found "

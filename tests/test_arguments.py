@@ -84,7 +84,7 @@ def test_kernels_of_another_network_than_a_replknet_are_refused():
         (["--per_device_train_batch_size", "0"], "expected --per_device_train_batch_size at least 1, found 0"),
         (["--mixup_prob", "nan"], "expected --mixup_prob at least 0 and at most 1, found nan"),
         (["--dataset_name", "a/b"], "expected --train_dir or --dataset_name, found both"),
-        (["--model_name_or_path", "a"], "found --model_name_or_path and --variant; name one"),
+        (["--model_name_or_path", "a"], "found --model_name_or_path and --variant; give one"),
         (["--config", "nowhere.yaml"], "expected a recipe at nowhere.yaml, found none"),
     ],
 )
