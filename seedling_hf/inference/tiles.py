@@ -1,9 +1,8 @@
 """Green plants in a photograph of a whole tray: where each one is, and the photograph with boxes drawn.
 
-Excess green (Woebbecke et al., 1995, Transactions of the ASAE 38(1), p. 259) is parted by Otsu's threshold (1979, IEEE
-Transactions on Systems, Man, and Cybernetics 9(1), p. 62) into plants and ground, and what is paler belongs to a plant
-that it touches. Stalks are often too thin or too brown to be seen, so pieces that lie close together are one plant: a
-single leaf, which is convex, looks for the others farther away than a plant, which is not, for a neighbour.
+Otsu's threshold of the greenness separates plants from ground, and paler pixels belong to a plant that they touch.
+Stalks are often too thin or too brown to be seen, so pieces that lie close together are one plant: the reach of a
+single leaf, which is convex, is larger than that of a whole plant, which is not.
 """
 
 import math
@@ -13,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from seedling_hf.errors import InputError
+from seedling_hf.inference.greenness import excess_green, otsu_bin
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, as PIL's crop takes it
-DARKEST = 96  # sum of red, green and blue below which a colour means little
 MIN_SIDE = 0.02
 # Below the one nothing is green (grey ground lies within ±0.05, leaves of the species above 0.1), above the other all.
 LEAST_EXCESS_GREEN, MOST_EXCESS_GREEN = 0.08, 0.2
@@ -40,16 +39,6 @@ def check_scikit_image() -> None:
         raise InputError(
             'expected scikit-image to find plants, found none; install it by pip install "seedling-hf[tiles]"'
         ) from error
-
-
-def excess_green(pixels: np.ndarray) -> np.ndarray:
-    """2g - r - b of the chromatic coordinates: (H, W, 3) of 8 bits -> (H, W), from -1 to 2.
-
-    Near black, where the colour is noise, it is damped towards 0.
-    """
-    pixels = pixels.astype(np.float64)
-    total = pixels.sum(-1)
-    return (3 * pixels[..., 1] - total) / np.maximum(total, DARKEST)
 
 
 def find_plants(image: Image.Image, *, min_side: float = MIN_SIDE, margin: float = 0.1) -> list[Box]:
@@ -95,14 +84,14 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], names: Sequence[str]) -
 
 def _find_green(image: Image.Image) -> np.ndarray:
     """Where plants are: (H, W) of bool."""
-    from skimage.filters import apply_hysteresis_threshold, threshold_otsu
+    from skimage.filters import apply_hysteresis_threshold
 
     # Grains of sand and the sensor's noise are green here and there, for a pixel.
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.7)))
     greenness, (red, green, blue) = excess_green(pixels), np.moveaxis(pixels, -1, 0)
     greenness[(green < red) | (green < LEAST_GREEN_TO_BLUE * blue)] = 0
-    # Otsu parts whatever it is given, and of a tray without plants that would be one ground from another.
-    threshold = np.clip(threshold_otsu(greenness), LEAST_EXCESS_GREEN, MOST_EXCESS_GREEN)
+    # Otsu's threshold always separates two classes: in a tray without plants those are two kinds of ground.
+    threshold = np.clip(np.mean(otsu_bin(greenness)), LEAST_EXCESS_GREEN, MOST_EXCESS_GREEN)
     return apply_hysteresis_threshold(greenness, LEAST_EXCESS_GREEN, threshold)
 
 
