@@ -18,8 +18,13 @@ def temporary_path(path: str | os.PathLike) -> Path:
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path to write to, which replaces `path` at the end; after an error `path` is unchanged."""
-    yield temporary_path(path)
-    os.replace(temporary_path(path), path)
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -1,6 +1,5 @@
-"""`embed`: images go in, their features come out as Parquet; or one image goes in, and its nearest come out."""
+"""`embed`: images go in, their features come out as Parquet; or one image goes in, and the most similar come out."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -15,19 +14,19 @@ from seedling_hf.inference.classifier import InferenceArguments
 class EmbeddingArguments(ArgumentGroup):
     _argument_group_name = "Embedding"
 
-    embeddings_file: str = option(MISSING, "Parquet file to write, or to search in")
+    embeddings_file: str = option(MISSING, "Parquet file to write or to search")
     images: list[str] = field(
-        default_factory=list, metadata={"help": "images, or folders that are searched for images, to write"}
+        default_factory=list, metadata={"help": "images to embed, or folders that are searched for images"}
     )
     normalize: bool = option(False, "give every embedding the length 1")
-    query: str | None = option(None, "image whose nearest in the Parquet file are wanted")
-    top_k: int = option(5, "how many of them")
+    query: str | None = option(None, "image to search the Parquet file for: prints the most similar images")
+    top_k: int = option(5, "number of similar images to print")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "top_k", least=1)
         if not (self.images or self.query):
-            raise InputError("expected --images to write embeddings of, or --query to search for, found neither")
+            raise InputError("expected --images to embed or --query to search for, found neither; give one of them")
         if self.query is not None and not Path(self.query).is_file():
             raise InputError(f"expected an image as --query, found none at {self.query}")
         if self.images:
@@ -44,20 +43,15 @@ class EmbedArguments(InferenceArguments, EmbeddingArguments):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Images → features → Parquet; an image → its nearest."""
+    """Images → features → Parquet; an image → the most similar."""
     arguments = parse_arguments(
-        EmbedArguments, argv, prog="embed", description="Writes features of images, and finds images alike."
+        EmbedArguments, argv, prog="embed", description="Writes features of images, and finds similar images."
     )
 
     from seedling_hf.data.images import list_images
-    from seedling_hf.inference.embedding import (
-        check_embeddings,
-        embed_image,
-        find_nearest,
-        format_nearest,
-        hash_weights,
-        write_embeddings,
-    )
+    from seedling_hf.inference.embedding import embed_image, hash_weights, write_embeddings
+    from seedling_hf.inference.failed_files import print_failed
+    from seedling_hf.inference.nearest import check_embeddings, find_nearest, format_nearest
     from seedling_hf.inference.prediction import build_accelerator
 
     if arguments.images and next(list_images(arguments.images), None) is None:
@@ -74,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     model.to(accelerator.device)
 
     if arguments.images:
-        written, left_out = write_embeddings(
+        written, failed = write_embeddings(
             model,
             image_processor,
             arguments.images,
@@ -86,10 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             normalize=arguments.normalize,
             skip_bad_images=arguments.skip_bad_images,
         )
-        print(f"{written:,} images embedded in {arguments.embeddings_file}")
-        if left_out:
-            lines = [f"{file}: {reason}" for file, reason in left_out]
-            print(f"left out, because they cannot be decoded: {len(lines):,}", *lines, sep="\n  ", file=sys.stderr)
+        print(f"embeddings of {written:,} images are in {arguments.embeddings_file}")
+        print_failed(failed)
     if arguments.query:
         check_embeddings(arguments.embeddings_file, weights_hash)
         query = embed_image(model, image_processor, arguments.query, accelerator)

@@ -1,7 +1,7 @@
 """How green a pixel is, and the threshold that separates plants from ground.
 
-Excess green is that of Woebbecke et al., 1995, Transactions of the ASAE 38(1), p. 259; its threshold that of Otsu, 1979,
-IEEE Transactions on Systems, Man, and Cybernetics 9(1), p. 62.
+Excess green is that of Woebbecke et al., 1995, Transactions of the ASAE 38(1), p. 259; the threshold that of Otsu,
+1979, IEEE Transactions on Systems, Man, and Cybernetics 9(1), p. 62.
 """
 
 import numpy as np

@@ -13,9 +13,10 @@ from small_models import SPECIES, write_model
 
 from seedling_hf.commands import run
 from seedling_hf.commands.embed import main as embed_command
-from seedling_hf.inference import embedding
+from seedling_hf.inference import embedding, nearest
 from seedling_hf.inference.classifier import load_classifier
-from seedling_hf.inference.embedding import find_class_names, find_nearest, format_nearest, hash_weights
+from seedling_hf.inference.embedding import find_class_names, hash_weights
+from seedling_hf.inference.nearest import find_nearest, format_nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +80,7 @@ def test_each_image_is_its_own_nearest(embeddings_file, images, model_dir, capsy
         assert lines[0].startswith(f"1.0000  {file} ") and lines[0].endswith(f"  {file.parent.name}")
 
 
-def test_an_image_saved_anew_is_found_again(embeddings_file, images, model_dir, tmp_path, capsys):
+def test_an_image_saved_again_is_found(embeddings_file, images, model_dir, tmp_path, capsys):
     file = sorted(images.glob("Maize/*"))[3]
     Image.open(file).save(tmp_path / "again.jpg", quality=90)
     assert embed(model_dir, embeddings_file, query=tmp_path / "again.jpg") == 0
@@ -89,7 +90,7 @@ def test_an_image_saved_anew_is_found_again(embeddings_file, images, model_dir, 
 
 
 def test_the_nearest_are_those_of_all_cosines(embeddings_file, monkeypatch):
-    monkeypatch.setattr(embedding, "ROWS_OF_A_PART", 4)  # more parts than one
+    monkeypatch.setattr(nearest, "ROWS_AT_ONCE", 4)  # more than one chunk
     table = parquet.read_table(embeddings_file)
     vectors, query = np.array(table["embedding"].to_pylist()), np.arange(64.0) - 30
     cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
@@ -119,9 +120,9 @@ def test_workers_that_load_images_change_nothing(embeddings_file, model_dir, ima
     assert parquet.read_table(tmp_path / "workers.parquet").equals(parquet.read_table(embeddings_file))
 
 
-def test_many_batches_become_few_parts(embeddings_file, model_dir, images, tmp_path, monkeypatch):
+def test_many_batches_become_few_row_groups(embeddings_file, model_dir, images, tmp_path, monkeypatch):
     assert parquet.ParquetFile(embeddings_file).num_row_groups == 1
-    monkeypatch.setattr(embedding, "ROWS_OF_A_PART", 10)
+    monkeypatch.setattr(embedding, "ROWS_OF_A_GROUP", 10)
     path = tmp_path / "parts.parquet"
     assert embed(model_dir, path, images=images, per_device_eval_batch_size=4) == 0
     file = parquet.ParquetFile(path)
@@ -176,12 +177,12 @@ def test_a_broken_image_ends_with_its_name_and_the_old_file_stays(
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_broken_images_may_be_left_out_and_are_listed(with_a_broken_one, model_dir, tmp_path, capsys):
+def test_broken_images_may_be_skipped_and_are_listed(with_a_broken_one, model_dir, tmp_path, capsys):
     words = {"per_device_eval_batch_size": 1, "skip_bad_images": True}
     assert embed(model_dir, tmp_path / "some.parquet", images=with_a_broken_one, **words) == 0
     shown = capsys.readouterr()
     files = [str(file) for file in sorted(with_a_broken_one.iterdir())]
-    assert "6 images embedded" in shown.out
+    assert "embeddings of 6 images are in" in shown.out
     assert f"{files[5]}: " in shown.err
     assert parquet.read_table(tmp_path / "some.parquet")["file"].to_pylist() == files[:5] + files[6:]
 
@@ -189,7 +190,7 @@ def test_broken_images_may_be_left_out_and_are_listed(with_a_broken_one, model_d
 def test_a_file_of_another_model_is_not_searched(embeddings_file, sample_dir, images, tmp_path, capsys):
     write_model(tmp_path / "other", sample_dir, images=5)
     assert embed(tmp_path / "other", embeddings_file, query=sorted(images.glob("*/*"))[0]) == 2
-    assert "found it written with other weights; write it anew" in capsys.readouterr().err
+    assert "found it written with other weights; write it again" in capsys.readouterr().err
 
 
 def test_the_hash_of_a_model_is_that_of_its_weights(model_dir, embeddings_file):
@@ -207,7 +208,7 @@ def test_the_hash_of_a_model_is_that_of_its_weights(model_dir, embeddings_file):
     [
         ({"images": "./nothing"}, "expected an image or a folder at nothing, found nothing there"),
         ({"images": "."}, "expected images in ., found none; name another folder"),
-        ({}, "expected --images to write embeddings of, or --query to search for, found neither"),
+        ({}, "expected --images to embed or --query to search for, found neither"),
         ({"query": "nothing.jpg"}, "expected an image as --query, found none at nothing.jpg"),
         ({"query": __file__}, "expected embeddings at features.parquet, found nothing there"),
         ({"images": ".", "top_k": 0}, "expected --top_k at least 1, found 0"),
