@@ -1,10 +1,13 @@
 """Files and folders that appear complete or not at all, however a run ends."""
 
+import csv
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from seedling_hf.errors import InputError
 
@@ -31,6 +34,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file in UTF-8, complete or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes rows as CSV, complete or not at all; names that are not UTF-8 keep their bytes."""
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
+        csv.writer(stream, lineterminator="\n").writerows(chain([header], rows))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.probing import probe
     from seedling_hf.evaluation.report import evaluate_model
     from seedling_hf.evaluation.report_files import format_report, write_report
-    from seedling_hf.interpretation.saliency import check_captum, explain
+    from seedling_hf.interpretation.saliency import check_captum, overlay_classes
 
     if arguments.saliency:
         check_captum()
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.probes:
         report = replace(report, probing=probe(evaluator, dataset, seed=arguments.seed))
     if evaluator.accelerator.is_main_process:
-        saliency = explain(evaluator.model, evaluator.image_processor) if arguments.saliency else None
+        saliency = partial(overlay_classes, evaluator.model, evaluator.image_processor) if arguments.saliency else None
         write_report(report, arguments.output_dir, dataset, saliency)
         print(format_report(report))
         print(f"\nThe report is in {arguments.output_dir}: open {Path(arguments.output_dir) / 'report.html'}.")

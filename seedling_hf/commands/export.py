@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         ExportArguments, argv, prog="export", description="Write a model as ONNX, torch.export or float16, checked."
     )
     from seedling_hf.data.dataset import load_folder
+    from seedling_hf.data.images import select_images
     from seedling_hf.export.half_precision import export_half
     from seedling_hf.export.onnx_program import check_packages
     from seedling_hf.export.programs import export_classifier, format_rows
@@ -75,10 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         model,
         image_processor,
         Path(arguments.output_file),
-        check_files=_images(
+        check_files=select_images(
             arguments.images or [arguments.eval_dir or arguments.train_dir], arguments.max_check_samples
         ),
-        calibration_files=_images([arguments.train_dir], arguments.max_calibration_samples) if arguments.int8 else None,
+        calibration_files=select_images([arguments.train_dir], arguments.max_calibration_samples)
+        if arguments.int8
+        else None,
         labelled=labelled,
         include_preprocessing=arguments.include_preprocessing,
         tolerance=arguments.tolerance,
@@ -87,16 +90,3 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     for row in rows:
         if row["file"]:
             print(f"{row['name']}: {row['file']}")
-
-
-def _images(paths: Sequence[str], most: int) -> list[str]:
-    """At most `most` images, spread evenly; all must be readable."""
-    from seedling_hf.data.images import choose_evenly, find_bad_images, list_images
-
-    files = list(list_images(paths))
-    if not files:
-        raise InputError(f"expected images in {', '.join(paths)}, found none; choose another folder")
-    files = choose_evenly(files, most)
-    for file, reason in find_bad_images(files):
-        raise InputError(f"expected images that can be decoded, found {file} ({reason}); remove it")
-    return files

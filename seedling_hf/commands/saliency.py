@@ -1,8 +1,9 @@
 """`saliency`: a model and images go in, where the model looked comes out, as overlays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
@@ -37,75 +38,57 @@ class SaliencyArguments(InferenceArguments, SaliencyOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model and images → answers → Grad-CAM → overlays."""
+    """Model and images → predictions → Grad-CAM → overlays."""
     arguments = parse_arguments(
         SaliencyArguments, argv, prog="saliency", description="Shows by Grad-CAM where a model looks."
     )
 
-    import torch
-    from PIL import Image
+    from seedling_hf.data.images import select_images
+    from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.plots.images import plot_saliency
 
-    from seedling_hf.data.images import choose_evenly, find_bad_images, list_images
-    from seedling_hf.data.transforms import build_eval_transform, to_rgb
-    from seedling_hf.inference.prediction import build_accelerator, rank_classes
-    from seedling_hf.interpretation.saliency import crop_to_view, overlay, saliency_maps
-    from seedling_hf.plots.images import plot_contact_sheet, plot_saliency
-
-    files = choose_evenly(list(list_images(arguments.images)), arguments.max_samples)
-    bad = dict(find_bad_images(files))
-    if bad and not arguments.skip_bad_images:
-        file, reason = next(iter(bad.items()))
-        raise InputError(
-            f"expected images that can be decoded, found {len(bad):,} that cannot, such as {file} ({reason}); "
-            "remove them, or leave them out by --skip_bad_images"
-        )
-    files = [file for file in files if file not in bad]
-    if not files:
-        raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
+    files = select_images(arguments.images, arguments.max_samples, skip_bad_images=arguments.skip_bad_images)
     device = build_accelerator("no").device
     model, image_processor = arguments.load()
-    class_names = list_classes(model.config)
     model.to(device)
+    class_names = list_classes(model.config)
     if arguments.target is not None and arguments.target not in class_names:
         raise InputError(f"expected --target of {', '.join(class_names)}, found {arguments.target}")
 
-    folder, transform, names, sheet = (
-        Path(arguments.output_dir),
-        build_eval_transform(image_processor),
-        file_names(files),
-        [],
-    )
+    folder, names, sheet = Path(arguments.output_dir), file_names(files), []
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(files), arguments.per_device_eval_batch_size):
-        portion = files[start : start + arguments.per_device_eval_batch_size]
-        images = []
-        for file in portion:
-            with Image.open(file) as opened:
-                opened.load()
-                images.append(to_rgb(opened))
-        pixel_values = torch.stack([transform(image) for image in images]).to(device)
-        with torch.inference_mode():
-            logits = model(pixel_values=pixel_values).logits.float().cpu()
-        answers = [ranking[0] for ranking in rank_classes(logits, class_names)]
-        explained = (
-            logits.argmax(-1)
-            if arguments.target is None
-            else torch.full((len(portion),), class_names.index(arguments.target))
-        )
-        maps = saliency_maps(model, pixel_values, explained, stage=arguments.stage)
-        chances = logits.double().softmax(-1)
-        for row, (file, image, (name, probability)) in enumerate(zip(portion, images, answers, strict=True)):
-            seen = crop_to_view(image, image_processor)
-            covered = overlay(seen, maps[row])
-            title = f"{name}, {probability:.1%}"
-            subtitle = f"{file.parent.name}/{file.name}"
-            if arguments.target is not None:
-                subtitle += f"; what speaks for {arguments.target} ({chances[row, explained[row]]:.1%})"
-            plot_saliency(seen, maps[row], covered, folder / names[file], title=title, subtitle=subtitle)
+        batch = files[start : start + arguments.per_device_eval_batch_size]
+        for file, explained, title, subtitle in _explain(arguments, model, image_processor, batch):
+            plot_saliency(*explained, folder / names[file], title=title, subtitle=subtitle)
             if len(sheet) < MOST_ON_THE_SHEET:
-                sheet.append((seen.resize((256, 256)), covered.resize((256, 256)), title, file.parent.name))
-    draw_sheet(sheet, folder / "saliency.png", plot_contact_sheet)
-    print(f"{len(files):,} images in {folder}; the first {len(sheet)} together in {folder / 'saliency.png'}")
+                small = (image.resize((256, 256)) for image in (explained.seen, explained.overlay))
+                sheet.append((*small, title, file.parent.name))
+    _draw_sheet(sheet, folder / "saliency.png")
+    print(f"overlays of {len(files):,} images are in {folder}, the first {len(sheet)} in {folder / 'saliency.png'}")
+
+
+def _explain(arguments: SaliencyArguments, model: Any, image_processor: Any, files: list[Path]) -> Iterator[tuple]:
+    """Each file with its `Explanation`, the predicted class as a title, and a subtitle."""
+    import torch
+
+    from seedling_hf.data.images import read_image
+    from seedling_hf.data.transforms import build_eval_transform, to_rgb
+    from seedling_hf.inference.prediction import forward
+    from seedling_hf.interpretation.saliency import explain_images
+
+    class_names, transform = list_classes(model.config), build_eval_transform(image_processor)
+    images = [to_rgb(read_image(file)) for file in files]
+    logits = forward(model, torch.stack([transform(image) for image in images])).logits.float().cpu()
+    probabilities, predicted = logits.double().softmax(-1), logits.argmax(-1)
+    target = arguments.target and class_names.index(arguments.target)
+    targets = predicted if target is None else torch.full_like(predicted, target)
+    explanations = explain_images(model, image_processor, images, targets, stage=arguments.stage)
+    for file, explained, chances, number in zip(files, explanations, probabilities, predicted, strict=True):
+        subtitle = f"{file.parent.name}/{file.name}"
+        if target is not None:
+            subtitle += f"; what speaks for {arguments.target} ({chances[target]:.1%})"
+        yield file, explained, f"{class_names[number]}, {chances[number]:.1%}", subtitle
 
 
 def file_names(files: Sequence[Path]) -> dict[Path, str]:
@@ -118,8 +101,10 @@ def file_names(files: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def draw_sheet(sheet: list[tuple], path: Path, plot_contact_sheet) -> None:
-    """Images and their overlays in turns, with the answers below."""
+def _draw_sheet(sheet: list[tuple], path: Path) -> None:
+    """Rows of images, each above a row of their overlays, with the predictions below."""
+    from seedling_hf.plots.images import plot_contact_sheet
+
     rows, captions = [], []
     for start in range(0, len(sheet), SHEET_COLUMNS):
         part = sheet[start : start + SHEET_COLUMNS]
@@ -127,4 +112,4 @@ def draw_sheet(sheet: list[tuple], path: Path, plot_contact_sheet) -> None:
         missing = min(len(sheet), SHEET_COLUMNS) - len(part)
         rows += [[p[0] for p in part] + [[blank]] * missing, [p[1] for p in part] + [[blank]] * missing]
         captions += [[p[3] for p in part] + [""] * missing, [p[2] for p in part] + [""] * missing]
-    plot_contact_sheet(rows, path, title="Where the model looks (Grad-CAM), and its answers", captions=captions)
+    plot_contact_sheet(rows, path, title="Where the model looks (Grad-CAM), and its predictions", captions=captions)

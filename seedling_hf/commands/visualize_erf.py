@@ -1,6 +1,5 @@
-"""`visualize_erf`: models and images go in, maps of their effective receptive fields and the area ratios come out."""
+"""`visualize_erf`: models and images go in, maps of effective receptive fields and their area ratios come out."""
 
-import csv
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.files import check_writable_folder, replacing
+from seedling_hf.files import check_writable_folder, replacing, write_csv
 
 IMAGES_THAT_SETTLE = 8
 
@@ -21,15 +20,15 @@ class ErfArguments(ArgumentGroup):
     images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
     output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz")
     model_name_or_path: list[str] = field(
-        default_factory=list, metadata={"help": "model folders or Hub repositories, side by side"}
+        default_factory=list, metadata={"help": "model folders or Hub repositories to compare"}
     )
     untrained: list[str] = field(
         default_factory=list,
-        metadata={"help": "RepLKNets with random weights besides: nano, or with other kernels nano:3 or nano:7,7,7,5"},
+        metadata={"help": "RepLKNets with random weights: nano, or with other kernels nano:3 or nano:7,7,7,5"},
     )
     trust_remote_code: bool = option(False, "run the Python code of those repositories; a RepLKNet needs none")
-    image_size: int = option(1024, "side to which images are squeezed, in pixels; the paper's is 1024")
-    max_samples: int = option(50, "use at most so many images, evenly from all; the paper uses 50")
+    image_size: int = option(1024, "side to which images are squeezed, in pixels, as in the paper")
+    max_samples: int = option(50, "use at most so many images, evenly chosen, as many as in the paper")
     seed: int = option(0, "seed of random weights")
 
     def __post_init__(self) -> None:
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import numpy as np
     from tqdm.auto import tqdm
 
-    from seedling_hf.data.images import choose_evenly, find_bad_images, list_images
+    from seedling_hf.data.images import select_images
     from seedling_hf.inference.classifier import load_classifier
     from seedling_hf.inference.prediction import build_accelerator
     from seedling_hf.interpretation.erf import (
@@ -63,12 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     from seedling_hf.plots.receptive_fields import plot_erf
 
-    files = choose_evenly(list(list_images(arguments.images)), arguments.max_samples)
-    if not files:
-        raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
-    bad = list(find_bad_images(files))
-    if bad:
-        raise InputError(f"expected images that can be decoded, found {bad[0][0]} ({bad[0][1]}); remove it")
+    files = select_images(arguments.images, arguments.max_samples)
     models = {
         title: load_classifier(name, trust_remote_code=arguments.trust_remote_code)
         for name, title in short_names(arguments.model_name_or_path).items()
@@ -93,29 +87,26 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "erf.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "erf.csv", list(rows[0]), (row.values() for row in rows))
     with replacing(folder / "erf.npz") as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **scores)
     plot_erf(scores, rows, folder / "erf.png")
     print(format_ratios(rows))
-    print(f"\nThe maps are in {folder}: look at {folder / 'erf.png'}.")
+    print(f"\nThe maps are in {folder}; the figure is {folder / 'erf.png'}.")
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each path, or all of it where that does not tell them apart."""
+    """The last part of each path, or the whole path where two end alike."""
     counts = Counter(Path(name).name for name in names)
     return {name: Path(name).name if counts[Path(name).name] == 1 else name for name in names}
 
 
 def format_ratios(rows: Sequence[dict]) -> str:
-    """The table of area ratios for a terminal: a line a model, a column a threshold."""
+    """The table of area ratios for a terminal: a row for each model, a column for each threshold."""
     thresholds = sorted({row["threshold"] for row in rows})
     names = [*dict.fromkeys(row["model"] for row in rows)]
-    width = max(map(len, [*names, "share of the area that holds"]))
-    lines = [f"{'share of the area that holds':{width}}" + "".join(f"{f'{t:.0%}':>10}" for t in thresholds)]
+    width = max(map(len, [*names, "smallest area that contributes"]))
+    lines = [f"{'smallest area that contributes':{width}}" + "".join(f"{f'{t:.0%}':>10}" for t in thresholds)]
     for name in names:
         ratios = {row["threshold"]: row["area_ratio"] for row in rows if row["model"] == name}
         lines.append(f"{name:{width}}" + "".join(f"{ratios[t]:>10.1%}" for t in thresholds))

@@ -82,6 +82,30 @@ def check_images(sources: Iterable[Source]) -> list[str | None]:
         return list(map_in_threads(_reason_it_is_bad, sources))
 
 
+def select_images(paths: Sequence[str], count: int | None = None, *, skip_bad_images: bool | None = None) -> list[Path]:
+    """At most `count` images, evenly chosen from files and folders, all of which can be decoded.
+
+    Args:
+        paths: See `list_images`.
+        count: See `choose_evenly`.
+        skip_bad_images: Value of that flag; None for a command without it.
+
+    Raises:
+        InputError: for no images, or those that cannot be decoded unless they are to be skipped.
+    """
+    files = choose_evenly(list(list_images(paths)), count)
+    bad = dict(find_bad_images(files))
+    if bad and not skip_bad_images:
+        file, reason = next(iter(bad.items()))
+        raise InputError(
+            f"expected images that can be decoded, found {len(bad):,} that cannot, such as {file} ({reason}); remove "
+            f"them{'' if skip_bad_images is None else ', or skip them with --skip_bad_images'}"
+        )
+    if len(files) == len(bad):
+        raise InputError(f"expected images in {', '.join(paths)}, found none; name another folder")
+    return [file for file in files if file not in bad]
+
+
 def read_image(path: Path) -> PILImage.Image:
     """An image file, decoded completely and turned upright according to its EXIF orientation.
 

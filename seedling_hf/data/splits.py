@@ -14,7 +14,7 @@ from datasets import DatasetDict
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import Row
 from seedling_hf.errors import InputError
-from seedling_hf.files import replacing
+from seedling_hf.files import write_csv
 from seedling_hf.train_arguments import SplitArguments
 
 SPLITS = ("train", "validation", "test")
@@ -81,12 +81,12 @@ def draw_validation(
 
 def write_split_csv(splits: DatasetDict, path: str | os.PathLike) -> None:
     """Writes which image is in which split: columns `file`, `label` (the class name) and `split`."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["file", "label", "split"])
-        for name, split in splits.items():
-            labels = split.features["label"]
-            writer.writerows([f, labels.int2str(i), name] for f, i in zip(split["file"], split["label"], strict=True))
+    rows = (
+        (file, split.features["label"].int2str(label), name)
+        for name, split in splits.items()
+        for file, label in zip(split["file"], split["label"], strict=True)
+    )
+    write_csv(path, ["file", "label", "split"], rows)
 
 
 def read_split_csv(path: str | os.PathLike) -> dict[Row, str]:

@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
 from seedling_hf.errors import InputError
-from seedling_hf.inference.tiles import excess_green
+from seedling_hf.inference.greenness import excess_green, otsu_threshold
 
 GREY = 128
 MARGIN = 0.03  # of the side: leaves have pale edges below any threshold
@@ -47,16 +47,6 @@ class Probe:
     group: str
     alter: Alteration | None = None
     patches: int = 1
-
-
-def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
-    """The threshold that parts values into two classes with the largest variance between them (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below, above = np.cumsum(counts), counts.sum() - np.cumsum(counts)
-    sums = np.cumsum(counts * centres)
-    means_below, means_above = sums / np.maximum(below, 1), (sums[-1] - sums) / np.maximum(above, 1)
-    return float(edges[1:][np.argmax(below * above * (means_below - means_above) ** 2)])
 
 
 def plant_mask(image: Image.Image) -> np.ndarray:

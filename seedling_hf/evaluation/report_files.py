@@ -1,9 +1,7 @@
 """What reports leave behind: a folder of files, and a few lines on the terminal."""
 
-import csv
 import json
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from seedling_hf.evaluation.rendering import (
 )
 from seedling_hf.evaluation.report import Prediction, Report
 from seedling_hf.evaluation.sentences import describe_confusion, describe_pair_of_models, headline
-from seedling_hf.files import replacing, write_text
+from seedling_hf.files import replacing, write_csv, write_text
 from seedling_hf.plots.quality import plot_confusion_matrix, plot_coverage_risk, plot_probes, plot_reliability
 
 BAR_WIDTH = 20
@@ -45,7 +43,7 @@ def write_report(
     output_dir.mkdir(parents=True, exist_ok=True)
     _plot_figures(report, output_dir)
     header = [column.name for column in fields(Prediction)]
-    _write_csv(output_dir / "predictions.csv", header, map(astuple, report.predictions))
+    write_csv(output_dir / "predictions.csv", header, map(astuple, report.predictions))
     with replacing(output_dir / "probabilities.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
@@ -68,7 +66,7 @@ def write_comparison(comparison: Comparison, dataset: Dataset, output_dir: str |
         [row["file"], row["label"], *(a[kind] for a in row["answers"] for kind in ("prediction", "probability"))]
         for row in comparison.answers
     )
-    _write_csv(output_dir / "answers.csv", ["file", "label", *columns], rows)
+    write_csv(output_dir / "answers.csv", ["file", "label", *columns], rows)
     write_text(output_dir / "comparison.html", render_comparison(comparison, dataset))
     write_text(output_dir / "comparison.md", markdown_comparison(comparison))
     _write_json(output_dir / "comparison.json", comparison.to_json())
@@ -121,13 +119,6 @@ def _plot_figures(report: Report, output_dir: Path) -> None:
     plot_coverage_risk(report.coverage_risk.curve, vars(report.not_sure), output_dir / "coverage_risk.png")
     if report.probing:
         plot_probes(report.probing.probes, output_dir / "probes.png", chance=report.probing.guess)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def _write_json(path: Path, figures: dict[str, Any]) -> None:

@@ -1,13 +1,12 @@
 """Files without a prediction: listed at the end of a run, and in a CSV file beside its output."""
 
-import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from seedling_hf.files import replacing
-from seedling_hf.inference.answers import Answer, open_text
+from seedling_hf.files import write_csv
+from seedling_hf.inference.answers import Answer
 
 MOST_FILES_PRINTED = 100
 
@@ -23,9 +22,7 @@ def write_failed(output_file: Path, failed: Iterator[Answer]) -> None:
     if first is None:
         path.unlink(missing_ok=True)
         return
-    with replacing(path) as temporary, open_text(temporary) as stream:
-        rows = ((answer.file, answer.reason) for answer in chain([first], failed))
-        csv.writer(stream, lineterminator="\n").writerows(chain([("file", "reason")], rows))
+    write_csv(path, ["file", "reason"], ((answer.file, answer.reason) for answer in chain([first], failed)))
 
 
 def print_failed(failed: Iterable[Answer], output_file: Path | None = None) -> None:

@@ -1,6 +1,7 @@
 """Where a classifier looks: Grad-CAM (Selvaraju et al., arXiv 1610.02391) by captum, laid over the image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from seedling_hf.data.transforms import build_eval_transform
 from seedling_hf.errors import InputError
 from seedling_hf.interpretation.feature_maps import map_layer
 from seedling_hf.plots.style import SALIENCY_COLORS
@@ -26,29 +28,6 @@ def check_captum() -> None:
         raise InputError(
             'expected captum for saliency maps, found none; install it by pip install "seedling-hf[saliency]"'
         ) from error
-
-
-def explain(
-    model: PreTrainedModel, image_processor: BaseImageProcessor
-) -> Callable[[Sequence[Image.Image], Sequence[str]], list[Image.Image]]:
-    """What makes of images and the classes that were answered as many overlays of what spoke for those answers.
-
-    Args:
-        model: A classifier.
-        image_processor: The model's.
-    """
-
-    def overlays(images: Sequence[Image.Image], answers: Sequence[str]) -> list[Image.Image]:
-        pixel_values = image_processor(list(images), return_tensors="pt")["pixel_values"].to(model.device)
-        number_of = {name: number for number, name in model.config.id2label.items()}
-        targets = torch.tensor([number_of[answer] for answer in answers])
-        maps = saliency_maps(model, pixel_values, targets)
-        return [
-            overlay(crop_to_view(image, image_processor), saliency)
-            for image, saliency in zip(images, maps, strict=True)
-        ]
-
-    return overlays
 
 
 def saliency_maps(
@@ -90,6 +69,42 @@ def saliency_maps(
     ]
     largest = maps.amax((1, 2), keepdim=True)
     return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0).cpu().numpy()
+
+
+class Explanation(NamedTuple):
+    """The part of an image that the model sees, its map (h, w), and that part with the map over it."""
+
+    seen: Image.Image
+    saliency: np.ndarray
+    overlay: Image.Image
+
+
+def explain_images(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    images: Sequence[Image.Image],
+    targets: Tensor,
+    *,
+    stage: int | None = None,
+) -> list[Explanation]:
+    """What speaks in each of `images`, in RGB, for its class of `targets` (N,); see `saliency_maps`."""
+    transform = build_eval_transform(image_processor)
+    pixel_values = torch.stack([transform(image) for image in images]).to(model.device)
+    maps = saliency_maps(model, pixel_values, targets, stage=stage)
+    seen = [crop_to_view(image, image_processor) for image in images]
+    return [Explanation(image, saliency, overlay(image, saliency)) for image, saliency in zip(seen, maps, strict=True)]
+
+
+def overlay_classes(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    images: Sequence[Image.Image],
+    class_names: Sequence[str],
+) -> list[Image.Image]:
+    """An overlay for each image in RGB that shows what speaks for the class named beside it."""
+    number_of = {name: number for number, name in model.config.id2label.items()}
+    targets = torch.tensor([number_of[name] for name in class_names])
+    return [explained.overlay for explained in explain_images(model, image_processor, images, targets)]
 
 
 def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.6) -> Image.Image:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from seedling_hf.inference.tiles import draw_boxes, excess_green, find_plants
+from seedling_hf.inference.greenness import excess_green
+from seedling_hf.inference.tiles import draw_boxes, find_plants
 
 pytest.importorskip("skimage", reason="scikit-image finds the plants: pip install 'seedling-hf[tiles]'")
 
