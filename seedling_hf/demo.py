@@ -1,4 +1,4 @@
-"""A page in the browser: drop an image, and see its species, how sure that is, and what the model looked at."""
+"""A page in the browser: drop an image, and see its species, its probability and what the model looked at."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from seedling_hf.data.images import read_image
 from seedling_hf.data.transforms import build_eval_transform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import list_classes, load_classifier
-from seedling_hf.inference.prediction import rank_classes
+from seedling_hf.inference.prediction import forward, rank_classes
 
 OVERLAY_SIDE = 384
 CACHE_SECONDS = 3600
-# Of the system, for the fonts of gradio's own themes come from another site.
+# Fonts of the system: those of gradio's own themes come from another site.
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
@@ -29,12 +29,12 @@ class Verdict(NamedTuple):
 
 
 class Demo:
-    """Answers one image after another.
+    """Predicts one image after another.
 
     Args:
         model: A classifier in evaluation mode.
         image_processor: What its images go through.
-        threshold: Probability below which the answer is "not sure".
+        threshold: Probability below which the page says "not sure".
     """
 
     def __init__(self, model: PreTrainedModel, image_processor: BaseImageProcessor, threshold: float) -> None:
@@ -43,33 +43,29 @@ class Demo:
         self.class_names = list_classes(model.config)
 
     def __call__(self, path: str | None) -> Verdict:
-        """What is to be said of a file; one that is no image gets a sentence."""
+        """What to show for a file: only a sentence if it cannot be decoded."""
         if path is None:
             return Verdict("", None, None)
         try:
             pixel_values = self.transform(to_rgb(read_image(Path(path))))[None].to(self.model.device)
         except InputError as error:
-            return Verdict(
-                f"## This is no image that can be read\n\nThe file cannot be decoded ({error}). Please drop another.",
-                None,
-                None,
-            )
-        with torch.inference_mode():
-            logits = self.model(pixel_values=pixel_values).logits.float().cpu()
+            sentence = f"## The image cannot be read\n\nDecoding failed ({error}). Please drop another image."
+            return Verdict(sentence, None, None)
+        logits = forward(self.model, pixel_values).logits.float().cpu()
         (ranked,) = rank_classes(logits, self.class_names, len(self.class_names))
         return Verdict(self.sentence(*ranked[0]), dict(ranked), self.overlay(pixel_values))
 
     def sentence(self, species: str, probability: float) -> str:
-        """The answer in words."""
+        """The prediction in words."""
         if probability >= self.threshold:
-            return f"## {species}\n\nThe model gives it {probability:.0%}."
+            return f"## {species}\n\nPredicted with a probability of {probability:.0%}."
         return (
-            f"## Not sure\n\nMost likely {species}, but the model gives it {probability:.0%} only, less than the "
-            f"{self.threshold:.0%} that an answer needs."
+            f"## Not sure\n\nMost likely {species}, but its probability of {probability:.0%} is below the threshold of "
+            f"{self.threshold:.0%}."
         )
 
     def overlay(self, pixel_values: torch.Tensor) -> Image.Image | None:
-        """What the model saw of the image, with what spoke for its answer; None where no saliency can be had."""
+        """What the model saw of the image, with what supports its prediction; None if there is no saliency map."""
         try:
             from seedling_hf.interpretation.saliency import overlay, saliency_maps
 
@@ -103,7 +99,7 @@ def build_demo(
         model_name_or_path: Model folder, or repository on the Hub.
         revision: Branch, tag or commit of the repository.
         trust_remote_code: Whether Python code that comes with the model may run. A RepLKNet needs none here.
-        threshold: Probability below which the answer is "not sure".
+        threshold: Probability below which the page says "not sure".
         top_k: Species to show.
         title: Of the page.
 
@@ -122,7 +118,7 @@ def build_demo(
         )
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as page:
-        gr.Markdown(f"# {title}\n\nDrop the image of one seedling, taken from above.")
+        gr.Markdown(f"# {title}\n\nDrop an image of one seedling, taken from above.")
         with gr.Row():
             image = gr.Image(label="Image", sources=["upload", "clipboard"], height=OVERLAY_SIDE)
             with gr.Column():
@@ -131,10 +127,10 @@ def build_demo(
                     num_top_classes=top_k, label="Species", show_heading=False, visible=False, elem_id="species"
                 )
             overlay = gr.Image(
-                label="What spoke for the answer", visible=False, interactive=False, height=OVERLAY_SIDE,
+                label="What supports the prediction", visible=False, interactive=False, height=OVERLAY_SIDE,
                 elem_id="overlay", buttons=[],
             )  # fmt: skip
-        # gradio's own decoder would meet a broken image with a stack: the file is left to us.
+        # gradio's own decoder shows a traceback for a broken image, so we decode the file.
         image.preprocess = lambda payload: payload.path if payload else None
         image.change(show, image, [sentence, label, overlay], show_progress="minimal", api_name="predict")
     return page

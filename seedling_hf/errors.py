@@ -1,5 +1,7 @@
 """Errors that a command prints without a traceback."""
 
+import importlib
+
 
 class InputError(ValueError):
     """Bad input: one sentence with what was expected, what was found and what to do. Exit code 2."""
@@ -7,3 +9,20 @@ class InputError(ValueError):
 
 class HubError(RuntimeError):
     """A request to the Hub failed: one sentence with the reason. Exit code 1."""
+
+
+def require_package(name: str, purpose: str, extra: str, module: str | None = None) -> None:
+    """Raises InputError, with how to install it, where an optional package cannot be imported.
+
+    Args:
+        name: Of the package.
+        purpose: What it is needed for.
+        extra: That installs it.
+        module: That is imported; default: `name`.
+    """
+    try:
+        importlib.import_module(module or name)
+    except ImportError as error:
+        raise InputError(
+            f'expected {name} for {purpose}, found none; install it with pip install "seedling-hf[{extra}]"'
+        ) from error

@@ -1,9 +1,8 @@
-"""The page: what it says of an image, and that a person sees it, in a real browser."""
+"""The page: what it says about an image, and that a person sees it, in a real browser."""
 
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 
 import numpy as np
 import torch
+from browser import open_browser
 from PIL import Image
 
 from seedling_hf.commands import demo as command
@@ -47,14 +47,14 @@ def test_an_image_gets_its_class_and_a_probability_for_each(model, image):
 def test_below_the_threshold_the_page_is_not_sure(model, image):
     verdict = Demo(*model, threshold=1.0)(str(image))
     assert verdict.sentence.startswith("## Not sure\n\nMost likely Maize")
-    assert "less than the 100%" in verdict.sentence
+    assert "below the threshold of 100%" in verdict.sentence
 
 
 @pytest.mark.parametrize("content", [b"no image", b""])
 def test_a_broken_file_gets_a_sentence(model, tmp_path, content):
     (tmp_path / "torn.jpg").write_bytes(content)
     verdict = Demo(*model, threshold=0.5)(str(tmp_path / "torn.jpg"))
-    assert verdict.sentence.startswith("## This is no image that can be read")
+    assert verdict.sentence.startswith("## The image cannot be read")
     assert (verdict.probabilities, verdict.overlay) == (None, None)
 
 
@@ -94,20 +94,13 @@ def test_the_command_says_what_is_wrong_in_one_sentence(words, named, capsys):
 
 @pytest.fixture
 def browser():
-    """Chromium, driven by Playwright."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
 def served(model_dir):
-    """The command `demo` in a process of its own; the address that it tells."""
+    """The command `demo` in a process of its own; the address that it prints."""
     process = subprocess.Popen(
         [sys.executable, "-m", "seedling_hf", "demo", "--model_name_or_path", str(model_dir), "--threshold", "0.3"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -121,7 +114,7 @@ def served(model_dir):
     process.wait()
 
 
-def test_in_a_browser_an_image_is_named_and_a_broken_file_gets_a_sentence(browser, served, image, tmp_path):
+def test_in_a_browser_an_image_is_classified_and_a_broken_file_gets_a_sentence(browser, served, image, tmp_path):
     address, process = served
     page, requests = browser.new_page(viewport={"width": 1200, "height": 800}), []
     page.on("request", lambda request: requests.append(request.url))
@@ -139,7 +132,7 @@ def test_in_a_browser_an_image_is_named_and_a_broken_file_gets_a_sentence(browse
     page.wait_for_function("!document.querySelector('#sentence')?.innerText.trim()")
     (tmp_path / "torn.jpg").write_bytes(image.read_bytes()[:300])
     page.set_input_files("input[type=file]", tmp_path / "torn.jpg")
-    page.wait_for_selector("#sentence h2:has-text('no image that can be read')")
+    page.wait_for_selector("#sentence h2:has-text('The image cannot be read')")
     assert not page.is_visible("#species")
     assert not page.is_visible("#overlay")
     page.screenshot(path=tmp_path / "broken.png")

@@ -1,17 +1,16 @@
-"""`demo`: a page in the browser that names the images that are dropped on it."""
+"""`demo`: a page in the browser that classifies the images that are dropped on it."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from seedling_hf.arguments import check_range, option, parse_arguments
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, require_package
 from seedling_hf.inference.classifier import ClassifierArguments
 
 
 @dataclass(kw_only=True)
 class DemoArguments(ClassifierArguments):
-    threshold: float = option(0.5, "probability below which the answer is that the model is not sure")
+    threshold: float = option(0.5, "probability below which the page says that the model is not sure")
     top_k: int = option(5, "classes to show")
     host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
     port: int | None = option(None, "port to serve (default: the first free one from 7860)")
@@ -27,10 +26,9 @@ class DemoArguments(ClassifierArguments):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model → page, until Ctrl-C."""
     arguments = parse_arguments(
-        DemoArguments, argv, prog="demo", description="Opens a page that names the images dropped on it."
+        DemoArguments, argv, prog="demo", description="Serves a page that classifies the images dropped on it."
     )
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError('expected gradio for the page, found none; install it by pip install "seedling-hf[demo]"')
+    require_package("gradio", "the page", "demo")
 
     from seedling_hf.demo import build_demo, launch
 
@@ -52,5 +50,5 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
     except OSError as error:
         raise InputError(f"expected a free port at {arguments.host}, found: {error}; change --port") from error
-    print(f"The page is at {page.local_url}; Ctrl-C ends it.", flush=True)
+    print(f"The page is at {page.local_url}; Ctrl-C stops it.", flush=True)
     page.block_thread()

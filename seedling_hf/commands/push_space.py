@@ -1,13 +1,12 @@
 """`push_space`: publishes the demo as a Space on the Hub."""
 
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, require_package
 from seedling_hf.hub.outbox import Snapshot, Target
 from seedling_hf.inference.classifier import parse_hub_name
 
@@ -38,10 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = parse_arguments(
         PushSpaceArguments, argv, prog="push_space", description="Publish the demo as a Space on the Hub."
     )
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError(
-            'expected gradio, whose version the Space uses, found none; run pip install "seedling-hf[demo]"'
-        )
+    require_package("gradio", "the version of the Space", "demo")
 
     from seedling_hf.hub.connection import hub_session
     from seedling_hf.hub.repository import push

@@ -11,46 +11,36 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from seedling_hf.errors import InputError
+from seedling_hf.errors import require_package
 from seedling_hf.inference.greenness import excess_green, otsu_bin
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, as PIL's crop takes it
 MIN_SIDE = 0.02
-# Below the one nothing is green (grey ground lies within ±0.05, leaves of the species above 0.1), above the other all.
+MARGIN = 0.1  # ground on each side of a plant, as a fraction of its longer side
+# Below the first nothing is green (grey ground lies within ±0.05, leaves above 0.1), above the second everything.
 LEAST_EXCESS_GREEN, MOST_EXCESS_GREEN = 0.08, 0.2
 # Turquoise pots have excess green too; the dullest leaves of wheat have a third more green than blue.
 LEAST_GREEN_TO_BLUE = 1.25
-# Plants are looked for in a copy of at most so many pixels: in a second and 100 MB, whatever the camera.
+# Plants are found in a copy of at most this size: within a second and 100 MB, whatever the camera.
 MOST_PIXELS = 2_000_000
-# The area of a leaf as a share of its convex hull's, and how far pieces reach, in roots of their area: the best of a
-# dozen choices on trays that were put together of real plants.
+# The area of a leaf as a fraction of its convex hull's, and how far pieces reach, in roots of their area: the best of
+# twelve choices on trays composed of real plants.
 LEAF_SOLIDITY, LEAF_REACH, PLANT_REACH = 0.85, 0.5, 0.2
 
 
 def check_scikit_image() -> None:
-    """Refuses where scikit-image cannot be imported, before any work is done.
-
-    Raises:
-        InputError: with how to install it.
-    """
-    try:
-        import skimage.measure  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            'expected scikit-image to find plants, found none; install it by pip install "seedling-hf[tiles]"'
-        ) from error
+    require_package("scikit-image", "finding plants", "tiles", "skimage.measure")
 
 
-def find_plants(image: Image.Image, *, min_side: float = MIN_SIDE, margin: float = 0.1) -> list[Box]:
+def find_plants(image: Image.Image, *, min_side: float = MIN_SIDE) -> list[Box]:
     """Square boxes around green plants, from top to bottom and from left to right.
 
     Args:
         image: An RGB photograph of any size.
-        min_side: Smallest longer side of a plant, as a share of the photograph's shorter side.
-        margin: Ground around a plant, as a share of its longer side, on each side of the box.
+        min_side: Smallest longer side of a plant, as a fraction of the photograph's shorter side.
 
     Returns:
-        Boxes inside of the photograph: at its edge they are moved in, and stay square where it is large enough.
+        Boxes inside the photograph: at its edge they are moved in, and stay square where it is large enough.
 
     Raises:
         InputError: where scikit-image is not installed.
@@ -61,7 +51,7 @@ def find_plants(image: Image.Image, *, min_side: float = MIN_SIDE, margin: float
     boxes = []
     for rows, columns in _find_regions(_find_green(image.reduce(factor).convert("RGB")), least):
         box = [factor * edge for edge in (columns.start, rows.start, columns.stop, rows.stop)]
-        boxes.append(_square(box, image.size, margin))
+        boxes.append(_square(box, image.size))
     return sorted(boxes, key=lambda box: (box[1], box[0]))
 
 
@@ -86,7 +76,7 @@ def _find_green(image: Image.Image) -> np.ndarray:
     """Where plants are: (H, W) of bool."""
     from skimage.filters import apply_hysteresis_threshold
 
-    # Grains of sand and the sensor's noise are green here and there, for a pixel.
+    # Single pixels of sand and of the sensor's noise are green.
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.7)))
     greenness, (red, green, blue) = excess_green(pixels), np.moveaxis(pixels, -1, 0)
     greenness[(green < red) | (green < LEAST_GREEN_TO_BLUE * blue)] = 0
@@ -119,10 +109,10 @@ def _longer_side(region: tuple[slice, slice]) -> int:
     return max(edges.stop - edges.start for edges in region)
 
 
-def _square(box: Sequence[int], size: tuple[int, int], margin: float) -> Box:
+def _square(box: Sequence[int], size: tuple[int, int]) -> Box:
     """The smallest square around a box with its margin, moved into an image of `size` (width, height)."""
     left, top, right, bottom = box
-    side = round((1 + 2 * margin) * max(right - left, bottom - top))
+    side = round((1 + 2 * MARGIN) * max(right - left, bottom - top))
     found = []
     for start, end, limit in ((left, right, size[0]), (top, bottom, size[1])):
         length = min(side, limit)

@@ -11,23 +11,13 @@ from torch.nn import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.transforms import build_eval_transform
-from seedling_hf.errors import InputError
+from seedling_hf.errors import require_package
 from seedling_hf.interpretation.feature_maps import map_layer
 from seedling_hf.plots.style import SALIENCY_COLORS
 
 
 def check_captum() -> None:
-    """Refuses where captum cannot be imported, before any work is done.
-
-    Raises:
-        InputError: with how to install it.
-    """
-    try:
-        import captum.attr  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            'expected captum for saliency maps, found none; install it by pip install "seedling-hf[saliency]"'
-        ) from error
+    require_package("captum", "saliency maps", "saliency", "captum.attr")
 
 
 def saliency_maps(

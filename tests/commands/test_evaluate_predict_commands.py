@@ -54,7 +54,7 @@ def test_saliency_without_captum_is_refused_before_any_work(model_dir, images, t
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     words = flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report", saliency=True)
     assert run(evaluate.main, words) == 2
-    assert "expected captum for saliency maps, found none; install it by" in capsys.readouterr().err
+    assert "expected captum for saliency maps, found none; install it with" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 
