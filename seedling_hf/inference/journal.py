@@ -1,12 +1,12 @@
-"""A long list of images and the answers that there are so far, on the disk: a killed run goes on, memory is constant.
+"""A long list of images and their answers so far, on the disk: a killed run can be resumed, and memory is constant.
 
     answers.csv.partial/images.jsonl        the images in their order, a JSON string a line
     answers.csv.partial/offsets.bin           where each batch begins in it, int64
-    answers.csv.partial/run.json              what makes the answers what they are; written last
+    answers.csv.partial/run.json              all that the answers depend on; written last
     answers.csv.partial/answers-00000.jsonl   the answers of process 0, a line an image, appended batch by batch
 
-The list is made once and a process answers one stretch of it in its order, so the number of whole lines says where to
-go on, and the answers one process after another are in the order of the list.
+The list is made once, and each process answers one stretch of it in order: the number of complete lines shows where to
+resume, and the answers of one process after another are in the order of the list.
 """
 
 import json
@@ -26,7 +26,7 @@ from seedling_hf.inference.answers import Answer, Plant
 
 try:
     import fcntl
-except ImportError:  # Windows has none, and there nothing keeps a second run out
+except ImportError:  # on Windows, where nothing keeps a second run out
     fcntl = None
 
 
@@ -34,11 +34,11 @@ class Journal(Sequence):
     """The batches of a list of images, as lists of files, and the answers to them.
 
     Args:
-        folder: One that `prepare` has made.
+        folder: That of `prepare`.
 
     Attributes:
         num_images: Length of the list.
-        checked: Whether every image has been decoded before the work began.
+        checked: Whether every image was decoded before the run began.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +60,7 @@ class Journal(Sequence):
             return [json.loads(line) for line in lines if line]
 
     def share(self, part: int) -> range:
-        """The batches of one process; whole ones, so that a batch is the same on any number of processes."""
+        """The batches of one process: complete ones, so that batches are the same on any number of processes."""
         return range(part * len(self) // self.num_parts, (part + 1) * len(self) // self.num_parts)
 
     def size(self, batches: range) -> int:
@@ -96,11 +96,11 @@ class Part:
     """The answers of one process, to append to.
 
     Args:
-        journal: The journal.
-        number: Number of the process.
+        journal: Has the batches.
+        number: Of the process.
 
     Attributes:
-        remaining: The batches that are still to be answered; what a kill left of a batch is cut off.
+        remaining: The batches that have no answers yet; a batch that a kill left incomplete is cut off.
     """
 
     def __init__(self, journal: Journal, number: int) -> None:
@@ -111,7 +111,7 @@ class Part:
         self.remaining = share[done:]
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Adds the answers to one batch, at once and for good."""
+        """Adds the answers to one batch, and flushes them to the file."""
         self.file.write("".join(json.dumps(answer) + "\n" for answer in answers).encode())
         self.file.flush()
 
@@ -126,10 +126,10 @@ class Part:
 
 
 class Claim:
-    """Keeps a second run of the same output out, until this process ends.
+    """Locks an output, so that a second run cannot write it until this process ends.
 
     Raises:
-        InputError: if another run has it.
+        InputError: if another run has locked it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -138,12 +138,12 @@ class Claim:
         if fcntl is None:
             return
         try:
-            # Not flock, which the loader's workers would hold a while after a kill of this process.
+            # Not flock, which the loader's workers would hold for a while after this process is killed.
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             self.file.close()
             raise InputError(
-                f"expected {folder} to be free, found another run at it; wait or name another file"
+                f"expected {folder} to be free, found another run using it; wait, or name another file"
             ) from error
         except OSError:  # a file system without locks
             pass
@@ -155,17 +155,17 @@ class Claim:
 def prepare(
     folder: Path, images: Iterable[str], *, identity: dict[str, Any], batch_size: int, num_parts: int
 ) -> Journal:
-    """Makes a journal, or finds the one of a run that stopped.
+    """Creates a journal, or opens that of a run that stopped.
 
     Args:
-        folder: Where it is, or will be.
-        images: Files in an order; not looked at where there is a journal.
+        folder: Of the journal.
+        images: Files in order; ignored where there is a journal.
         identity: All that the answers depend on.
         batch_size: Images in a batch.
         num_parts: Processes.
 
     Raises:
-        InputError: if the run that stopped was another one.
+        InputError: if the run that stopped had another identity.
     """
     run = identity | {"batch_size": batch_size, "num_parts": num_parts}
     if (folder / "run.json").exists():
@@ -187,7 +187,7 @@ def prepare(
 
 
 def discard(folder: Path) -> None:
-    """Removes a journal; one that a kill leaves half removed counts as none."""
+    """Removes a journal; run.json goes first, so that one half removed does not count."""
     (folder / "run.json").unlink(missing_ok=True)
     for path in folder.iterdir() if folder.exists() else ():
         if path.name != "lock":
@@ -195,7 +195,7 @@ def discard(folder: Path) -> None:
 
 
 def find_equal_name(files: Iterable[str]) -> str | None:
-    """A bare file name that two of the files have, if any; the names are kept on the disk."""
+    """A file name that two of the files share, if any; the names are kept on the disk."""
     with closing(sqlite3.connect("")) as database:
         database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
         for file in files:
@@ -206,13 +206,16 @@ def find_equal_name(files: Iterable[str]) -> str | None:
     return None
 
 
+def describe_changes(former: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two identities; empty if nothing does."""
+    return ", ".join(f"{k} {v!r} instead of {former.get(k)!r}" for k, v in now.items() if v != former.get(k))
+
+
 def _check_same(folder: Path, run: dict[str, Any]) -> None:
-    former = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    changed = [f"{name} {run[name]!r} instead of {former.get(name)!r}" for name in run if run[name] != former.get(name)]
-    if changed:
+    if changes := describe_changes(json.loads((folder / "run.json").read_text(encoding="utf-8")), run):
         raise InputError(
-            f"expected the run that stopped, with its answers in {folder}, found {', '.join(changed)}; repeat its "
-            "command, or remove that folder to begin anew"
+            f"expected to resume the run with its answers in {folder}, found {changes}; repeat its command, or remove "
+            "that folder to start again"
         )
 
 
@@ -231,7 +234,7 @@ def _read_ranking(pairs: list[list]) -> list[tuple[str, float]]:
 
 
 def _whole_batches(file: Any, batches: Iterable[Sequence[str]]) -> tuple[int, int]:
-    """How many of the batches are answered whole, and where these answers end."""
+    """How many of the batches are answered completely, and where these answers end."""
     file.seek(0)
     done = end = 0
     for files in batches:

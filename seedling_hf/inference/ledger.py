@@ -1,4 +1,4 @@
-"""What has been answered of a watched folder, on the disk: a killed watch goes on with no row lost or doubled."""
+"""The answered images of a watched folder, on the disk: a killed watch resumes with no row missing or repeated."""
 
 import json
 import os
@@ -10,23 +10,24 @@ from typing import Any, Self
 
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Answer
+from seedling_hf.inference.journal import describe_changes
 
-# An image is looked at once nobody has written to it for so long.
+# An image is read once it has not been written to for this long.
 SETTLED_S = 2.0
 
 
 class Ledger:
     """The images that are answered, and the length of the output file with these answers.
 
-    The answers to a batch are written first and entered here afterwards, together with the length of the file: what a
-    kill leaves between the two is cut off the file, and made again.
+    The answers to a batch are written first and entered here afterwards, together with the length of the file: after a
+    kill between the two, the file is cut to that length and the batch is answered again.
 
     Args:
-        path: A SQLite file; an empty string is a temporary one.
+        path: Of a SQLite file; an empty string is a temporary one.
         identity: All that the answers depend on.
 
     Raises:
-        InputError: if the former watch with this file was another one.
+        InputError: if the former watch with this file had another identity.
     """
 
     def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
@@ -38,17 +39,15 @@ class Ledger:
         if (row := self.database.execute("SELECT identity FROM run").fetchone()) is None:
             self.database.execute("INSERT INTO run VALUES (?, 0)", (json.dumps(identity),))
             self.database.commit()
-        elif json.loads(row[0]) != identity:
-            former = json.loads(row[0])
-            changed = [f"{k} {v!r} instead of {former.get(k)!r}" for k, v in identity.items() if v != former.get(k)]
+        elif changes := describe_changes(json.loads(row[0]), identity):
             raise InputError(
-                f"expected the watch that has its answers in {path}, found {', '.join(changed)}; repeat its command, "
-                "or name another --output_file"
+                f"expected to resume the watch with its answers in {path}, found {changes}; repeat its command, or "
+                "name another --output_file"
             )
 
     @property
     def length(self) -> int:
-        """Bytes of the output file that are certain."""
+        """Bytes of the output file whose answers are entered."""
         return self.database.execute("SELECT length FROM run").fetchone()[0]
 
     @property
@@ -62,11 +61,11 @@ class Ledger:
         return (Answer(os.fsdecode(file), [], reason) for file, reason in rows)
 
     def new(self, files: Iterable[str | Path]) -> Iterator[str]:
-        """Those of the files that are waiting for an answer: new ones, and bad ones that were written anew."""
+        """The files that have no answer yet: new ones, and failed ones that were written again."""
         for file in files:
             try:
                 stamp, settled = _stamp(file)
-            except OSError:  # gone while the folder was read
+            except OSError:  # deleted while the folder was read
                 continue
             query = "SELECT stamp, reason FROM images WHERE file = ?"
             row = self.database.execute(query, (os.fsencode(file),)).fetchone()
@@ -74,7 +73,7 @@ class Ledger:
                 yield str(file)
 
     def enter(self, answers: Iterable[Answer], length: int) -> None:
-        """Enters answers that the output file holds, which has `length` bytes now."""
+        """Enters answers that were written to the output file, now of `length` bytes."""
         with self.database:
             for answer in answers:
                 try:
@@ -93,8 +92,8 @@ class Ledger:
 
 
 def _stamp(file: str | Path) -> tuple[str, bool]:
-    """What changes when a file is written to, and whether nobody writes to it any more."""
+    """What changes when a file is written to, and whether writing has ended."""
     status = os.stat(file)
     age = time.time() - status.st_mtime
-    # A clock ahead of ours says nothing.
+    # A time in the future comes from another clock and counts as settled.
     return f"{status.st_size} {status.st_mtime_ns}", not 0 <= age < SETTLED_S

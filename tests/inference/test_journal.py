@@ -1,4 +1,4 @@
-"""A list and its answers on the disk, killed at every place."""
+"""A list and its answers on the disk, killed at every byte."""
 
 import json
 import subprocess
@@ -32,11 +32,11 @@ def test_the_batches_are_the_list_in_its_order(tmp_path):
     assert [*journal] == [IMAGES[0:3], IMAGES[3:6], IMAGES[6:9], IMAGES[9:]]
 
 
-def test_batches_of_one_image_are_all_there(tmp_path):
+def test_batches_of_one_image_are_complete(tmp_path):
     assert [*make(tmp_path, batch_size=1)] == [[name] for name in IMAGES]
 
 
-def test_names_with_line_breaks_and_foreign_bytes_come_back(tmp_path):
+def test_names_with_line_breaks_and_invalid_bytes_are_kept(tmp_path):
     names = ["a\nb.jpg", b"\xff.jpg".decode("utf-8", "surrogateescape"), 'x",".jpg']
     assert [name for batch in make(tmp_path, names, 2) for name in batch] == names
 
@@ -56,7 +56,7 @@ def test_answers_of_three_processes_are_in_the_order_of_the_list(tmp_path):
     assert answered(journal) == IMAGES
 
 
-def test_a_part_cut_anywhere_goes_on_without_a_lost_or_doubled_answer(tmp_path):
+def test_a_part_cut_anywhere_resumes_without_a_missing_or_repeated_answer(tmp_path):
     journal = make(tmp_path)
     answer(journal)
     path = journal.folder / "answers-00000.jsonl"
@@ -67,7 +67,7 @@ def test_a_part_cut_anywhere_goes_on_without_a_lost_or_doubled_answer(tmp_path):
         assert path.read_bytes() == whole
 
 
-def test_zeros_that_a_power_cut_leaves_are_cut_off(tmp_path):
+def test_zeros_after_a_power_cut_are_cut_off(tmp_path):
     journal = make(tmp_path)
     answer(journal, batches=2)
     with open(journal.folder / "answers-00000.jsonl", "ab") as stream:
@@ -76,7 +76,7 @@ def test_zeros_that_a_power_cut_leaves_are_cut_off(tmp_path):
     assert answered(journal) == IMAGES
 
 
-def test_the_list_of_a_run_that_stopped_is_not_made_anew(tmp_path):
+def test_the_list_of_a_run_that_stopped_is_not_made_again(tmp_path):
     answer(make(tmp_path, top_k=1), batches=1)
     assert make(tmp_path, ["another.jpg"], top_k=1).num_images == 11
 
@@ -89,7 +89,7 @@ def test_a_run_with_other_arguments_is_refused_by_name(tmp_path):
         make(tmp_path, top_k=1, num_parts=2)
 
 
-def test_a_list_that_was_killed_half_written_is_begun_anew(tmp_path):
+def test_a_list_that_was_killed_half_written_is_started_again(tmp_path):
     journal = make(tmp_path)
     answer(journal)
     (journal.folder / "run.json").unlink()
@@ -98,7 +98,7 @@ def test_a_list_that_was_killed_half_written_is_begun_anew(tmp_path):
     assert not (journal.folder / "answers-00000.jsonl").exists()
 
 
-def test_missing_answers_are_noticed(tmp_path):
+def test_missing_answers_are_an_error(tmp_path):
     journal = make(tmp_path)
     answer(journal, batches=3)
     with pytest.raises(RuntimeError, match="each of 11 images, found 9"):
@@ -111,18 +111,18 @@ def test_an_empty_list_is_refused_and_leaves_nothing(tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_what_was_checked_is_known_to_be(tmp_path):
+def test_a_checked_list_stays_checked(tmp_path):
     journal = make(tmp_path)
     assert not journal.checked
     journal.mark_checked()
     assert make(tmp_path).checked
 
 
-def test_a_second_run_of_one_output_is_kept_out_until_the_first_ends(tmp_path):
+def test_a_second_run_of_one_output_is_refused_until_the_first_ends(tmp_path):
     code = f"from pathlib import Path; from seedling_hf.inference.journal import Claim; Claim(Path({str(tmp_path)!r}))"
     first = Claim(tmp_path)
     second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "found another run at it" in second.stderr
+    assert "found another run using it" in second.stderr
     first.release()
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
@@ -135,7 +135,7 @@ def test_a_discarded_journal_leaves_the_lock_alone(tmp_path):
     claim.release()
 
 
-def test_an_answer_of_a_bad_image_keeps_its_reason(tmp_path):
+def test_the_answer_of_a_failed_image_keeps_its_reason(tmp_path):
     journal = make(tmp_path, ["a.jpg"])
     with Part(journal, 0) as part:
         part.append([Answer("a.jpg", [], "image file is truncated")])

@@ -1,4 +1,4 @@
-"""What a watch knows of the images that it has answered."""
+"""What a watch knows about the images that it has answered."""
 
 import os
 import time
@@ -30,7 +30,7 @@ def test_an_image_is_new_until_it_is_answered(tmp_path, image):
         assert (ledger.count, ledger.length) == (1, 10)
 
 
-def test_what_was_entered_outlives_the_process(tmp_path, image):
+def test_entered_answers_are_kept_on_the_disk(tmp_path, image):
     with Ledger(tmp_path / "ledger", {"top_k": 1}) as ledger:
         ledger.enter([Answer(str(image), [("Maize", 1.0)])], 10)
     with Ledger(tmp_path / "ledger", {"top_k": 1}) as ledger:
@@ -46,7 +46,7 @@ def test_an_image_that_is_being_written_waits(image):
         assert [*ledger.new([image])] == [str(image)]
 
 
-def test_a_bad_image_is_looked_at_again_once_it_is_written_anew(image):
+def test_a_failed_image_is_read_again_once_it_is_written_again(image):
     with Ledger("", {}) as ledger:
         ledger.enter([Answer(str(image), [], "truncated")], 0)
         assert [*ledger.new([image])] == []
@@ -58,7 +58,7 @@ def test_a_bad_image_is_looked_at_again_once_it_is_written_anew(image):
         assert [*ledger.failed()] == []
 
 
-def test_an_image_that_is_gone_is_not_new(tmp_path):
+def test_a_deleted_image_is_not_new(tmp_path):
     with Ledger("", {}) as ledger:
         assert [*ledger.new([tmp_path / "gone.jpg"])] == []
 

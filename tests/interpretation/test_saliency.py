@@ -159,7 +159,7 @@ def test_the_command_writes_an_overlay_of_each_image_and_a_sheet(model_dir, samp
     assert "saliency.png" in files
     assert sum(name.startswith("Maize_") for name in files) == 2
     assert Image.open(tmp_path / "out" / files[0]).width > 1000
-    assert "3 images in" in capsys.readouterr().out
+    assert "overlays of 3 images are in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
