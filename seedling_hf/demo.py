@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.images import read_image
-from seedling_hf.data.transforms import build_eval_transform, to_rgb
+from seedling_hf.data.images import read_image, to_rgb
+from seedling_hf.data.transforms import build_eval_transform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import list_classes, load_classifier
 from seedling_hf.inference.prediction import forward, rank_classes

@@ -18,12 +18,12 @@ class SaliencyOptions(ArgumentGroup):
     _argument_group_name = "Saliency"
 
     images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
-    output_dir: str = option(MISSING, "folder for a PNG of each image and saliency.png with all of them")
+    output_dir: str = option(MISSING, "folder for a PNG of each image and saliency.png with the first 24")
     target: str | None = option(None, "class to explain instead of the predicted one")
     stage: int | None = option(
-        None, "whose maps: -1 the last, -2 the one before, finer and less sure (default: the last of 4×4 or more)"
+        None, "whose maps: -1 the last, -2 the one before, finer but less reliable (default: the last of 4×4 or more)"
     )
-    max_samples: int | None = option(None, "use at most so many images, evenly from all")
+    max_samples: int | None = option(None, "use at most so many images, evenly chosen")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,8 +72,8 @@ def _explain(arguments: SaliencyArguments, model: Any, image_processor: Any, fil
     """Each file with its `Explanation`, the predicted class as a title, and a subtitle."""
     import torch
 
-    from seedling_hf.data.images import read_image
-    from seedling_hf.data.transforms import build_eval_transform, to_rgb
+    from seedling_hf.data.images import read_image, to_rgb
+    from seedling_hf.data.transforms import build_eval_transform
     from seedling_hf.inference.prediction import forward
     from seedling_hf.interpretation.saliency import explain_images
 
@@ -92,7 +92,7 @@ def _explain(arguments: SaliencyArguments, model: Any, image_processor: Any, fil
 
 
 def file_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A name for the PNG of each image, with its folder's name in front, numbered where two would be equal."""
+    """A name for the PNG of each image: folder and file, with a number where two would be equal."""
     names, seen = {}, {"saliency": 1}
     for file in files:
         name = f"{file.parent.name}_{file.stem}" if file.parent.name else file.stem

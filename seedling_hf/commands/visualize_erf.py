@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.interpretation.erf import (
         area_ratios,
         build_untrained,
-        load_images,
+        load_squares,
         measure_erf,
         settle_batch_norms,
     )
@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     scores, rows = {}, []
     for title, (model, image_processor) in (models | untrained).items():
         model.to(device)
-        images = (image.to(device) for image in load_images(files, image_processor, arguments.image_size))
+        images = (image.to(device) for image in load_squares(files, image_processor, arguments.image_size))
         if title in untrained:
-            few = load_images(files[:IMAGES_THAT_SETTLE], image_processor, arguments.image_size)
+            few = load_squares(files[:IMAGES_THAT_SETTLE], image_processor, arguments.image_size)
             settle_batch_norms(model, (image.to(device) for image in few))
         bar = tqdm(images, title, total=len(files), unit="image", leave=False, disable=not sys.stderr.isatty())
         scores[title] = measure_erf(model, bar)

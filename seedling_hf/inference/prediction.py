@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from seedling_hf.data.transforms import build_eval_transform, to_rgb
+from seedling_hf.data.images import to_rgb
+from seedling_hf.data.transforms import build_eval_transform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Ranking
 from seedling_hf.inference.progress import Progress

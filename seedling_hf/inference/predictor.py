@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from seedling_hf.data.images import read_image
-from seedling_hf.data.transforms import build_eval_transform, to_rgb
+from seedling_hf.data.images import read_image, to_rgb
+from seedling_hf.data.transforms import build_eval_transform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Answer, Ranking
 from seedling_hf.inference.prediction import forward, rank_classes

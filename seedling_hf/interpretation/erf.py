@@ -4,18 +4,17 @@ The method is that of RepLKNet (arXiv 2203.06717, section 5 and appendix; the au
 `erf/analyze_erf.py`): the gradient of the centre of the last feature map with respect to the images.
 """
 
-import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.images import to_rgb
+from seedling_hf.data.images import read_image, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.interpretation.feature_maps import feature_map
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
@@ -53,7 +52,7 @@ def measure_erf(model: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
     """The mean of `contribution_scores` over images, in evaluation mode.
 
     Args:
-        model: See `feature_map`; it is left in the mode that it was in.
+        model: See `feature_map`; it keeps its mode.
         batches: Normalised images (N, C, H, W) of one size, on the model's device.
 
     Returns:
@@ -76,9 +75,9 @@ def measure_erf(model: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
         raise InputError("expected at least one image, found none")
     scores = (total / count).cpu().numpy()
     if not np.isfinite(scores).all():
-        raise InputError("expected a finite gradient, found infinite or NaN: the model's weights have run away")
+        raise InputError("expected a finite gradient, found infinite or NaN; the weights have diverged")
     if not scores.any():
-        raise InputError("expected a gradient that reaches the images, found 0 everywhere: the centre is cut off")
+        raise InputError("expected a gradient that reaches the images, found 0 everywhere; check the model's weights")
     return scores
 
 
@@ -89,16 +88,16 @@ def scale_scores(scores: np.ndarray) -> np.ndarray:
 
 
 def smallest_square(scores: np.ndarray, threshold: float) -> tuple[int, float]:
-    """The smallest centred square that holds more than a share of the scores.
+    """The smallest centred square that holds more than a fraction of the scores.
 
-    The authors' rectangle, but for its ends: theirs is 3 pixels or more wide and never reaches the border.
+    The authors' rectangle without its limits: theirs is at least 3 pixels wide and never reaches the border.
 
     Args:
         scores: (H, W), not negative.
-        threshold: Share, from 0 to below 1.
+        threshold: The fraction, from 0 to below 1.
 
     Returns:
-        Its side in pixels, odd, and the share of the area that it covers; the whole image where nothing smaller does.
+        Its side in pixels, odd, and the fraction of the area that it covers; the whole image if none is smaller.
     """
     height, width = scores.shape
     total = scores.sum()
@@ -118,33 +117,23 @@ def area_ratios(scores: np.ndarray) -> list[dict[str, Any]]:
         scores: (H, W) of `measure_erf`.
 
     Returns:
-        Rows of `threshold`, `side` (pixels) and `area_ratio`, as in the paper of the scores after `scale_scores`, and
-        `area_ratio_linear`, of the scores themselves: the logarithm makes ratios depend on the size of the features,
-        so that models of other families are better compared by the latter.
+        Rows of `threshold`, `side` (pixels), `area_ratio`, as in the paper of the scores after `scale_scores`, and
+        `area_ratio_linear`, of the scores themselves. The logarithm makes ratios depend on the size of the features, so
+        compare models of different families by the latter.
     """
-    scaled = scale_scores(scores)
     rows = []
     for threshold in THRESHOLDS:
-        side, ratio = smallest_square(scaled, threshold)
-        rows.append(
-            {"threshold": threshold, "side": side, "area_ratio": ratio,
-             "area_ratio_linear": smallest_square(scores, threshold)[1]}
-        )  # fmt: skip
+        side, ratio = smallest_square(scale_scores(scores), threshold)
+        linear = smallest_square(scores, threshold)[1]
+        rows.append({"threshold": threshold, "side": side, "area_ratio": ratio, "area_ratio_linear": linear})
     return rows
 
 
-def load_images(
-    files: Iterable[str | os.PathLike], image_processor: BaseImageProcessor, image_size: int
-) -> Iterator[Tensor]:
-    """Images, squeezed into squares (bicubic, as the authors do) and normalised as the model's are.
+def load_squares(files: Iterable[Path], image_processor: BaseImageProcessor, image_size: int) -> Iterator[Tensor]:
+    """Yields images (1, 3, image_size, image_size), squeezed bicubically as the authors do, normalised for the model.
 
-    Args:
-        files: Images that can be decoded.
-        image_processor: Gives mean and standard deviation.
-        image_size: Side in pixels.
-
-    Yields:
-        (1, 3, image_size, image_size) in float32.
+    Raises:
+        InputError: for a file that cannot be decoded.
     """
     settings = getattr(image_processor, "data_config", None)  # timm's in transformers' wrapper
     mean, std = (
@@ -159,8 +148,7 @@ def load_images(
         ]
     )
     for file in files:
-        with Image.open(file) as image:
-            yield transform(to_rgb(image))[None]
+        yield transform(to_rgb(read_image(file)))[None]
 
 
 def build_untrained(name: str, seed: int = 0) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -171,7 +159,7 @@ def build_untrained(name: str, seed: int = 0) -> tuple[PreTrainedModel, BaseImag
         seed: Of the weights.
 
     Raises:
-        InputError: if there is no such variant, or it cannot have such kernels.
+        InputError: for an unknown variant, or kernels that it cannot have.
     """
     variant, _, sizes = name.partition(":")
     try:
@@ -189,13 +177,13 @@ def build_untrained(name: str, seed: int = 0) -> tuple[PreTrainedModel, BaseImag
 def settle_batch_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Gives the BatchNorms of an untrained model the statistics of images, as the first steps of training would.
 
-    Without them the values of a deep random network vanish layer after layer, and the logarithm of `scale_scores` is
-    that of a number next to 0.
+    Without them the values of a deep random network vanish layer by layer, and `scale_scores` takes the logarithm of
+    nearly 1 everywhere.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     was_training = model.training
-    model.eval()  # stochastic depth would make the statistics those of chance
+    model.eval()  # stochastic depth would make the statistics random
     for norm in norms:
         norm.train()
         norm.reset_running_stats()

@@ -1,11 +1,11 @@
-"""The last feature map of an image model, and the layer that gives it: what a look inside a network starts from."""
+"""The last feature map of an image model, and the layer that outputs it."""
 
 import torch
 from torch import Tensor, nn
 
 from seedling_hf.errors import InputError
 
-SMALLEST_MAP = 4  # pixels a side, below which a map says little of where
+SMALLEST_MAP = 4  # pixels a side; a smaller map hardly localizes anything
 
 
 def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -33,23 +33,23 @@ def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
         found = "no last_hidden_state" if shape is None else f"one of shape {shape}"
         raise InputError(
             f"expected a model whose last hidden state is a map (N, channels, height, width), found "
-            f"{type(body).__name__} with {found}; take a convolutional network, such as RepLKNet, ResNet or ConvNeXt"
+            f"{type(body).__name__} with {found}; use a convolutional network, such as RepLKNet, ResNet or ConvNeXt"
         )
     return features
 
 
 @torch.no_grad()
 def map_layer(model: nn.Module, pixel_values: Tensor, stage: int | None = None) -> nn.Module:
-    """The last layer that gives a map of a resolution, for methods that hang themselves onto a layer.
+    """The last layer that outputs a map of a resolution, for methods that hook into a layer.
 
     Args:
         model: As for `feature_map`.
-        pixel_values: (N, C, H, W) images, of which the first is run through the model.
+        pixel_values: (N, C, H, W) images; the first runs through the model.
         stage: Which resolution: -1 the last and coarsest, -2 the one before, usually twice as fine; None for the last
             of `SMALLEST_MAP` pixels a side or more.
 
     Raises:
-        InputError: as `feature_map` does; for a map of one pixel, which shows no place; for a stage that is not there.
+        InputError: as `feature_map` does; for a map of a single pixel, or a stage that does not exist.
     """
     pixel_values = pixel_values[:1]
     last = tuple(feature_map(model, pixel_values).shape[-2:])
@@ -74,13 +74,13 @@ def map_layer(model: nn.Module, pixel_values: Tensor, stage: int | None = None) 
     if sizes[stage] == (1, 1):
         raise InputError(
             f"expected images whose feature map has more than one pixel, found {tuple(pixel_values.shape[-2:])}; "
-            "give larger images, or the stage before"
+            "use larger images, or the stage before"
         )
     return layers[sizes[stage]]
 
 
 def _is_map(shape: tuple[int, ...], images: tuple[int, ...]) -> bool:
-    """Whether `shape` is (N, channels, h, w) of images (N, C, H, W): the aspect ratio tells it from channels last."""
+    """Whether `shape` is (N, channels, h, w) of images (N, C, H, W): with channels last the aspect ratio differs."""
     if len(shape) != 4 or shape[0] != images[0]:
         return False
     (height, width), (map_height, map_width) = images[-2:], shape[-2:]

@@ -26,17 +26,17 @@ def saliency_maps(
     """Grad-CAM: the feature maps, weighted by the mean gradient of a class's logit, summed; what speaks for the class.
 
     Args:
-        model: A classifier with a feature map (see `feature_map`), which is left in the mode that it was in.
+        model: A classifier with a feature map (see `feature_map`); it keeps its mode.
         pixel_values: (N, C, H, W) images as the model's image processor gives them, on the model's device.
-        targets: (N,) classes to explain; the answers of the model if None.
-        stage: Whose maps: -1 the last, as the paper does; -2 the one before, usually twice as fine and less sure; None
-            for the last of 4×4 pixels or more, since a small image's last map may be of 2×2.
+        targets: (N,) classes to explain; the predicted ones if None.
+        stage: Whose maps: -1 the last, as in the paper; -2 the one before, usually twice as fine but less reliable;
+            None for the last of at least 4×4 pixels, since a small image's last map may have 2×2.
 
     Returns:
         (N, H, W) in float32, each scaled to a largest value of 1; 0 where nothing speaks for the class.
 
     Raises:
-        InputError: if captum is not installed, or the model gives no feature map of more than one pixel.
+        InputError: if captum is not installed, or the model has no feature map of more than one pixel.
     """
     check_captum()
     from captum.attr import LayerGradCam
@@ -98,10 +98,10 @@ def overlay_classes(
 
 
 def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.6) -> Image.Image:
-    """An image with a saliency map over it: the colder a place, the more of the image is seen.
+    """An image with a saliency map over it; where the map is low, the image shows through.
 
     Args:
-        image: What the map belongs to; of any size.
+        image: Of any size.
         saliency: (h, w) from 0 to 1.
         strength: Opacity where the map is 1.
 
@@ -121,14 +121,10 @@ def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.6) -> 
 
 
 def crop_to_view(image: Image.Image, image_processor: BaseImageProcessor) -> Image.Image:
-    """The part of an image that the model sees, at the image's own resolution.
+    """The part of an image, in RGB, that the model sees, at the image's own resolution.
 
-    Found for any image processor that resizes, crops and normalises, by sending images through it whose colours say
-    where they are from.
-
-    Args:
-        image: In RGB.
-        image_processor: The model's.
+    Works for any image processor that resizes, crops and normalises: images whose colours encode positions go through
+    it.
     """
     width, height = image.size
     ramps = [np.broadcast_to(np.linspace(0, 255, width)[None], (height, width)),
@@ -150,6 +146,6 @@ def _process(values: np.ndarray, image_processor: BaseImageProcessor) -> np.ndar
 
 
 def _ends(centres: np.ndarray) -> tuple[int, int]:
-    """Where a row of pixels with such centres begins and ends: a line is fitted, for colours have 8 bits only."""
+    """Where a row of pixels with these centres begins and ends, by a fitted line, since colours have only 8 bits."""
     slope, start = np.polyfit(np.arange(len(centres)), centres, 1)
     return round(start - slope / 2), round(start + slope * (len(centres) - 0.5))

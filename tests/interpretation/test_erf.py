@@ -18,7 +18,7 @@ from seedling_hf.interpretation.erf import (
     area_ratios,
     build_untrained,
     contribution_scores,
-    load_images,
+    load_squares,
     measure_erf,
     scale_scores,
     settle_batch_norms,
@@ -122,7 +122,7 @@ def test_the_scores_are_a_mean_whatever_the_batches():
     assert np.allclose(together, contribution_scores(model.eval(), pixel_values).numpy() / 4, rtol=1e-12)
 
 
-def test_the_network_is_measured_in_evaluation_mode_and_left_in_its_own():
+def test_the_network_is_measured_in_evaluation_mode_and_keeps_its_own():
     model = load_model(read_checkpoint(GOLDEN / "small_kernel_5.pth")).train()
     pixel_values = torch.rand(2, 3, 64, 64)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -141,11 +141,11 @@ def test_a_model_of_the_library_is_measured():
     assert area_ratios(scores)[2]["area_ratio"] < 0.25
 
 
-def test_weights_that_have_run_away_are_refused():
+def test_weights_that_have_diverged_are_refused():
     model = load_model(read_checkpoint(GOLDEN / "three_stages.pth"))
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
-    with pytest.raises(InputError, match="run away"):
+    with pytest.raises(InputError, match="have diverged"):
         measure_erf(model, [torch.rand(1, 3, 64, 64)])
 
 
@@ -157,7 +157,7 @@ def test_no_images_are_refused():
 # Ratios
 
 
-def test_an_even_map_needs_the_share_of_the_area_that_the_share_of_the_scores_is():
+def test_a_uniform_map_needs_the_fraction_of_the_area_that_equals_the_fraction_of_the_scores():
     scores = np.ones((101, 101))
     for threshold in THRESHOLDS:
         side, ratio = smallest_square(scores, threshold)
@@ -189,7 +189,7 @@ def test_the_ratios_of_the_paper_are_taken_after_the_logarithm():
     assert (row["threshold"], row["side"], row["area_ratio_linear"]) == (0.5, 7, 1 / 81)
 
 
-def test_contribution_at_the_border_needs_the_whole_image():
+def test_a_contribution_at_the_border_needs_the_whole_image():
     scores = np.zeros((8, 8))
     scores[0, 0] = 1.0
     assert smallest_square(scores, 0.2) == (8, 1.0)
@@ -209,7 +209,7 @@ def test_kernels_of_31_see_further_than_kernels_of_3(seed, images):
     ratios = {}
     for name in ("tiny:31", "tiny:3"):
         model, image_processor = build_untrained(name, seed)
-        pixel_values = torch.cat(list(load_images(images[:2], image_processor, 256)))
+        pixel_values = torch.cat(list(load_squares(images[:2], image_processor, 256)))
         settle_batch_norms(model, [pixel_values])
         ratios[name] = area_ratios(measure_erf(model, [pixel_values]))
     for large, small in zip(ratios["tiny:31"], ratios["tiny:3"], strict=True):
@@ -222,16 +222,16 @@ def test_nano_with_kernels_of_31_sees_the_whole_of_512_pixels_and_with_kernels_o
     ratios = {}
     for name in ("nano", "nano:3"):
         model, image_processor = build_untrained(name)
-        settle_batch_norms(model, load_images(images, image_processor, 512))
+        settle_batch_norms(model, load_squares(images, image_processor, 512))
         ratios[name] = [
-            row["area_ratio"] for row in area_ratios(measure_erf(model, load_images(images, image_processor, 512)))
+            row["area_ratio"] for row in area_ratios(measure_erf(model, load_squares(images, image_processor, 512)))
         ]
     assert all(large > 2 * small for large, small in zip(ratios["nano"], ratios["nano:3"], strict=True))
     assert ratios["nano"][-1] > 0.95
     assert ratios["nano:3"][-1] < 0.6
 
 
-def test_the_kernels_of_an_untrained_network_are_those_asked_for():
+def test_the_kernels_of_an_untrained_network_are_the_requested_ones():
     assert build_untrained("nano")[0].config.kernel_sizes == [31, 29, 27, 13]
     config = build_untrained("nano:3")[0].config
     assert (config.kernel_sizes, config.small_kernel_size) == ([3, 3, 3, 3], 3)
@@ -248,12 +248,12 @@ def test_the_weights_of_an_untrained_network_are_those_of_its_seed():
 
 
 @pytest.mark.parametrize("name", ["huge", "nano:4", "nano:x", "nano:3,3"])
-def test_an_untrained_network_that_cannot_be_is_refused(name):
+def test_an_impossible_untrained_network_is_refused(name):
     with pytest.raises(InputError, match=f"expected --untrained VARIANT or VARIANT:KERNEL, found '{name}'"):
         build_untrained(name)
 
 
-def test_settled_batch_norms_have_no_chance_in_them():
+def test_settled_batch_norms_are_deterministic():
     pixel_values = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     models = [build_untrained("nano:3")[0] for _ in range(2)]
     for model in models:
@@ -264,7 +264,7 @@ def test_settled_batch_norms_have_no_chance_in_them():
 
 def test_settled_batch_norms_keep_the_values_of_a_random_network_alive(images):
     model, image_processor = build_untrained("tiny")
-    pixel_values = torch.cat(list(load_images(images, image_processor, 64)))
+    pixel_values = torch.cat(list(load_squares(images, image_processor, 64)))
     settle_batch_norms(model, pixel_values.split(2))
     assert not model.training
     assert model.replknet.normalization.momentum == 0.1
@@ -277,7 +277,7 @@ def test_settled_batch_norms_keep_the_values_of_a_random_network_alive(images):
 
 def test_images_are_squeezed_into_squares_and_normalised(tmp_path):
     Image.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "red.png")
-    (image,) = load_images(
+    (image,) = load_squares(
         [tmp_path / "red.png"], RepLKNetImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3), 48
     )
     assert image.shape == (1, 3, 48, 48)

@@ -55,9 +55,7 @@ def test_the_map_is_that_of_the_body(pixel_values):
 
 def test_a_network_of_tokens_is_refused_by_name(pixel_values):
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=64)
-    with pytest.raises(
-        InputError, match=r"found ViTModel with one of shape \(2, 17, 8\); take a convolutional network"
-    ):
+    with pytest.raises(InputError, match=r"found ViTModel with one of shape \(2, 17, 8\); use a convolutional network"):
         feature_map(ViTForImageClassification(config), torch.rand(2, 3, 64, 64))
 
 
@@ -93,18 +91,18 @@ def test_a_stage_before_is_twice_as_fine(build, stage, size, pixel_values):
     assert sizes == [size]
 
 
-def test_a_stage_that_is_not_there_is_refused(pixel_values):
+def test_a_missing_stage_is_refused(pixel_values):
     with pytest.raises(InputError, match="expected a stage from -1 to -5, found -6"):
         map_layer(replknet(), pixel_values, -6)
 
 
 def test_a_last_map_of_one_pixel_is_refused():
-    with pytest.raises(InputError, match="give larger images"):
+    with pytest.raises(InputError, match="use larger images"):
         map_layer(replknet(), torch.rand(1, 3, 32, 32), -1)
 
 
 @pytest.mark.parametrize(("side", "size"), [(32, 4), (64, 4), (96, 6), (128, 4), (224, 7)])
-def test_without_a_stage_it_is_the_last_map_that_is_not_too_small(side, size):
+def test_without_a_stage_the_last_map_that_is_large_enough_is_used(side, size):
     model, sizes = replknet(), []
     layer = map_layer(model, torch.rand(1, 3, side, side))
     layer.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[-2:])))

@@ -47,14 +47,14 @@ def test_the_maps_are_those_of_a_direct_computation(merge, model_dir, pixel_valu
     assert maps.max((1, 2)).tolist() == [1, 1, 1]
 
 
-def test_without_targets_the_answers_are_explained(model_dir, pixel_values):
+def test_without_targets_the_predicted_classes_are_explained(model_dir, pixel_values):
     model, _ = load_classifier(str(model_dir))
     answers = model(pixel_values).logits.argmax(-1)
     assert np.array_equal(saliency_maps(model, pixel_values), saliency_maps(model, pixel_values, answers))
     assert not np.array_equal(saliency_maps(model, pixel_values), saliency_maps(model, pixel_values, (answers + 1) % 4))
 
 
-def test_an_image_is_explained_alike_alone_and_in_a_batch(model_dir, pixel_values):
+def test_an_image_has_the_same_map_alone_and_in_a_batch(model_dir, pixel_values):
     model, _ = load_classifier(str(model_dir))
     together = saliency_maps(model, pixel_values)
     # 1e-4: as above.
@@ -67,7 +67,7 @@ def test_a_stage_before_the_last_gives_a_finer_map(model_dir, pixel_values):
     assert roughness == sorted(roughness)
 
 
-def test_the_model_is_left_as_it_was(model_dir, pixel_values):
+def test_the_model_is_unchanged(model_dir, pixel_values):
     model, _ = load_classifier(str(model_dir), merge=False)
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -85,14 +85,14 @@ def test_a_resnet_of_the_library_is_explained():
     assert maps.shape == (2, 96, 96)
 
 
-def test_where_nothing_speaks_for_a_class_the_map_is_nought(model_dir, pixel_values):
+def test_where_nothing_speaks_for_a_class_the_map_is_zero(model_dir, pixel_values):
     model, _ = load_classifier(str(model_dir))
     with torch.no_grad():
         model.classifier.weight.zero_()
     assert np.array_equal(saliency_maps(model, pixel_values), np.zeros((3, 128, 128)))
 
 
-def test_without_captum_a_sentence_says_how_to_install_it(model_dir, pixel_values, monkeypatch):
+def test_without_captum_an_error_says_how_to_install_it(model_dir, pixel_values, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(InputError, match=r'pip install "seedling-hf\[saliency\]"'):
         saliency_maps(load_classifier(str(model_dir))[0], pixel_values)
@@ -106,7 +106,7 @@ def test_captum_is_not_imported_before_it_is_needed():
 # Overlays
 
 
-def test_an_overlay_has_the_image_where_the_map_is_nought_and_heat_where_it_is_one():
+def test_an_overlay_shows_the_image_where_the_map_is_zero_and_heat_where_it_is_one():
     image = Image.new("RGB", (40, 30), (10, 200, 30))
     saliency = np.zeros((6, 8), np.float32)
     saliency[:, 4:] = 1
