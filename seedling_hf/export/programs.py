@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -24,6 +23,7 @@ from seedling_hf.export.onnx_program import quantize_onnx, run_onnx, write_onnx
 from seedling_hf.export.preprocessing import describe_export, input_batches
 from seedling_hf.export.torch_program import ExportedClassifier, Run, run_torch_export, write_torch_export
 from seedling_hf.files import replacing
+from seedling_hf.inference.prediction import forward
 from seedling_hf.machine import time_in_turns
 
 PYTORCH, ONNX_FLOAT, ONNX_INT8, TORCH_EXPORT = "PyTorch", "ONNX float32", "ONNX int8", "torch.export"
@@ -80,7 +80,7 @@ def export_classifier(
         check_logits(logits, name, tolerance)
         rows = [{"name": PYTORCH, "file": None}]
         rows += [{"name": name, **_compare(logits, name, path, output_file)} for name, path in files.items()]
-        timed = {PYTORCH: lambda: _logits_of(model, pixel_values[:1])}
+        timed = {PYTORCH: lambda: forward(model, pixel_values[:1])}
         timed |= {name: partial(run, example[:1]) for name, run in runs.items()}
         seconds = time_in_turns(timed, REPEATS)
         for row in rows:
@@ -103,15 +103,10 @@ def collect_logits(
     """Logits (N, num_labels) of the model, under the name `PYTORCH`, and of each file, for `input_batches`."""
     collected = {name: [] for name in (PYTORCH, *runs)}
     for pixel_values, inputs in batches:
-        collected[PYTORCH].append(_logits_of(model, pixel_values))
+        collected[PYTORCH].append(forward(model, pixel_values).logits.numpy())
         for name, run in runs.items():
             collected[name].append(run(inputs))
     return {name: np.concatenate(logits) for name, logits in collected.items()}
-
-
-@torch.inference_mode()
-def _logits_of(model: PreTrainedModel, pixel_values: Tensor) -> np.ndarray:
-    return model(pixel_values).logits.numpy()
 
 
 def check_logits(logits: Mapping[str, np.ndarray], name: str, tolerance: float) -> None:

@@ -138,8 +138,10 @@ def write_embeddings(
     Raises:
         InputError: for an image that cannot be decoded, unless it may be skipped, or where there are none.
     """
-    load = ImageLoader(image_processor).load
-    batches = DataLoader(FileBatches(paths, batch_size), batch_size=None, collate_fn=load, num_workers=num_workers)
+    load_batch = ImageLoader(image_processor).load_batch
+    batches = DataLoader(
+        FileBatches(paths, batch_size), batch_size=None, collate_fn=load_batch, num_workers=num_workers
+    )
     failed, path = [], Path(embeddings_file)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, EmbeddingsWriter(temporary, paths, weights_hash, normalize) as writer:

@@ -107,7 +107,11 @@ def _answer_remaining(
         print(f"resuming after {done:,} of {total:,} images", file=sys.stderr)
     # Batches are made by the journal; the loader reads the files of each.
     dataloader = DataLoader(
-        journal, batch_size=None, sampler=part.remaining, collate_fn=predictor.load.load, num_workers=num_workers
+        journal,
+        batch_size=None,
+        sampler=part.remaining,
+        collate_fn=predictor.loader.load_batch,
+        num_workers=num_workers,
     )
     with Progress(total, done=done, quiet=not accelerator.is_main_process) as progress:
         for batch in dataloader:

@@ -21,15 +21,15 @@ from seedling_hf.inference.progress import Progress
 
 
 def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **kwargs: Any) -> Accelerator:
-    """The `Accelerator` of every command: two processes without a GPU find each other too.
+    """The `Accelerator` of every command, with several processes on a CPU too.
 
     Args:
         mixed_precision: `no`, `fp16` or `bf16`; None leaves the choice to `accelerate launch`.
-        timeout: Seconds after which processes give up on one that hangs.
+        timeout: Seconds that processes wait for one that hangs.
         **kwargs: Further arguments of `Accelerator`.
 
     Raises:
-        InputError: for fp16 on a CPU, which accelerate would take and not do.
+        InputError: for fp16 on a CPU, which accelerate would accept and ignore.
     """
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
@@ -61,14 +61,13 @@ def build_dataloader(
     num_workers: int,
     transform: Callable[..., Any] | None = None,
 ) -> DataLoader:
-    """Batches of a data set's images as the image processor gives them, dealt to the processes.
+    """Batches of a data set's images as the image processor gives them, distributed among the processes.
 
     Args:
         dataset: Columns `image` and `index`.
         image_processor: What the images go through.
-        accelerator: Deals the batches to the processes.
-        batch_size: Images in a batch of one process.
-        num_workers: Processes that load images, for each process.
+        accelerator: Distributes the batches among the processes.
+        batch_size, num_workers: Of each process.
         transform: Makes `pixel_values` and `index` of rows, in place of the image processor.
     """
     dataloader = DataLoader(
@@ -97,9 +96,9 @@ def forward(
 def predict_batches(
     model: torch.nn.Module, dataloader: DataLoader, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the logits and the example numbers of one batch of all processes after another.
+    """Yields the logits and the numbers of the examples, batch by batch of all processes.
 
-    The model is used as it is, in evaluation mode and in the accelerator's precision, and left in the mode it was in.
+    The model predicts in evaluation mode and in the accelerator's precision, and keeps its own mode.
 
     Args:
         model: Gives `logits` for `pixel_values`; on the accelerator's device.
@@ -125,10 +124,7 @@ def predict_batches(
 def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
     """The logits of every example, in the order of their numbers, the same on every process.
 
-    Args:
-        model: See `predict_batches`.
-        dataloader: See `predict_batches`.
-        accelerator: See `predict_batches`.
+    Arguments as for `predict_batches`.
 
     Returns:
         Logits (N, C) in float32 and index (N,) in int64, on the CPU.
@@ -153,7 +149,7 @@ def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Acceler
 class EightSymmetries(torch.nn.Module):
     """Test-time augmentation: the mean of the probabilities over the eight symmetries of the square.
 
-    Images from above have no right way up, so each turn and each reflection is an image as good as the first.
+    Images from above have no right way up, so each rotation and reflection is an equally good image.
 
     Args:
         model: Gives `logits` for `pixel_values`.
@@ -173,7 +169,7 @@ class EightSymmetries(torch.nn.Module):
         if pixel_values.shape[-1] != pixel_values.shape[-2]:
             raise InputError(
                 "expected square images for test-time augmentation, found "
-                f"{pixel_values.shape[-1]}×{pixel_values.shape[-2]} pixels; leave it out"
+                f"{pixel_values.shape[-1]}×{pixel_values.shape[-2]} pixels; remove the flag"
             )
         turned = (
             image.rot90(quarter, (-2, -1)) for image in (pixel_values, pixel_values.flip(-1)) for quarter in range(4)
@@ -183,7 +179,7 @@ class EightSymmetries(torch.nn.Module):
 
 
 def rank_classes(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[Ranking]:
-    """For each row of logits (N, C) the `top_k` most probable classes and their probabilities, the surest first."""
+    """For each row of logits (N, C) the `top_k` most probable classes with their probabilities, best first."""
     ranked = logits.double().softmax(-1).topk(top_k)
     return [
         [(class_names[i], p) for i, p in zip(indices, probabilities, strict=True)]

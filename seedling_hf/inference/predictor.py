@@ -1,4 +1,4 @@
-"""Files in, answers out: each file is loaded, its batch classified; what cannot be decoded gets a reason instead."""
+"""Files in, answers out: files are read and classified in batches; one that cannot be decoded gets a reason."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def classify_batch(
 
 
 class ImageLoader:
-    """Reads and prepares images; one that cannot be used gives a reason, and never an error.
+    """Reads and prepares images; one that cannot be decoded gives a reason, never an error.
 
     Args:
         image_processor: What the images go through.
@@ -43,7 +43,7 @@ class ImageLoader:
             return self.prepare(to_rgb(read_image(Path(file))))
         except InputError as error:
             return str(error)
-        except Exception as error:  # an image in a million must not cost the answers to the others
+        except Exception as error:  # one image in a million must not end the run
             return str(error) or type(error).__name__
 
     def prepare(self, image: Image.Image) -> Tensor:
@@ -51,16 +51,16 @@ class ImageLoader:
         return self.transform(image)
 
     def collate(self, files: Sequence[str], images: Sequence[Tensor | str]) -> dict[str, Any]:
-        """`pixel_values` (N, C, H, W) of the usable ones (None if N = 0), and of all `file` and `reason`."""
-        usable = [image for image in images if not isinstance(image, str)]
+        """`pixel_values` (N, C, H, W) of the decoded images (None if N = 0), and of all `file` and `reason`."""
+        decoded = [image for image in images if not isinstance(image, str)]
         return {
-            "pixel_values": torch.stack(usable) if usable else None,
+            "pixel_values": torch.stack(decoded) if decoded else None,
             "file": list(files),
             "reason": [image if isinstance(image, str) else None for image in images],
         }
 
-    def load(self, files: Sequence[str]) -> dict[str, Any]:
-        """The batch of `files`, one after another."""
+    def load_batch(self, files: Sequence[str]) -> dict[str, Any]:
+        """Reads and collates the files of a batch."""
         return self.collate(files, [self(file) for file in files])
 
 
@@ -69,12 +69,12 @@ class ImagePredictor:
 
     Args:
         classify: Ranks the classes of each of `pixel_values` (N, C, H, W).
-        load: Reads the files of a batch.
+        loader: Reads the files of a batch.
         batch_size: Files in a batch.
     """
 
-    def __init__(self, classify: Classify, load: ImageLoader, batch_size: int) -> None:
-        self.classify, self.load, self.batch_size = classify, load, batch_size
+    def __init__(self, classify: Classify, loader: ImageLoader, batch_size: int) -> None:
+        self.classify, self.loader, self.batch_size = classify, loader, batch_size
 
     def __call__(self, batch: dict[str, Any]) -> list[Answer]:
         """One answer for each file of a batch."""

@@ -25,7 +25,7 @@ class Tray(NamedTuple):
 
 
 class TrayLoader(ImageLoader):
-    """Reads photographs and finds their plants; one that cannot be used is a reason, and never an error.
+    """Reads photographs and finds their plants; one that cannot be decoded gives a reason, never an error.
 
     Args:
         image_processor: What each plant goes through, cut out of the photograph.
@@ -40,7 +40,7 @@ class TrayLoader(ImageLoader):
         return Tray(image, find_plants(image, min_side=self.min_side))
 
     def collate(self, files: Sequence[str], trays: Sequence[Tray | str]) -> dict[str, Any]:
-        """Of all photographs `file`, `tray` (None where it cannot be used) and `reason`."""
+        """Of all photographs `file`, `tray` (None if it cannot be decoded) and `reason`."""
         return {
             "file": list(files),
             "tray": [None if isinstance(tray, str) else tray for tray in trays],
@@ -48,7 +48,7 @@ class TrayLoader(ImageLoader):
         }
 
     def cut_out(self, tray: Tray, batch_size: int) -> Iterator[Tensor]:
-        """`pixel_values` (N, C, H, W) of the plants, `batch_size` of them after the others."""
+        """`pixel_values` (N, C, H, W) of the plants, in batches."""
         for start in range(0, len(tray.boxes), batch_size):
             boxes = tray.boxes[start : start + batch_size]
             yield torch.stack([self.transform(tray.photograph.crop(box)) for box in boxes])
@@ -59,7 +59,7 @@ class TrayPredictor(ImagePredictor):
 
     Args:
         classify: Ranks the classes of each of `pixel_values` (N, C, H, W).
-        load: Reads a photograph and cuts out its plants.
+        loader: Reads a photograph and cuts out its plants.
         plants_at_once: Plants that are classified in one batch.
         draw: Called for each photograph before its answer is returned, so that a run that is killed draws it again.
     """
@@ -67,11 +67,11 @@ class TrayPredictor(ImagePredictor):
     def __init__(
         self,
         classify: Classify,
-        load: TrayLoader,
+        loader: TrayLoader,
         plants_at_once: int,
         draw: Callable[[Tray, Answer], None] | None = None,
     ) -> None:
-        super().__init__(classify, load, batch_size=1)
+        super().__init__(classify, loader, batch_size=1)
         self.plants_at_once, self.draw = plants_at_once, draw
 
     def __call__(self, batch: dict[str, Any]) -> list[Answer]:
@@ -84,7 +84,7 @@ class TrayPredictor(ImagePredictor):
         return answers
 
     def classify_plants(self, tray: Tray) -> list[Plant]:
-        batches = self.load.cut_out(tray, self.plants_at_once)
+        batches = self.loader.cut_out(tray, self.plants_at_once)
         rankings = [ranking for pixel_values in batches for ranking in self.classify(pixel_values)]
         return [Plant(box, ranking) for box, ranking in zip(tray.boxes, rankings, strict=True)]
 

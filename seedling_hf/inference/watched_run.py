@@ -41,7 +41,7 @@ def predict_watched(
     Raises:
         InputError: for an output file that no watch has made, or one of a watch with another identity.
     """
-    path = output.path
+    path, loader = output.path, predictor.loader
     ledger_path = Path(f"{path}.watched") if path else ""
     if path and path.exists() and not ledger_path.exists():
         raise InputError(f"expected a new --output_file, or one that --watch has made, found {path}; name another")
@@ -59,7 +59,7 @@ def predict_watched(
             writer.write_heading()
 
         def answer(files: list[str]) -> None:
-            answers = predictor(predictor.load.collate(files, list(pool.map(predictor.load, files))))
+            answers = predictor(loader.collate(files, list(pool.map(loader, files))))
             for each in answers:
                 writer.write(each)
             stream.flush()

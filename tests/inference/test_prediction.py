@@ -57,7 +57,7 @@ def test_logits_come_in_the_order_of_the_example_numbers(accelerator):
     assert logits[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_model_predicts_in_evaluation_mode_and_comes_back_in_training_mode(accelerator):
+def test_the_model_predicts_in_evaluation_mode_and_returns_to_training_mode(accelerator):
     loader, model = accelerator.prepare(DataLoader(examples(range(3)), batch_size=2)), Echo().to(accelerator.device)
     model.train()
     logits, _ = predict(model, loader, accelerator)
@@ -65,7 +65,7 @@ def test_the_model_predicts_in_evaluation_mode_and_comes_back_in_training_mode(a
     assert model.training
 
 
-def test_a_broken_off_prediction_puts_the_mode_back_too(accelerator):
+def test_an_interrupted_prediction_restores_the_mode_too(accelerator):
     loader, model = accelerator.prepare(DataLoader(examples(range(5)), batch_size=2)), Echo().to(accelerator.device)
     batches = predict_batches(model, loader, accelerator)
     next(batches)
@@ -80,19 +80,19 @@ def test_gradients_are_still_recorded_between_two_batches(accelerator):
         assert not torch.is_inference_mode_enabled()
 
 
-def test_an_example_that_comes_twice_is_noticed(accelerator):
+def test_a_repeated_example_is_an_error(accelerator):
     loader = accelerator.prepare(DataLoader(examples([0, 1, 1]), batch_size=2))
     with pytest.raises(RuntimeError, match="each of 3 examples once, found 3 answers for 2 different examples from 1"):
         predict(Echo().to(accelerator.device), loader, accelerator)
 
 
-def test_an_example_that_is_left_out_is_noticed(accelerator):
+def test_a_missing_example_is_an_error(accelerator):
     loader = accelerator.prepare(DataLoader(examples(range(5)), batch_size=2, drop_last=True))
     with pytest.raises(RuntimeError, match="each of 5 examples once, found 4 answers"):
         predict(Echo().to(accelerator.device), loader, accelerator)
 
 
-def test_no_example_at_all_is_refused(accelerator):
+def test_no_examples_are_refused(accelerator):
     loader = accelerator.prepare(DataLoader([], batch_size=2))
     with pytest.raises(RuntimeError, match="at least one"):
         predict(Echo().to(accelerator.device), loader, accelerator)
@@ -126,7 +126,7 @@ def predict_on_this_rank(rank: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps([accelerator.num_processes, answers]))
 
 
-def test_two_processes_answer_eleven_examples_once_each_and_agree(tmp_path):
+def test_two_processes_predict_eleven_examples_once_each_and_agree(tmp_path):
     processes = start(predict_on_this_rank, tmp_path, num_processes=2)
     for process in processes:
         process.join()
@@ -135,7 +135,7 @@ def test_two_processes_answer_eleven_examples_once_each_and_agree(tmp_path):
     assert first == second == [2, [[list(range(n)), list(range(n))] for n in (11, 8, 1, 3)]]
 
 
-def test_a_merged_model_gives_the_answers_of_the_plain_one(model_dir):
+def test_a_merged_model_gives_the_logits_of_the_plain_one(model_dir):
     plain, image_processor = load_classifier(str(model_dir), merge=False)
     merged, _ = load_classifier(str(model_dir))
     pixel_values = image_processor(Image.linear_gradient("L").convert("RGB"), return_tensors="pt")["pixel_values"]
@@ -153,7 +153,7 @@ def test_a_model_saved_in_half_precision_is_used_in_float32(model_dir, tmp_path)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="nothing there"):
         load_classifier(str(tmp_path / "absent"))
 
