@@ -1,4 +1,4 @@
-"""Real runs of the `predict` command, in processes of their own, with the modules loaded before."""
+"""Real runs of the `predict` command, in processes of their own, with the modules loaded in advance."""
 
 import csv
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hub_client import Client, Process, wait_until
 
-# VmHWM and not ru_maxrss, which begins with that of the process that started this one.
+# VmHWM, because ru_maxrss starts with that of the parent process.
 MODULES = (
     "seedling_hf.inference.listed_run", "seedling_hf.inference.watched_run", "seedling_hf.inference.trays",
 )  # fmt: skip
@@ -36,7 +36,7 @@ def read_csv(text: str) -> list[dict[str, str]]:
 
 
 def start(folder: Path, arguments: list[str]) -> Process:
-    """Starts the command with the modules loaded; what it says is kept in `folder`."""
+    """Starts the command with the modules loaded; its output is kept in `folder`."""
     return Client(None, folder / "home", token=None).start(PREDICT, *arguments, modules=MODULES)
 
 

@@ -24,7 +24,7 @@ from seedling_hf.inference.classifier import load_classifier
 ROOT = Path(__file__).resolve().parents[1]
 WITH_SALIENCY = all(
     importlib.util.find_spec(name) for name in ("seedling_hf.interpretation.saliency", "captum")
-)  # the page does without it
+)  # the page works without it
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_broken_file_gets_a_sentence(model, tmp_path, content):
     assert (verdict.probabilities, verdict.overlay) == (None, None)
 
 
-def test_an_image_that_is_taken_away_leaves_an_empty_page(model):
+def test_a_removed_image_leaves_an_empty_page(model):
     assert Demo(*model, threshold=0.5)(None) == ("", None, None)
 
 
@@ -85,7 +85,7 @@ def test_the_map_lies_over_the_image(model, image):
         (["--model_name_or_path", "a/b", "--threshold", "2"], "--threshold at least 0 and at most 1"),
     ],
 )
-def test_the_command_says_what_is_wrong_in_one_sentence(words, named, capsys):
+def test_the_command_reports_a_mistake_in_one_sentence(words, named, capsys):
     assert run(command.main, words) == 2
     error = capsys.readouterr().err
     assert named in error

@@ -123,14 +123,9 @@ def write_embeddings(
 
     Args:
         model: Classifier on the accelerator's device, in evaluation mode.
-        image_processor: What the images go through.
         paths: Images, and folders that are searched for images.
-        embeddings_file: The Parquet file.
-        accelerator: Says precision and device.
         weights_hash: Of `hash_weights`; kept in the file, so that it is searched with the same model only.
-        batch_size, num_workers: Of the `DataLoader`.
         normalize: Give every embedding the length 1.
-        skip_bad_images: Skip images that cannot be decoded.
 
     Returns:
         How many images were written, and those that failed, with reasons.

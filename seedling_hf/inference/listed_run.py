@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from seedling_hf.data.images import find_bad_images, list_images
 from seedling_hf.errors import InputError
 from seedling_hf.inference.journal import Claim, Journal, Part, discard, find_equal_name, prepare
-from seedling_hf.inference.output import Output
+from seedling_hf.inference.output import write_and_show
+from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.progress import Progress
 from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
@@ -26,26 +27,8 @@ MOST_FILES_NAMED = 5
 T = TypeVar("T")
 
 
-def predict_listed(
-    images: Sequence[str],
-    output: Output,
-    predictor: ImagePredictor,
-    accelerator: Accelerator,
-    *,
-    identity: dict[str, Any],
-    num_workers: int,
-    skip_bad_images: bool,
-) -> int | None:
+def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accelerator: Accelerator) -> int | None:
     """List on the disk → the share of each process → one file.
-
-    Args:
-        images: Images, and folders that are searched for images.
-        output: Where the predictions go.
-        predictor: Loads and answers batches.
-        accelerator: Says which process this is.
-        identity: All that the answers depend on: a run with another identity is not resumed.
-        num_workers: Processes that load images, for each process.
-        skip_bad_images: List images that cannot be decoded as failed; otherwise all are decoded before work begins.
 
     Returns:
         `RESUMABLE_EXIT_CODE` if a signal stopped the run.
@@ -54,84 +37,67 @@ def predict_listed(
         InputError: for no images, images that cannot be decoded, or another run with this output.
     """
     with contextlib.ExitStack() as cleanup:
-        open_journal = partial(
-            _open_journal, cleanup, images, output, identity, predictor.batch_size, accelerator.num_processes
-        )
+        open_journal = partial(_open_journal, cleanup, arguments, predictor.batch_size, accelerator.num_processes)
         journal = Journal(_on_main_process(accelerator, open_journal))
         with Part(journal, accelerator.process_index) as part:
-            if not (skip_bad_images or journal.checked):
+            if not (arguments.skip_bad_images or journal.checked):
                 _refuse_bad_images(journal, part.remaining, accelerator)
+            # Batches are made by the journal; the loader reads the files of each.
+            batches = DataLoader(
+                journal, batch_size=None, sampler=part.remaining, collate_fn=predictor.loader.load_batch,
+                num_workers=arguments.dataloader_num_workers,
+            )  # fmt: skip
             # Without an output file there is nothing to resume.
-            with StopSignal() if output.path else contextlib.nullcontext() as stop:
-                if _answer_remaining(journal, part, predictor, accelerator, num_workers, stop):
+            with StopSignal() if arguments.output_file else contextlib.nullcontext() as stop:
+                if not _answer(batches, journal, part, predictor, accelerator, stop):
                     return RESUMABLE_EXIT_CODE
         accelerator.wait_for_everyone()
-        _on_main_process(accelerator, partial(_finish, journal, output))
+        _on_main_process(accelerator, partial(_finish, arguments, journal))
 
 
-def _open_journal(
-    cleanup: contextlib.ExitStack,
-    images: Sequence[str],
-    output: Output,
-    identity: dict[str, Any],
-    batch_size: int,
-    num_parts: int,
-) -> Path:
+def _open_journal(cleanup: contextlib.ExitStack, arguments: PredictArguments, batch_size: int, num_parts: int) -> Path:
     """The folder of the journal: a new one, or that of a run that stopped."""
-    if output.path:
-        folder = Path(f"{output.path}.partial")
+    images = partial(list_images, arguments.images)
+    if arguments.output_file:
+        folder = Path(f"{arguments.output_file}.partial")
         cleanup.callback(_remove_if_empty, folder)
     else:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
     cleanup.callback(Claim(folder).release)
-    if next(list_images(images), None) is None:
-        raise InputError(f"expected images in {', '.join(images)}, found none; name another folder")
-    if output.output_format == "kaggle" and (name := find_equal_name(map(str, list_images(images)))):
+    if next(images(), None) is None:
+        raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
+    if arguments.output_format == "kaggle" and (name := find_equal_name(map(str, images()))):
         raise InputError(f"expected unique file names for Kaggle, found two images named {name}; name one folder only")
-    prepare(folder, map(str, list_images(images)), identity=identity, batch_size=batch_size, num_parts=num_parts)
+    prepare(folder, map(str, images()), identity=arguments.identity, batch_size=batch_size, num_parts=num_parts)
     return folder
 
 
-def _answer_remaining(
-    journal: Journal,
-    part: Part,
-    predictor: ImagePredictor,
-    accelerator: Accelerator,
-    num_workers: int,
+def _answer(
+    batches: DataLoader, journal: Journal, part: Part, predictor: ImagePredictor, accelerator: Accelerator,
     stop: StopSignal | None,
-) -> bool:
-    """Answers what is left of the share of this process; True if a signal stopped it."""
+) -> bool:  # fmt: skip
+    """Answers what is left of the share of this process; False if a signal stopped it."""
     total = journal.size(journal.share(accelerator.process_index))
     done = total - journal.size(part.remaining)
     if done and accelerator.is_main_process:
         print(f"resuming after {done:,} of {total:,} images", file=sys.stderr)
-    # Batches are made by the journal; the loader reads the files of each.
-    dataloader = DataLoader(
-        journal,
-        batch_size=None,
-        sampler=part.remaining,
-        collate_fn=predictor.loader.load_batch,
-        num_workers=num_workers,
-    )
     with Progress(total, done=done, quiet=not accelerator.is_main_process) as progress:
-        for batch in dataloader:
+        for batch in batches:
             part.append(predictor(batch))
             progress.update(len(batch["file"]))
             if stop and stop.received:
-                print(
-                    f"stopped after {progress.done:,} of {total:,} images; the same command resumes the run",
-                    file=sys.stderr,
-                )
-                return True
-    return False
+                done = f"{progress.done:,} of {total:,} images"
+                print(f"stopped after {done}; the same command resumes the run", file=sys.stderr)
+                return False
+    return True
 
 
-def _finish(journal: Journal, output: Output) -> None:
-    """Writes the output and removes the journal; refuses a run without any prediction."""
+def _finish(arguments: PredictArguments, journal: Journal) -> None:
+    """Writes the output and removes the journal; refuses a run in which every image failed."""
     first = next(journal.answers())
     all_failed = all(answer.reason is not None for answer in journal.answers())
     if not all_failed:
-        output.write_and_show(journal)
+        write_and_show(arguments, journal)
     discard(journal.folder)
     (journal.folder / "lock").unlink(missing_ok=True)
     if all_failed:

@@ -2,19 +2,25 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
 from seedling_hf.data.images import IMAGE_SUFFIXES
+from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import NOT_SURE, Answer, Plant, certainty
-from seedling_hf.inference.predictor import Classify, ImageLoader, ImagePredictor
-from seedling_hf.inference.tiles import Box, draw_boxes, find_plants
+from seedling_hf.inference.classifier import list_classes
+from seedling_hf.inference.predict_arguments import PredictArguments
+from seedling_hf.inference.prediction import EightSymmetries
+from seedling_hf.inference.predictor import Classify, ImageLoader, ImagePredictor, classify_batch
+from seedling_hf.inference.tiles import MIN_SIDE, Box, draw_boxes, find_plants
 
 
 class Tray(NamedTuple):
@@ -98,12 +104,12 @@ def draw_answer(tray: Tray, answer: Answer, threshold: float | None = None) -> I
     return draw_boxes(tray.photograph, tray.boxes, names)
 
 
-def save_boxes(boxes_dir: Path, images: Sequence[str], threshold: float | None, tray: Tray, answer: Answer) -> None:
+def save_boxes(arguments: PredictArguments, tray: Tray, answer: Answer) -> None:
     """Writes a photograph with its boxes under its own name, below as much of its path as tells the folders apart."""
-    paths = map(os.path.abspath, images)
+    paths = map(os.path.abspath, arguments.images)
     shared = os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in paths])
-    path = boxes_dir / os.path.relpath(os.path.abspath(answer.file), shared)
-    write_image(draw_answer(tray, answer, threshold), path)
+    path = Path(arguments.boxes_dir, os.path.relpath(os.path.abspath(answer.file), shared))
+    write_image(draw_answer(tray, answer, arguments.threshold), path)
 
 
 def write_image(image: Image.Image, path: Path) -> None:
@@ -112,3 +118,24 @@ def write_image(image: Image.Image, path: Path) -> None:
     suffix = path.suffix.lower()
     with replacing(path) as temporary:
         image.save(temporary, format=Image.registered_extensions()[suffix] if suffix in IMAGE_SUFFIXES else "JPEG")
+
+
+def build_predictor(arguments: PredictArguments, accelerator: Accelerator) -> ImagePredictor:
+    """The predictor of images, or of photographs of trays, that the flags describe.
+
+    Raises:
+        InputError: for a `top_k` above the number of classes.
+    """
+    model, image_processor = arguments.load()
+    class_names = list_classes(model.config)
+    if arguments.top_k > len(class_names):
+        raise InputError(f"expected --top_k of at most the model's {len(class_names)} classes, found {arguments.top_k}")
+    if arguments.test_time_augmentation:
+        model = EightSymmetries(model)
+    model.to(accelerator.device)
+    classify = partial(classify_batch, model, accelerator, class_names, arguments.top_k)
+    if not arguments.tiles:
+        return ImagePredictor(classify, ImageLoader(image_processor), arguments.per_device_eval_batch_size)
+    loader = TrayLoader(image_processor, arguments.min_plant_side or MIN_SIDE)
+    draw = partial(save_boxes, arguments) if arguments.boxes_dir else None
+    return TrayPredictor(classify, loader, arguments.per_device_eval_batch_size, draw)

@@ -2,57 +2,43 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from seedling_hf.data.images import list_images
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import open_text
 from seedling_hf.inference.failed_files import print_failed, print_without_plants, write_failed
 from seedling_hf.inference.ledger import Ledger
-from seedling_hf.inference.output import Output
+from seedling_hf.inference.output import build_writer
+from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.signals import StopSignal
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
-def predict_watched(
-    images: Sequence[str],
-    output: Output,
-    predictor: ImagePredictor,
-    *,
-    identity: dict[str, Any],
-    num_workers: int,
-) -> None:
+def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> None:
     """Look → answer what is new → wait, until a signal comes.
 
-    Args:
-        images: Folders to watch, and images.
-        output: Where the predictions go.
-        predictor: Loads and answers batches.
-        identity: All that the answers depend on: a watch with another identity is not resumed.
-        num_workers: Threads that load images.
-
     Raises:
-        InputError: for an output file that no watch has made, or one of a watch with another identity.
+        InputError: for an output file that no watch has made, or that of a watch with another identity.
     """
-    path, loader = output.path, predictor.loader
+    path, loader = arguments.output_path, predictor.loader
     ledger_path = Path(f"{path}.watched") if path else ""
     if path and path.exists() and not ledger_path.exists():
         raise InputError(f"expected a new --output_file, or one that --watch has made, found {path}; name another")
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        ledger = opened.enter_context(Ledger(ledger_path, identity))
-        pool = opened.enter_context(ThreadPoolExecutor(max(num_workers, 1)))
+        ledger = opened.enter_context(Ledger(ledger_path, arguments.identity))
+        pool = opened.enter_context(ThreadPoolExecutor(max(arguments.dataloader_num_workers, 1)))
         stream = opened.enter_context(open_text(path, "a")) if path else sys.stdout
         stop = opened.enter_context(StopSignal())
-        writer = output.writer(stream)
+        writer = build_writer(arguments, stream)
         if path:
             stream.truncate(ledger.length)
         if ledger.length == 0:
@@ -64,19 +50,20 @@ def predict_watched(
                 writer.write(each)
             stream.flush()
             ledger.enter(answers, path.stat().st_size if path else 1)
-            if output.tiles:
+            if arguments.tiles:
                 print_without_plants(answers)
 
-        print(f"watching {', '.join(images)}; Ctrl-C stops it", file=sys.stderr, flush=True)
-        _watch(images, ledger, answer, predictor.batch_size, stop)
+        print(f"watching {', '.join(arguments.images)}; Ctrl-C stops it", file=sys.stderr, flush=True)
+        _watch(arguments.images, ledger, answer, predictor.batch_size, stop)
         if path:
             write_failed(path, ledger.failed())
-            output.print_summary(ledger.count, file=sys.stderr)
+            kind = "photographs" if arguments.tiles else "images"
+            print(f"predictions for {ledger.count:,} {kind} are in {path}", file=sys.stderr)
         print_failed(ledger.failed(), path)
 
 
 def _watch(
-    images: Sequence[str], ledger: Ledger, answer: Callable[[list[str]], None], batch_size: int, stop: StopSignal
+    images: list[str], ledger: Ledger, answer: Callable[[list[str]], None], batch_size: int, stop: StopSignal
 ) -> None:
     """Looks for new images again and again, and has them answered in batches."""
     complaint = None

@@ -165,7 +165,7 @@ def test_evaluate_says_what_is_wrong_in_one_sentence(model_dir, images, tmp_path
     assert not (tmp_path / "report").exists()
 
 
-def test_predict_and_evaluate_give_the_same_answers(model_dir, images, tmp_path):
+def test_predict_and_evaluate_give_the_same_predictions(model_dir, images, tmp_path):
     run(evaluate.main, flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report"))
     file = tmp_path / "new" / "answers.csv"
     assert run(predict.main, flags(model_name_or_path=model_dir, images=[images], output_file=file)) == 0
@@ -223,7 +223,7 @@ def test_top_k_names_the_most_probable_class_first_and_all_add_up_to_one(model_d
     assert sum(probabilities) == pytest.approx(1, abs=4e-6)  # six places are written
 
 
-def test_predict_refuses_a_broken_image_by_name_and_writes_nothing(model_dir, images, tmp_path, capsys):
+def test_predict_names_a_broken_image_and_writes_nothing(model_dir, images, tmp_path, capsys):
     broken = break_image(images)
     words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "answers.csv")
     assert run(predict.main, words) == 2
@@ -231,7 +231,7 @@ def test_predict_refuses_a_broken_image_by_name_and_writes_nothing(model_dir, im
     assert not (tmp_path / "answers.csv").exists()
 
 
-def test_two_processes_leave_a_broken_image_out_and_list_it_once(model_dir, images, tmp_path):
+def test_two_processes_skip_a_broken_image_and_list_it_once(model_dir, images, tmp_path):
     broken = break_image(images)
     words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "two.csv", skip_bad_images=True)
     answer = command_on_two_processes(predict.main, words, tmp_path)
@@ -279,7 +279,7 @@ def test_help_does_not_wait_for_torch(command):
     assert answer.stdout.splitlines()[-1] == "False"
 
 
-def test_answers_may_be_those_of_the_eight_symmetries(model_dir, images, tmp_path):
+def test_predictions_may_be_those_of_the_eight_symmetries(model_dir, images, tmp_path):
     output = tmp_path / "answers.csv"
     words = flags(model_name_or_path=model_dir, images=images, output_file=output, test_time_augmentation=True)
     assert run(predict.main, words) == 0
@@ -289,5 +289,5 @@ def test_answers_may_be_those_of_the_eight_symmetries(model_dir, images, tmp_pat
             pixel_values = image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             (expected,) = EightSymmetries(model)(pixel_values).logits.softmax(-1)
-        assert float(row["probability"]) == pytest.approx(expected.max().item(), abs=1e-3)  # resized on another way
+        assert float(row["probability"]) == pytest.approx(expected.max().item(), abs=1e-3)  # resized in another way
         assert row["class"] == model.config.id2label[expected.argmax().item()]

@@ -1,4 +1,4 @@
-"""`predict` on many images: killed, resumed, shared out, watched, and in how much memory."""
+"""`predict` on many images: killed, resumed, on two processes, watching, and its memory."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def linked(tmp_path_factory, sample_dir) -> Callable[[int], Path]:
-    """Makes a folder with so many links to the images of the sample."""
+    """Makes a folder with this many links to the images of the sample."""
     files = sorted(sample_dir.glob("*/*.jpg"))
 
     def link(count: int) -> Path:
@@ -75,7 +75,7 @@ def run_on_two(arguments: list[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_all_images_but_the_bad_ones_have_their_rows_in_order(uninterrupted, many):
+def test_all_images_but_the_failed_ones_have_their_rows_in_order(uninterrupted, many):
     rows = read_csv((uninterrupted / "answers.csv").read_text())
     bad = {str(many / f"{number:06d}.jpg") for number in (0, 7, 150, 299)}
     assert [row["file"] for row in rows[::2]] == [str(file) for file in sorted(many.iterdir()) if str(file) not in bad]
@@ -83,10 +83,10 @@ def test_all_images_but_the_bad_ones_have_their_rows_in_order(uninterrupted, man
     listed = read_csv((uninterrupted / "answers.failed.csv").read_text())
     assert {row["file"] for row in listed} == bad
     assert all(row["reason"] for row in listed)
-    assert len(contents(uninterrupted)) == 2, "nothing of the run's own is left"
+    assert len(contents(uninterrupted)) == 2, "no temporary file remains"
 
 
-def test_a_killed_run_goes_on_to_the_very_same_files(model_dir, many, uninterrupted, out, tmp_path):
+def test_a_killed_run_resumes_to_the_very_same_files(model_dir, many, uninterrupted, out, tmp_path):
     arguments = words(model_dir, many, out / "answers.csv", dataloader_num_workers=2)
     part = out / "answers.csv.partial" / "answers-00000.jsonl"
     process = start(tmp_path, arguments)
@@ -113,7 +113,7 @@ def test_two_processes_give_the_very_same_files_as_one(model_dir, many, uninterr
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_is_killed_go_on_to_the_very_same_files(model_dir, many, uninterrupted, out):
+def test_two_processes_of_which_one_is_killed_resume_to_the_very_same_files(model_dir, many, uninterrupted, out):
     process = run_on_two(words(model_dir, many, out / "answers.csv"))
     parts = [out / "answers.csv.partial" / f"answers-{i:05d}.jsonl" for i in range(2)]
     wait_until(lambda: all(lines_in(part) >= 12 for part in parts) or process.poll() is not None)
@@ -126,7 +126,7 @@ def test_two_processes_of_which_one_is_killed_go_on_to_the_very_same_files(model
     assert contents(out) == contents(uninterrupted)
 
 
-def test_a_run_that_gets_sigterm_says_how_to_go_on(model_dir, many, out, tmp_path):
+def test_a_run_that_gets_sigterm_says_how_to_resume(model_dir, many, out, tmp_path):
     process = start(tmp_path, words(model_dir, many, out / "answers.csv"))
     wait_until(lambda: lines_in(out / "answers.csv.partial" / "answers-00000.jsonl") or process.status is not None)
     os.kill(process.id, signal.SIGTERM)
@@ -136,7 +136,7 @@ def test_a_run_that_gets_sigterm_says_how_to_go_on(model_dir, many, out, tmp_pat
     assert "Traceback" not in finished.stdout
 
 
-def test_a_run_that_goes_on_with_other_arguments_is_refused(model_dir, many, tmp_path, capsys):
+def test_a_resumed_run_with_other_arguments_is_refused(model_dir, many, tmp_path, capsys):
     folder = tmp_path / "answers.csv.partial"
     folder.mkdir()
     (folder / "run.json").write_text('{"--top_k": 3, "batch_size": 4}')
@@ -147,7 +147,7 @@ def test_a_run_that_goes_on_with_other_arguments_is_refused(model_dir, many, tmp
     assert (folder / "run.json").exists()
 
 
-def test_jsonl_is_chosen_by_the_suffix_and_says_the_same(model_dir, many, uninterrupted, tmp_path):
+def test_jsonl_is_chosen_by_the_suffix_and_has_the_same_predictions(model_dir, many, uninterrupted, tmp_path):
     assert run(predict.main, words(model_dir, many, tmp_path / "answers.jsonl")) == 0
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     expected = read_csv((uninterrupted / "answers.csv").read_text())
@@ -156,14 +156,14 @@ def test_jsonl_is_chosen_by_the_suffix_and_says_the_same(model_dir, many, uninte
     ]
 
 
-def test_the_list_of_bad_files_of_a_former_run_goes(model_dir, sample_dir, tmp_path):
+def test_the_list_of_failed_files_of_an_earlier_run_is_removed(model_dir, sample_dir, tmp_path):
     (tmp_path / "answers.failed.csv").write_text("file,reason\nold.jpg,torn\n")
     image = next((sample_dir / "Maize").iterdir())
     assert run(predict.main, words(model_dir, image, tmp_path / "answers.csv")) == 0
     assert not (tmp_path / "answers.failed.csv").exists()
 
 
-def test_bad_images_only_are_refused_and_nothing_is_left(model_dir, tmp_path, capsys):
+def test_a_run_in_which_all_images_fail_is_refused_and_leaves_nothing(model_dir, tmp_path, capsys):
     (tmp_path / "torn.jpg").write_bytes(b"no image")
     assert run(predict.main, words(model_dir, tmp_path, tmp_path / "new" / "answers.csv")) == 2
     assert "torn.jpg" in capsys.readouterr().err
@@ -180,7 +180,7 @@ def peak_memory_kb(model_dir: Path, images: Path, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("count", [2000, pytest.param(20000, marks=pytest.mark.slow)])
-def test_memory_for_many_images_is_that_for_400(model_dir, linked, tmp_path, count):
+def test_memory_for_many_images_equals_that_for_400(model_dir, linked, tmp_path, count):
     few, most = (peak_memory_kb(model_dir, linked(number), tmp_path) for number in (400, count))
     assert most < 1.1 * few
 
@@ -196,12 +196,12 @@ def inbox(tmp_path, sample_dir) -> Path:
 def drop(sample_dir: Path, folder: Path, number: int) -> Path:
     source = sorted((sample_dir / SPECIES[number % 4]).iterdir())[number]
     shutil.copyfile(source, folder / f"{number}.jpg")
-    os.utime(folder / f"{number}.jpg", (1e9, 1e9))  # as of long ago: not being written any more
+    os.utime(folder / f"{number}.jpg", (1e9, 1e9))  # long ago: writing has ended
     return folder / f"{number}.jpg"
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_a_watched_folder_is_answered_as_images_come_until_a_signal(
+def test_a_watched_folder_is_answered_as_images_arrive_until_a_signal(
     model_dir, sample_dir, inbox, out, tmp_path, ending
 ):
     arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
@@ -220,7 +220,7 @@ def test_a_watched_folder_is_answered_as_images_come_until_a_signal(
     assert [Path(row["file"]).name for row in read_csv((out / "answers.failed.csv").read_text())] == ["torn.jpg"]
 
 
-def test_a_killed_watch_goes_on_without_a_lost_or_doubled_row(model_dir, sample_dir, inbox, out, tmp_path):
+def test_a_killed_watch_resumes_without_a_missing_or_repeated_row(model_dir, sample_dir, inbox, out, tmp_path):
     arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
     process = start(tmp_path, arguments)
     wait_for_rows(process, out / "answers.csv", 1)
@@ -249,7 +249,7 @@ def test_a_killed_watch_goes_on_without_a_lost_or_doubled_row(model_dir, sample_
         ({"watch": True, "images": [__file__]}, "expected a folder to --watch"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_sentence(model_dir, sample_dir, tmp_path, capsys, wrong, named):
+def test_impossible_flags_are_refused_in_one_sentence(model_dir, sample_dir, tmp_path, capsys, wrong, named):
     values = {"model_name_or_path": model_dir, "images": [sample_dir], "output_file": tmp_path / "a.csv"} | wrong
     assert run(predict.main, flags(**values)) == 2
     error = capsys.readouterr().err
@@ -257,7 +257,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(model_dir, sample_dir, tmp_pa
     assert error.count("\n") == 1
 
 
-def test_a_watch_does_not_write_into_a_file_of_another_making(model_dir, inbox, tmp_path, capsys):
+def test_a_watch_does_not_write_into_another_file(model_dir, inbox, tmp_path, capsys):
     (tmp_path / "a.csv").write_text("precious")
     words = flags(model_name_or_path=model_dir, images=[inbox], output_file=tmp_path / "a.csv", watch=True)
     assert run(predict.main, words) == 2

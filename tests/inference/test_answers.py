@@ -1,4 +1,4 @@
-"""What is written of an answer, letter by letter."""
+"""What is written for an answer, letter by letter."""
 
 import csv
 import io
@@ -61,7 +61,7 @@ def test_jsonl_without_a_threshold_and_with_one_class_is_short():
     assert line == '{"file": "1.jpg", "class": "Maïs", "probability": 1.0}'
 
 
-def test_a_plant_has_its_number_and_its_box_behind_the_file():
+def test_a_plant_has_its_number_and_its_box_after_the_file():
     assert write("csv", 0.6, TRAYS, tiles=True).splitlines() == [
         "file,plant,left,top,right,bottom,class,probability,certainty",
         "a.jpg,1,0,5,10,15,Maize,0.750000,sure",
@@ -82,11 +82,11 @@ def test_a_table_numbers_the_plants():
     assert format_table(TRAYS[1:]) == ""
 
 
-def test_kaggle_takes_bare_names():
+def test_kaggle_gets_bare_file_names_and_species():
     assert write("kaggle") == "file,species\n1.jpg,Maize\n2.jpg,Charlock\n"
 
 
-def test_a_table_marks_what_it_is_not_sure_of():
+def test_a_table_marks_predictions_that_are_not_sure():
     first, _, second, _ = format_table(ANSWERS, 0.6).splitlines()
     assert second.endswith("not sure")
     assert "not sure" not in first

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, sample_dir) -> Path:
-    """Seven images of one class, six of the others: 25, which no batch size of these tests divides."""
+    """Seven images of one class, six of the others: 25, not divisible by any batch size of these tests."""
     folder = tmp_path_factory.mktemp("images")
     for name in SPECIES:
         (folder / name).mkdir()
@@ -72,7 +72,7 @@ def test_the_vectors_are_the_pooled_features_of_the_trained_model(embeddings_fil
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_each_image_is_its_own_nearest(embeddings_file, images, model_dir, capsys):
+def test_each_image_is_most_similar_to_itself(embeddings_file, images, model_dir, capsys):
     for file in sorted(images.glob("*/*"))[::8]:
         assert embed(model_dir, embeddings_file, query=file, top_k=3) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -101,7 +101,7 @@ def test_the_nearest_are_those_of_all_cosines(embeddings_file, monkeypatch):
     assert [row["label"] for row in rows] == [Path(row["file"]).parent.name for row in rows]
 
 
-def test_more_nearest_than_images_are_all_images(embeddings_file):
+def test_a_top_k_above_the_number_of_images_gives_all_images(embeddings_file):
     assert len({row["file"] for row in find_nearest(embeddings_file, np.ones(64), 100)}) == 25
 
 
@@ -148,7 +148,7 @@ def test_an_image_beside_the_class_folders_has_an_empty_label(model_dir, images,
     assert {row["label"] for row in nearest} == {"Maize", None}
 
 
-def test_folders_with_folders_inside_are_no_classes(tmp_path):
+def test_folders_with_folders_inside_are_not_classes(tmp_path):
     (tmp_path / "train" / "Maize").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
     assert find_class_names([str(tmp_path)]) == []
@@ -165,7 +165,7 @@ def with_a_broken_one(images, tmp_path) -> Path:
     return folder
 
 
-def test_a_broken_image_ends_with_its_name_and_the_old_file_stays(
+def test_a_broken_image_is_named_and_the_old_file_stays(
     with_a_broken_one, embeddings_file, model_dir, tmp_path, capsys
 ):
     target = tmp_path / "out" / "features.parquet"
@@ -223,7 +223,7 @@ def test_a_mistake_ends_with_code_2_and_one_sentence_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_query_that_is_no_image_is_refused(embeddings_file, model_dir, capsys):
+def test_a_query_that_is_not_an_image_is_refused(embeddings_file, model_dir, capsys):
     assert embed(model_dir, embeddings_file, query=__file__) == 2
     assert "expected an image that can be decoded, found" in capsys.readouterr().err
 
@@ -260,5 +260,5 @@ def test_memory_does_not_grow_with_the_number_of_images(model_dir, images, tmp_p
         answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         peaks.append(int(answer.stdout.split()[-1]) / 1e3)
         assert parquet.read_metadata(f"{folder}.parquet").num_rows == count
-    # MB; the 6,000 images more would take 295 MB as they enter the model. 25 is the allocator's coming and going.
+    # MB; the 6,000 images more would take 295 MB as they enter the model. 25 MB is the allocator's variation.
     assert peaks[1] - peaks[0] < 25, peaks

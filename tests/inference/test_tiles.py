@@ -17,7 +17,7 @@ PLACES = [(60, 50), (300, 80), (560, 40), (90, 330), (330, 360), (600, 320)]  # 
 
 @pytest.fixture(scope="module")
 def seedlings(sample_dir) -> list[Path]:
-    """Real images of one plant each that does not touch the edge."""
+    """Real images with one plant each that does not touch the edge."""
     files = (f for name in ("Charlock", "Common Chickweed", "Fat Hen") for f in sorted((sample_dir / name).iterdir()))
     chosen = list(islice((file for file in files if is_one_plant(Image.open(file))), 6))
     assert len(chosen) == 6
@@ -49,7 +49,7 @@ def test_each_plant_of_a_tray_has_one_square_box_in_its_place(tray, seedlings):
         middle = (x + np.median(columns), y + np.median(rows))
         (box,) = [b for b in boxes if b[0] <= middle[0] < b[2] and b[1] <= middle[1] < b[3]]
         assert box[2] - box[0] == box[3] - box[1]
-        # Nearly all that is clearly green is inside, and the box is not the whole image and more.
+        # Nearly all clearly green pixels are inside, and the box is not larger than the image.
         inside = (columns + x >= box[0]) & (columns + x < box[2]) & (rows + y >= box[1]) & (rows + y < box[3])
         assert inside.mean() > 0.95
         assert box[2] - box[0] <= 1.25 * 150
@@ -67,7 +67,7 @@ def test_a_photograph_that_is_all_green_is_one_plant():
     assert find_plants(Image.new("RGB", (300, 200), (60, 160, 50))) == [(0, 0, 300, 200)]
 
 
-def test_what_is_smaller_than_the_least_side_is_no_plant(tray):
+def test_a_plant_below_the_minimum_side_is_not_found(tray):
     tray.paste((40, 200, 40), (10, 540, 14, 544))
     assert len(find_plants(tray)) == 6
     assert len(find_plants(tray, min_side=0.005)) > 6
@@ -111,7 +111,7 @@ def test_specks_between_two_plants_do_not_join_them():
 
 
 @pytest.mark.parametrize("colour", [(235, 235, 235), (30, 60, 160), (20, 150, 150), (230, 205, 40), (20, 22, 20)])
-def test_white_blue_turquoise_yellow_and_black_pots_are_no_plants(tray, colour):
+def test_white_blue_turquoise_yellow_and_black_pots_are_not_plants(tray, colour):
     expected = find_plants(tray)
     tray.paste(colour, (0, 0, tray.width, 8))
     tray.paste(colour, (0, 545, tray.width, 560))
@@ -125,7 +125,7 @@ def test_a_large_photograph_has_the_boxes_of_a_small_one():
     assert len(boxes) == len(find_plants(small))
     # What is found in a copy is a pixel of the copy more or less, three of the large one, and the margin with it.
     difference = np.abs(np.array(boxes)[:, None] / 5 - np.array(find_plants(small))).max(-1)
-    nearest = difference.argmin(0)  # they go by their upper edges, so that two of one height may change places
+    nearest = difference.argmin(0)  # sorted by upper edge, so that two of one height may change places
     assert sorted(nearest) == list(range(len(boxes))) and difference.min(0).max() < 4
     for found in (boxes, find_plants(small)):
         assert found == sorted(found, key=lambda box: box[1])
@@ -146,7 +146,7 @@ def test_a_plant_as_large_as_the_photograph_has_a_box_within_it():
     assert find_plants(image) == [(0, 0, 400, 300)]
 
 
-def test_brightness_does_not_change_what_is_green(tray):
+def test_brightness_does_not_change_the_plants(tray):
     darker = tray.point(lambda value: value // 2)
     assert len(find_plants(darker)) == len(find_plants(tray))
 

@@ -1,4 +1,4 @@
-"""`predict --tiles`: photographs of whole trays go in, a row for each of their plants comes out."""
+"""`predict --tiles`: photographs of whole trays go in, a row for each plant comes out."""
 
 import json
 import os
@@ -28,7 +28,7 @@ PLACE = ("left", "top", "right", "bottom")
 
 @pytest.fixture
 def trays(tmp_path) -> Path:
-    """Two folders with a photograph of one name, bare ground, and a file that is no image."""
+    """Two folders with photographs of the same name, one of bare ground, and a broken file."""
     folder = tmp_path / "trays"
     for day, box in (("monday", (0, 0, 618, 640)), ("tuesday", (618, 210, 1240, 640))):
         (folder / day).mkdir(parents=True)
@@ -49,7 +49,7 @@ def boxes(rows: list[dict]) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("further", [{}, {"test_time_augmentation": True}])
-def test_each_plant_has_the_answer_that_its_cutting_has_by_itself(model_dir, tmp_path, further):
+def test_each_plant_is_predicted_as_its_crop_alone(model_dir, tmp_path, further):
     assert predict_tiles(model_dir, TRAY, tmp_path / "a.csv", **further) == 0
     rows = read_csv((tmp_path / "a.csv").read_text())
     assert list(rows[0]) == ["file", "plant", *PLACE, "class", "probability"]
@@ -63,14 +63,14 @@ def test_each_plant_has_the_answer_that_its_cutting_has_by_itself(model_dir, tmp
     assert predict_tiles(model_dir, tmp_path / "cut", tmp_path / "b.csv", **further, tiles=False) == 0
     alone = read_csv((tmp_path / "b.csv").read_text())
     assert [row["class"] for row in rows] == [row["class"] for row in alone]
-    # Batches of other sizes are summed in another order, in the seventh digit.
+    # Batches of another size sum float32 in another order: the seventh digit differs.
     expected = [float(row["probability"]) for row in alone]
     assert [float(row["probability"]) for row in rows] == pytest.approx(expected, abs=2e-6)
     assert len({row["class"] for row in rows}) > 1
 
 
 def test_each_plant_of_the_sample_tray_has_a_box_of_its_own():
-    """Eighteen were put together, six a row."""
+    """The tray is composed of eighteen, six in each row."""
     found = find_plants(Image.open(TRAY))
     assert len(found) == 18
     cells = {
@@ -79,9 +79,9 @@ def test_each_plant_of_the_sample_tray_has_a_box_of_its_own():
     assert len(cells) == 18
 
 
-def test_boxes_are_in_pixels_of_the_photograph_as_it_is_seen(model_dir, tmp_path):
+def test_boxes_are_in_pixels_of_the_upright_photograph(model_dir, tmp_path):
     turned = Image.Exif()
-    turned[0x0112] = 6  # the camera was turned: shown after a quarter turn to the right
+    turned[0x0112] = 6  # the camera was turned: upright after a quarter turn to the right
     (tmp_path / "in").mkdir()
     Image.open(TRAY).rotate(90, expand=True).save(tmp_path / "in" / "tray.png", exif=turned)
     assert predict_tiles(model_dir, tmp_path / "in", tmp_path / "a.csv", boxes_dir=tmp_path / "drawn") == 0
@@ -91,7 +91,7 @@ def test_boxes_are_in_pixels_of_the_photograph_as_it_is_seen(model_dir, tmp_path
     assert 0x0112 not in drawn.getexif()
 
 
-def test_jsonl_says_the_same_with_top_k_and_certainty(model_dir, tmp_path):
+def test_jsonl_has_the_same_with_top_k_and_certainty(model_dir, tmp_path):
     further = {"top_k": 2, "threshold": 0.6}
     for name in ("a.csv", "a.jsonl"):
         assert predict_tiles(model_dir, TRAY, tmp_path / name, **further) == 0
@@ -104,7 +104,7 @@ def test_jsonl_says_the_same_with_top_k_and_certainty(model_dir, tmp_path):
     assert {row["certainty"] for row in rows} == {"sure", "not sure"}
 
 
-def test_what_has_no_plant_is_said_and_what_is_torn_is_listed(model_dir, trays, tmp_path, capsys):
+def test_photographs_without_plants_are_printed_and_failed_ones_are_listed(model_dir, trays, tmp_path, capsys):
     assert predict_tiles(model_dir, trays, tmp_path / "a.csv") == 0
     said = capsys.readouterr()
     rows = read_csv((tmp_path / "a.csv").read_text())
@@ -116,7 +116,7 @@ def test_what_has_no_plant_is_said_and_what_is_torn_is_listed(model_dir, trays, 
     ]
 
 
-def test_no_plant_at_all_is_no_error(model_dir, trays, tmp_path, capsys):
+def test_photographs_without_any_plant_are_not_an_error(model_dir, trays, tmp_path, capsys):
     assert predict_tiles(model_dir, trays / "monday" / "bare.png", tmp_path / "a.csv") == 0
     assert (tmp_path / "a.csv").read_text() == "file,plant,left,top,right,bottom,class,probability\n"
     said = capsys.readouterr()
@@ -124,7 +124,7 @@ def test_no_plant_at_all_is_no_error(model_dir, trays, tmp_path, capsys):
     assert "no plant found: 1" in said.err
 
 
-def test_torn_photographs_are_refused_by_name(model_dir, trays, tmp_path, capsys):
+def test_broken_photographs_are_refused_by_name(model_dir, trays, tmp_path, capsys):
     words = flags(model_name_or_path=model_dir, images=[trays], output_file=tmp_path / "out" / "a.csv", tiles=True,
                   boxes_dir=tmp_path / "drawn")  # fmt: skip
     assert run(predict.main, words) == 2
@@ -149,7 +149,7 @@ def test_photographs_of_one_name_are_drawn_apart_and_whole(model_dir, trays, tmp
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["tray.png"]
 
 
-def test_a_killed_run_goes_on_to_the_very_same_files(model_dir, trays, tmp_path):
+def test_a_killed_run_resumes_to_the_very_same_files(model_dir, trays, tmp_path):
     for number in range(12):
         (trays / f"{number:02d}.png").symlink_to(trays / ("monday" if number % 3 else "tuesday") / "tray.png")
 
@@ -182,7 +182,7 @@ def test_a_watched_folder_is_answered_plant_by_plant(model_dir, tmp_path):
                                     watch=True))  # fmt: skip
     for name, image in (("bare.png", Image.new("RGB", (99, 99))), ("tray.png", Image.open(TRAY))):
         image.save(tmp_path / name)
-        os.utime(tmp_path / name, (1e9, 1e9))  # as of long ago: not being written any more
+        os.utime(tmp_path / name, (1e9, 1e9))  # long ago: writing has ended
         (tmp_path / name).rename(inbox / name)
     wait_for_rows(process, output, 18)
     os.kill(process.id, signal.SIGTERM)
@@ -208,7 +208,7 @@ def test_a_watched_folder_is_answered_plant_by_plant(model_dir, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, capsys, monkeypatch, wrong, named):
+def test_impossible_flags_are_refused_in_one_sentence(tmp_path, capsys, monkeypatch, wrong, named):
     monkeypatch.chdir(tmp_path)
     values = {"model_name_or_path": "model", "images": [TRAY], "output_file": "a.csv", "tiles": True} | wrong
     assert run(predict.main, flags(**{name: value for name, value in values.items() if value is not False})) == 2
@@ -225,7 +225,7 @@ def test_without_scikit_image_it_is_refused_before_any_work(model_dir, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_smaller_plants_are_left_out_as_asked(model_dir, tmp_path):
+def test_smaller_plants_are_skipped_on_request(model_dir, tmp_path):
     assert predict_tiles(model_dir, TRAY, tmp_path / "a.csv", min_plant_side=0.2) == 0
     rows = read_csv((tmp_path / "a.csv").read_text())
     assert boxes(rows) == find_plants(Image.open(TRAY), min_side=0.2)

@@ -1,0 +1,109 @@
+"""The flags of `predict`, checked, and what its predictions depend on."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seedling_hf.arguments import ArgumentGroup, check_range, option
+from seedling_hf.errors import InputError
+from seedling_hf.files import check_writable_folder
+from seedling_hf.inference.answers import FORMATS, format_of
+from seedling_hf.inference.classifier import InferenceArguments
+
+
+@dataclass(kw_only=True)
+class PredictionArguments(ArgumentGroup):
+    _argument_group_name = "Prediction"
+
+    images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
+    output_file: str | None = option(
+        None, "file to write (default: the terminal); the same command resumes a run that was stopped or killed"
+    )
+    output_format: str | None = option(
+        None,
+        "csv: columns file,class,probability; jsonl: an object per image; kaggle: file,species with bare file names "
+        "(default: by the suffix of the file, else csv)",
+        choices=list(FORMATS),
+        aliases=["--format"],
+    )
+    top_k: int = option(1, "classes to list for each image, the most probable first")
+    threshold: float | None = option(None, "probability below which a prediction is marked as not sure")
+    test_time_augmentation: bool = option(
+        False, "predict the mean over the eight symmetries of the square, in eight times the time"
+    )
+    watch: bool = option(
+        False, "keep running and predict images as they arrive in the folders, until SIGINT or SIGTERM"
+    )
+    tiles: bool = option(
+        False, "classify each green plant of photographs of trays: adds its number and its box in pixels"
+    )
+    boxes_dir: str | None = option(None, "folder for the photographs of --tiles with boxes and classes drawn")
+    min_plant_side: float | None = option(
+        None, "smallest plant that --tiles classifies, as a fraction of the photograph's shorter side (default: 0.02)"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.output_format = self.output_format or format_of(self.output_file)
+        if self.top_k < 1 or (self.output_format == "kaggle" and self.top_k > 1):
+            most = "1, which is all that Kaggle takes" if self.output_format == "kaggle" else "1 or more"
+            raise InputError(f"expected --top_k of {most}, found {self.top_k}")
+        check_range(self, "threshold", least=0, most=1)
+        if self.output_format == "kaggle":
+            for name in ("threshold", "watch", "tiles"):
+                if getattr(self, name) not in (None, False):
+                    raise InputError(f"expected no --{name} for Kaggle's file, found it; use csv or jsonl")
+        if self.watch and not any(Path(path).is_dir() for path in self.images):
+            raise InputError(f"expected a folder to --watch, found {', '.join(self.images)}; name one")
+        check_range(self, "min_plant_side", above=0, most=1)
+        for name in ("boxes_dir", "min_plant_side"):
+            if getattr(self, name) is not None and not self.tiles:
+                raise InputError(f"expected --tiles for --{name}, found it without; add --tiles or remove --{name}")
+        if self.boxes_dir is not None:
+            check_writable_folder(Path(self.boxes_dir), "--boxes_dir")
+            _check_apart(Path(self.boxes_dir), self.images)
+        if self.output_file is not None:
+            if Path(self.output_file).is_dir():
+                raise InputError(
+                    f"expected a file as --output_file, found the folder {self.output_file}; add a name.csv"
+                )
+            check_writable_folder(Path(self.output_file).parent, "--output_file")
+
+
+@dataclass(kw_only=True)
+class PredictArguments(InferenceArguments, PredictionArguments):
+    """All flags of `predict`."""
+
+    @property
+    def output_path(self) -> Path | None:
+        """The file to write; None for the terminal."""
+        return Path(self.output_file) if self.output_file else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the predictions depend on: flags, and the files of a model folder."""
+        folder = Path(self.model_name_or_path)
+        files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        names = (
+            "model_revision", "mixed_precision", "no_merge", "test_time_augmentation", "top_k", "threshold", "tiles",
+            "min_plant_side", "output_format",
+        )  # fmt: skip
+        return {
+            "--images": [os.path.abspath(path) for path in self.images],
+            "--model_name_or_path": str(folder.resolve()) if files else self.model_name_or_path,
+            "the checksum of the model's files": hashlib.sha1(repr(stamps).encode()).hexdigest()[:8],
+            "--boxes_dir": self.boxes_dir and os.path.abspath(self.boxes_dir),
+            **{f"--{name}": getattr(self, name) for name in names},
+        }
+
+
+def _check_apart(boxes_dir: Path, images: Sequence[str]) -> None:
+    """Refuses a folder above the photographs, which could be replaced, or among them, where it would be read too."""
+    boxes_dir = boxes_dir.resolve()
+    for path in (Path(image).resolve() for image in images):
+        if boxes_dir == path or boxes_dir in path.parents or (path.is_dir() and path in boxes_dir.parents):
+            raise InputError(f"expected --boxes_dir apart from {path}, found {boxes_dir}; name another folder")
