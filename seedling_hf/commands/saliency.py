@@ -21,9 +21,9 @@ class SaliencyOptions(ArgumentGroup):
     output_dir: str = option(MISSING, "folder for a PNG of each image and saliency.png with the first 24")
     target: str | None = option(None, "class to explain instead of the predicted one")
     stage: int | None = option(
-        None, "whose maps: -1 the last, -2 the one before, finer but less reliable (default: the last of 4×4 or more)"
+        None, "stage of the maps: -1 is the last, -2 is finer but less reliable (default: the last of 4×4 or more)"
     )
-    max_samples: int | None = option(None, "use at most so many images, evenly chosen")
+    max_samples: int | None = option(None, "largest number of images, evenly chosen")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,7 @@ class ErfArguments(ArgumentGroup):
     )
     trust_remote_code: bool = option(False, "run the Python code of those repositories; a RepLKNet needs none")
     image_size: int = option(1024, "side to which images are squeezed, in pixels, as in the paper")
-    max_samples: int = option(50, "use at most so many images, evenly chosen, as many as in the paper")
+    max_samples: int = option(50, "largest number of images, evenly chosen; as in the paper")
     seed: int = option(0, "seed of random weights")
 
     def __post_init__(self) -> None:

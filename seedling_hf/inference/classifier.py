@@ -46,8 +46,8 @@ class InferenceArguments(ClassifierArguments):
     per_device_eval_batch_size: int = option(64, "images a batch on each process")
     dataloader_num_workers: int = option(0, "processes that load images, for each process")
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
-    no_merge: bool = option(False, "keep small kernels and BatchNorms apart: slower, same answers")
-    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
+    no_merge: bool = option(False, "keep small kernels and BatchNorms unmerged: slower, same predictions")
+    skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of refusing them")
 
     def __post_init__(self) -> None:
         super().__post_init__()

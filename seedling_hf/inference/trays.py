@@ -105,7 +105,7 @@ def draw_answer(tray: Tray, answer: Answer, threshold: float | None = None) -> I
 
 
 def save_boxes(arguments: PredictArguments, tray: Tray, answer: Answer) -> None:
-    """Writes a photograph with its boxes under its own name, below as much of its path as tells the folders apart."""
+    """Writes a photograph with its boxes under its own name, in the same folders below `boxes_dir`."""
     paths = map(os.path.abspath, arguments.images)
     shared = os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in paths])
     path = Path(arguments.boxes_dir, os.path.relpath(os.path.abspath(answer.file), shared))
