@@ -26,7 +26,7 @@ class DemoArguments(ClassifierArguments):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model → page, until Ctrl-C."""
     arguments = parse_arguments(
-        DemoArguments, argv, prog="demo", description="Serves a page that classifies the images dropped on it."
+        DemoArguments, argv, prog="demo", description="Serve a page that classifies the images dropped on it."
     )
     require_package("gradio", "the page", "demo")
 

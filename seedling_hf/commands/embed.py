@@ -45,7 +45,7 @@ class EmbedArguments(InferenceArguments, EmbeddingArguments):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Images → features → Parquet; an image → the most similar."""
     arguments = parse_arguments(
-        EmbedArguments, argv, prog="embed", description="Writes features of images, and finds similar images."
+        EmbedArguments, argv, prog="embed", description="Write features of images, and find similar images."
     )
 
     from seedling_hf.data.images import list_images

@@ -11,7 +11,7 @@ from seedling_hf.inference.predict_arguments import PredictArguments
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and images → predictions → a file."""
     arguments = parse_arguments(
-        PredictArguments, argv, prog="predict", description="Predicts the class of each image, as CSV or JSON lines."
+        PredictArguments, argv, prog="predict", description="Predict the class of each image, as CSV or JSON lines."
     )
 
     from seedling_hf.inference.listed_run import predict_listed

@@ -40,7 +40,7 @@ class SaliencyArguments(InferenceArguments, SaliencyOptions):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and images → predictions → Grad-CAM → overlays."""
     arguments = parse_arguments(
-        SaliencyArguments, argv, prog="saliency", description="Shows by Grad-CAM where a model looks."
+        SaliencyArguments, argv, prog="saliency", description="Show by Grad-CAM where a model looks."
     )
 
     from seedling_hf.data.images import select_images

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Models and images → gradients of the centre → maps and ratios."""
     arguments = parse_arguments(
         ErfArguments, argv, prog="visualize_erf",
-        description="Draws and measures effective receptive fields (arXiv 2203.06717, section 5).",
+        description="Draw and measure effective receptive fields (arXiv 2203.06717, section 5).",
     )  # fmt: skip
 
     import numpy as np
