@@ -25,7 +25,7 @@ FLAGS = f"""
     --max_steps {NUM_STEPS} --save_steps 2 --eval_steps 3 --logging_steps 1
     --ema_decay 0.9 --mixup_prob 0.7 --learning_rate 3e-3 --warmup_steps 3 --resume_from_checkpoint latest
 """.split()
-# What tells the day and the speed of a run; all else must be equal.
+# Date and speed of a run; everything else must be equal.
 TIMED = re.compile(
     rb'"(date|seconds|images_per_second)": .*|- \d{4}-\d\d-\d\dT.* images a second.*|On .* of training \(.*'
     rb"|\d{4}-\d\d-\d\d[T ][^<]*? s \([\d.,]+ images a second\)"
@@ -96,7 +96,7 @@ def _train(rank: int, folder: Path, flags: list[str], before) -> int:
 def kill(processes: list) -> bool:
     """Takes the machine away; returns whether the run was still going."""
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):  # it has just begun, or is gone
+        with contextlib.suppress(ProcessLookupError):  # it has just started, or has ended
             os.killpg(process.pid, signal.SIGKILL)  # its loading workers too
         process.kill()
     for process in processes:

@@ -20,7 +20,7 @@ class ClassifierArguments(ArgumentGroup):
     """Which classifier: these flags join the group of the class that inherits them."""
 
     model_name_or_path: str | None = option(
-        None, "model folder that training wrote, or repository on the Hub (default: the shipped nano)"
+        None, "model folder of a training run, or Hub repository (default: the shipped nano)"
     )
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     trust_remote_code: bool = option(False, "run the Python code of that repository; a RepLKNet needs none")
@@ -43,8 +43,8 @@ class ClassifierArguments(ArgumentGroup):
 class InferenceArguments(ClassifierArguments):
     _argument_group_name = "Inference"
 
-    per_device_eval_batch_size: int = option(64, "images a batch on each process")
-    dataloader_num_workers: int = option(0, "processes that load images, for each process")
+    per_device_eval_batch_size: int = option(64, "images in a batch, per process")
+    dataloader_num_workers: int = option(0, "processes that load images, per process")
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
     no_merge: bool = option(False, "keep small kernels and BatchNorms unmerged: slower, same predictions")
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of refusing them")
@@ -131,7 +131,7 @@ def load_classifier(
     Args:
         model_name_or_path: See `Pretrained`, as `revision` and `trust_remote_code`.
         merge: Merge parallel branches and BatchNorms into the convolutions, where the model can: faster, with the
-            same answers.
+            same predictions.
 
     Raises:
         InputError: if there is no model, or one without every trained weight of its classifier.

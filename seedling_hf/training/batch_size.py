@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 def fit_batch_size(
     arguments: TrainArguments, model: PreTrainedModel, image_size: int, accelerator: Accelerator
 ) -> TrainArguments:
-    """Divides the batch of a process until a step fits, and accumulates so that the global batch stays what it was.
+    """Divides the batch of a process until a step fits, and accumulates gradients so that the global batch stays equal.
 
-    A trial is one step on black images, with a copy of the model and as much memory beside it as AdamW and the
-    averaged weights will take: the run's own weights, statistics and random numbers are left alone. All processes take
+    A trial is one step on black images, with a copy of the model and as much additional memory as AdamW and the
+    averaged weights will need: the run's own weights, statistics and random numbers do not change. All processes use
     the smallest batch that any of them found.
 
     Args:
         arguments: The flags of the run.
-        model: What will be trained, not yet on its device.
+        model: The model to train, not yet on its device.
         image_size: Side of the images in pixels.
         accelerator: Decides about device and precision.
 
@@ -36,10 +36,10 @@ def fit_batch_size(
     Raises:
         InputError: if not even one image fits.
     """
-    whole = arguments.per_device_train_batch_size
-    sizes = iter([size for size in range(whole, 0, -1) if whole % size == 0][1:])
+    requested = arguments.per_device_train_batch_size
+    sizes = iter([size for size in range(requested, 0, -1) if requested % size == 0][1:])
 
-    @find_executable_batch_size(starting_batch_size=whole, reduce_batch_size_fn=lambda: next(sizes, 0))
+    @find_executable_batch_size(starting_batch_size=requested, reduce_batch_size_fn=lambda: next(sizes, 0))
     def largest(batch_size: int) -> int:
         _try_step(arguments, model, batch_size, image_size, accelerator)
         return batch_size
@@ -53,14 +53,14 @@ def fit_batch_size(
     found = min(gather_object([found]))
     if found == 0:
         raise InputError(
-            f"expected memory for a step on one image of {image_size}×{image_size} pixels, found too little; take a "
+            f"expected memory for a step on one image of {image_size}×{image_size} pixels, found too little; use a "
             "smaller --variant or --image_size, or --gradient_checkpointing"
         )
-    if found < whole:
-        accumulation = arguments.gradient_accumulation_steps * whole // found
+    if found < requested:
+        accumulation = arguments.gradient_accumulation_steps * requested // found
         logger.info(
-            "%d images do not fit into memory: %d at a time, %d times a step; BatchNorm sees %d at a time",
-            whole, found, accumulation, found,
+            "%d images do not fit into memory: using batches of %d, %d per step; BatchNorm sees %d images at a time",
+            requested, found, accumulation, found,
         )  # fmt: skip
         arguments = replace(
             arguments, per_device_train_batch_size=found, gradient_accumulation_steps=accumulation

@@ -109,11 +109,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         text = (path / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)
         version, step, files = manifest["format_version"], manifest["step"], manifest["files"]
-        whole = text == manifest_text(step, files, version) and isinstance(step, int)
-        whole = whole and all(Path(name).name == name and files[name].keys() == {"size", "sha256"} for name in files)
+        intact = text == manifest_text(step, files, version) and isinstance(step, int)
+        intact = intact and all(Path(name).name == name and files[name].keys() == {"size", "sha256"} for name in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         raise InputError(
             f"the checkpoint {path} is damaged: {MANIFEST} is not as it was written; resume from an older one"
         )

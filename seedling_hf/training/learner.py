@@ -76,7 +76,7 @@ class Learner:
 
         Args:
             batches: Of one optimizer step.
-            stop: Tells, when the passes are done, whether this process was asked to stop.
+            stop: The signal that may ask this process to stop.
 
         Returns:
             The mean loss of each process, (num_processes,), and whether any of them was asked to stop.

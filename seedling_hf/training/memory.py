@@ -1,17 +1,16 @@
-"""The memory that a training step takes, found without making one: by tensors that have a shape and no content.
+"""The memory of a training step, measured on tensors that have a shape but no content.
 
 What a step holds all the time is counted: weights, the optimizer's moments, averaged weights, and what processes need
 to exchange gradients. What comes and goes is observed: the real model runs forward and backward on fake tensors
-(`FakeTensorMode`), the real optimizer updates it, and each storage is counted from the operation that makes it until
-nobody holds it any more. So views, what autograd saves, what is freed early, and the weights that autocast casts are
-counted as they are.
+(`FakeTensorMode`), the real optimizer updates it, and each storage is counted from the operation that creates it until
+it is freed. So views, what autograd saves, what is freed early, and the weights that autocast casts are all counted
+correctly.
 
 Not counted, since no operation of PyTorch shows it: CUDA's own context (about half a GB), the workspaces of cuDNN and
-cuBLAS, and what the allocator loses between blocks.
+cuBLAS, and fragmentation in the allocator.
 """
 
 import weakref
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -26,7 +25,10 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
-from seedling_hf.training.optimization import parameter_groups
+from seedling_hf.train_arguments import OptimizationArguments
+from seedling_hf.training.optimization import build_optimizer
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,12 @@ class MemoryEstimate:
     Attributes:
         weights: Parameters and buffers.
         average: Averaged weights (EMA).
-        moments: AdamW's two; of the matrices that Muon has, its one.
-        exchange: What processes need to talk: DDP's buckets, or the blocks that FSDP has whole at one time.
+        moments: AdamW's two; for matrices that Muon updates, its one.
+        exchange: Buffers between processes: DDP's buckets, or the blocks that FSDP holds unsharded at one time.
         gradients: Of all parameters.
-        activations: What the forward pass leaves behind for the backward pass: of all images, and the weights that
-            autocast has cast.
-        step: The most that gradients, activations and temporaries take at one time. It can be less than gradients and
-            activations, since those come while these go.
+        activations: What the forward pass keeps for the backward pass, including the weights that autocast has cast.
+        step: The most that gradients, activations and temporaries take at one time. It can be less than the sum of
+            gradients and activations, since activations are freed while gradients appear.
     """
 
     weights: int
@@ -61,14 +62,9 @@ class MemoryEstimate:
 
 def estimate_memory(
     config: RepLKNetConfig,
-    *,
+    arguments: OptimizationArguments,
     image_size: int,
-    batch_size: int,
-    dtype: torch.dtype = torch.float32,
-    gradient_checkpointing: bool = False,
-    gradient_accumulation_steps: int = 1,
-    ema: bool = False,
-    optimizer_of: Callable[[nn.Module], Optimizer] = lambda model: AdamW(parameter_groups(model, 1.0, 1.0)),
+    *,
     num_processes: int = 1,
     use_fsdp: bool = False,
     copies_moments: bool = True,
@@ -77,37 +73,30 @@ def estimate_memory(
 
     Args:
         config: Of the model, with the number of its classes.
+        arguments: Batch size, optimizer, precision, averaged weights and gradient checkpointing.
         image_size: Side of the images in pixels.
-        batch_size: Images at a time on this device.
-        dtype: Of autocast; float32 for none.
-        gradient_checkpointing: Whether layers are computed again in the backward pass.
-        gradient_accumulation_steps: Above 1 the gradients of the batches before are there during the next.
-        ema: Whether averaged weights are kept.
-        optimizer_of: Builds the optimizer of a model.
-        num_processes: Above 1 gradients are exchanged.
-        use_fsdp: Whether FSDP divides among the processes all that is as large as the weights.
-        copies_moments: Whether AdamW updates all parameters of a learning rate at a time with a copy of a moment, as it
-            does on GPUs.
+        num_processes: Above 1, gradients are exchanged.
+        use_fsdp: Whether FSDP shards the weights, and everything of their size, across the processes.
+        copies_moments: Whether AdamW updates all parameters of a group at once with a copy of a moment, as it does on
+            GPUs.
     """
     with torch.device("meta"):
         model = RepLKNetForImageClassification(config)
     parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
-    optimizer = optimizer_of(model)
+    optimizer = build_optimizer(model, arguments)
     moments, update = _observe_update(model, optimizer)
     if copies_moments and isinstance(optimizer, AdamW):
         update = max(_bytes(group["params"]) for group in optimizer.param_groups)
     exchange, share = parameters if num_processes > 1 else 0, 1
     if use_fsdp:
-        exchange, share = _whole_blocks(model), num_processes
+        exchange, share = _unsharded_blocks(model), num_processes
     gradients = parameters // share
-    # Gradients that FSDP has divided, and those of earlier batches, are there all the time; others come one by one.
-    kept = gradients if use_fsdp or gradient_accumulation_steps > 1 else 0
-    activations, most = _observe_step(
-        model, image_size, batch_size, dtype, gradient_checkpointing, drop_gradients=kept > 0
-    )  # fmt: skip
+    # Sharded gradients, and those of earlier batches, are always there; others come one by one.
+    kept = gradients if use_fsdp or arguments.gradient_accumulation_steps > 1 else 0
+    activations, most = _observe_step(model, arguments, image_size, drop_gradients=kept > 0)
     return MemoryEstimate(
         weights=parameters // share + buffers,
-        average=(parameters // share + buffers) if ema else 0,
+        average=(parameters // share + buffers) if arguments.ema_decay else 0,
         moments=moments // share,
         exchange=exchange,
         gradients=gradients,
@@ -117,22 +106,23 @@ def estimate_memory(
 
 
 def _observe_step(
-    model: nn.Module, image_size: int, batch_size: int, dtype: torch.dtype, checkpointing: bool, *, drop_gradients: bool
+    model: nn.Module, arguments: OptimizationArguments, image_size: int, *, drop_gradients: bool
 ) -> tuple[int, int]:
-    """Bytes that a forward pass leaves behind, and the most that forward and backward need beside the weights.
+    """Bytes that a forward pass leaves behind, and the most that forward and backward need besides the weights.
 
-    Gradients are among the latter unless each is to be dropped as soon as it is there.
+    The latter includes the gradients, unless each is dropped as soon as it is computed.
     """
+    batch_size, dtype = arguments.per_device_train_batch_size, DTYPES.get(arguments.mixed_precision, torch.float32)
     live = LiveStorages()
     with FakeTensorMode():
         model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).train()
-        if checkpointing:
+        if arguments.gradient_checkpointing:
             model.activation_checkpointing_enable()
         for parameter in model.parameters():
             if drop_gradients:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
         for tensor in (*model.parameters(), *model.buffers()):
-            live.leave_out(tensor)
+            live.exclude(tensor)
         with live:
             images = torch.empty(batch_size, model.config.num_channels, image_size, image_size)
             labels = torch.empty(batch_size, model.config.num_labels)
@@ -144,15 +134,15 @@ def _observe_step(
 
 
 def _observe_update(model: nn.Module, optimizer: Optimizer) -> tuple[int, int]:
-    """Bytes that an optimizer keeps from one step to the next, and the most that a step needs beside them."""
+    """Bytes that an optimizer keeps from step to step, and the most that a step needs besides them."""
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
-    optimizer.step()  # the moments are there from the second on
+    optimizer.step()  # the first step creates the moments
     kept = (value for state in optimizer.state.values() for value in state.values())
-    moments = [value for value in kept if torch.is_tensor(value) and value.ndim]  # no counters of steps, on the CPU
+    moments = [value for value in kept if torch.is_tensor(value) and value.ndim]  # without the step counters on the CPU
     live = LiveStorages()
     for tensor in (*model.parameters(), *(parameter.grad for parameter in model.parameters()), *moments):
-        live.leave_out(tensor)
+        live.exclude(tensor)
     with live:
         optimizer.step()
     model.zero_grad()
@@ -164,7 +154,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, until they are freed.
+    """Counts the bytes of the tensors that operations create, until they are freed.
 
     Attributes:
         now: Bytes alive.
@@ -181,8 +171,8 @@ class LiveStorages(TorchDispatchMode):
         tree_map_only(Tensor, self.count, result)
         return result
 
-    def leave_out(self, tensor: Tensor) -> None:
-        """Takes the storage of `tensor` for one that is counted elsewhere."""
+    def exclude(self, tensor: Tensor) -> None:
+        """Excludes the storage of `tensor`, which is counted elsewhere."""
         self._known[tensor.untyped_storage()] = True
 
     def count(self, tensor: Tensor) -> None:
@@ -204,9 +194,9 @@ def _bytes(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _whole_blocks(model: nn.Module) -> int:
-    """What FSDP has whole, at most: two blocks and the buffer that they arrive in, the gradients of a block and the
-    buffer that they leave in, and the parameters that are in no block with their gradients."""
+def _unsharded_blocks(model: nn.Module) -> int:
+    """What FSDP holds unsharded, at most: two blocks and their receive buffer, the gradients of a block and their send
+    buffer, and the parameters outside of blocks with their gradients."""
     kinds = set(model._no_split_modules)
     blocks = [_bytes(m.parameters()) for m in model.modules() if type(m).__name__ in kinds]
     return 5 * max(blocks) + 2 * (_bytes(model.parameters()) - sum(blocks))

@@ -1,7 +1,7 @@
-"""A model that FSDP divides among the processes: what may be combined with it, and whole tensors out of its shards.
+"""FSDP, which shards a model across the processes: what can be combined with it, and full tensors from its shards.
 
 With version 2 of FSDP (`torch.distributed.fsdp.fully_shard`) each parameter, its gradient and AdamW's moments are
-`DTensor`s, of which every process holds a part; buffers, such as the statistics of BatchNorm, are whole on each.
+`DTensor`s, of which every process holds a shard; buffers, such as the statistics of BatchNorm, are complete on each.
 """
 
 import os
@@ -20,29 +20,28 @@ from seedling_hf.train_arguments import OptimizationArguments
 
 
 def configure_sharding(accelerator: Accelerator, arguments: OptimizationArguments) -> None:
-    """Refuses what cannot be had together with a divided model, and sets what accelerate would choose otherwise.
+    """Refuses what cannot be combined with a sharded model, and overrides two choices of accelerate.
 
-    Two of accelerate's choices are not taken. Weights stay in float32 and autocast decides about each operation, as
-    without FSDP, where accelerate would cast BatchNorm and the loss to bfloat16 as well. And every process reads the
-    weights from the disk, since reading on one of them alone cannot be had for a model with buffers.
+    Weights stay in float32 and autocast decides about each operation, as without FSDP; accelerate would cast BatchNorm
+    and the loss to bfloat16 as well. And every process reads the weights from the disk, since reading on a single one
+    does not work for a model with buffers.
 
     Args:
-        accelerator: Of the run, before anything is prepared.
+        accelerator: Before anything is prepared.
         arguments: Batch size and optimizer.
 
     Raises:
-        InputError: for DeepSpeed and Megatron-LM, for the first version of FSDP, and for what the second does not do
-            here.
+        InputError: for DeepSpeed and Megatron-LM, for version 1 of FSDP, and for what version 2 does not support here.
     """
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise InputError(
-            f"expected whole models on each process or FSDP, found {kind.value} in the configuration of accelerate; "
+            f"expected a complete model on each process or FSDP, found {kind.value} in accelerate's configuration; "
             "use --multi_gpu, or --use_fsdp --fsdp_version 2"
         )
     if kind != DistributedType.FSDP:
-        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":  # and accelerate would do without
-            raise InputError("expected GPUs for FSDP, found none; leave out --use_fsdp")
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":  # accelerate would silently ignore it
+            raise InputError("expected GPUs for FSDP, found none; remove --use_fsdp")
         return
     plugin = accelerator.state.fsdp_plugin
     refused = {
@@ -55,30 +54,30 @@ def configure_sharding(accelerator: Accelerator, arguments: OptimizationArgument
             plugin.activation_checkpointing,
             "which would count each batch twice in BatchNorm's statistics; use --gradient_checkpointing of train",
         ),
-        "modules that FSDP ignores": (plugin.ignored_modules, "whose gradients would not be shared; ignore none"),
-        "further ways of dividing (--use_parallelism_config)": (accelerator.parallelism_config, "leave them out"),
+        "modules that FSDP ignores": (plugin.ignored_modules, "whose gradients would not be synchronized; ignore none"),
+        "other kinds of parallelism (--use_parallelism_config)": (accelerator.parallelism_config, "remove them"),
         "--mixed_precision fp16": (accelerator.mixed_precision == "fp16", "use bf16 or no"),
         "--auto_find_batch_size": (arguments.auto_find_batch_size, "give --per_device_train_batch_size yourself"),
-        "--optim muon": (arguments.optim == "muon", "which needs whole matrices; use adamw"),
+        "--optim muon": (arguments.optim == "muon", "which needs complete matrices; use adamw"),
     }
     for found, (is_there, remedy) in refused.items():
         if is_there:
-            raise InputError(f"expected what training under FSDP can do, found {found}; {remedy}")
+            raise InputError(f"expected options that FSDP supports here, found {found}; {remedy}")
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     plugin.cpu_ram_efficient_loading = False
     disable_fsdp_ram_efficient_loading()
 
 
 def gather(values: Any, *, keep: bool = True) -> Any:
-    """Nested dicts and lists with each sharded tensor made whole, on the CPU; all processes must call it together.
+    """Nested dicts and lists with full tensors on the CPU in place of sharded ones; every process must call it.
 
     Args:
-        values: What a `state_dict()` gives; what is no shard is returned as it is.
-        keep: Whether this process wants the whole tensors; where not, None stands in for each.
+        values: Of a `state_dict()`; other values are returned unchanged.
+        keep: Whether this process needs the full tensors; otherwise it gets None in their place.
     """
     if isinstance(values, DTensor):
-        whole = values.full_tensor()
-        return whole.cpu() if keep else None
+        full = values.full_tensor()
+        return full.cpu() if keep else None
     if isinstance(values, Mapping):
         return {key: gather(value, keep=keep) for key, value in values.items()}
     if isinstance(values, list):
@@ -87,13 +86,13 @@ def gather(values: Any, *, keep: bool = True) -> Any:
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """`model.load_state_dict(state)` for a model that may be sharded, from whole tensors that every process has."""
+    """`model.load_state_dict(state)` for a model that may be sharded, from full tensors on every process."""
     own = model.state_dict()
     model.load_state_dict({name: _shard_like(tensor, own.get(name)) for name, tensor in state.items()})
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict(state)` for parameters that may be sharded, from whole tensors that all have."""
+    """`optimizer.load_state_dict(state)` for parameters that may be sharded, from full tensors on every process."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {name: _shard_like(value, parameters[index]) for name, value in values.items()}
@@ -103,8 +102,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
 
 
 def _shard_like(value: Any, like: Tensor | None) -> Any:
-    """This process's part of `value`, if `like` is sharded and of the same shape, as a count of steps is not."""
+    """This process's shard of `value`, if `like` is sharded and of the same shape; a step counter is not."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
-    # None: every process has the whole, so that nothing need be sent.
+    # None: every process has the full tensor, so nothing is sent.
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

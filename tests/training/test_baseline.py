@@ -1,4 +1,4 @@
-"""A network of timm goes through the same commands as a RepLKNet."""
+"""A timm network works with the same commands as a RepLKNet."""
 
 import csv
 import json
@@ -50,7 +50,9 @@ def test_a_baseline_starts_from_the_random_weights_that_timm_draws():
     expected = timm.create_model("resnet18", num_classes=3).state_dict()
     torch.manual_seed(3)
     model, _ = build_timm_classifier("resnet18", LABELS)
-    assert not expected["layer1.0.bn2.weight"].any(), "timm starts residual branches at nought; plain draws do not"
+    assert not expected["layer1.0.bn2.weight"].any(), (
+        "timm initialises residual branches to 0; a plain initialisation does not"
+    )
     for name, weight in model.timm_model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
 
@@ -72,12 +74,12 @@ def test_an_architecture_built_for_one_size_is_built_for_that_of_the_images():
     assert model(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3)
 
 
-def test_an_unknown_architecture_is_refused_with_names_near_it():
+def test_an_unknown_architecture_is_refused_with_similar_names():
     with pytest.raises(InputError, match=r"found resnet17; did you mean .*resnet"):
         build_timm_classifier("resnet17", {})
 
 
-def test_a_processor_that_is_not_timms_stays_as_it_is():
+def test_another_processor_than_timms_is_unchanged():
     _, image_processor = build_timm_classifier(ARCHITECTURE, LABELS)
     assert standard_image_processor(image_processor) is image_processor
 
@@ -95,7 +97,7 @@ def test_a_trained_baseline_loads_by_transformers_alone_with_its_classes(model_d
     assert "Loose Silky-bent" in answer.stdout
 
 
-def test_evaluate_and_predict_take_it_and_agree(model_dir, sample_dir, tmp_path):
+def test_evaluate_and_predict_accept_it_and_agree(model_dir, sample_dir, tmp_path):
     for name in ("Maize", "Charlock"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for file in sorted((sample_dir / name).iterdir())[:3]:
@@ -133,7 +135,7 @@ def test_a_finished_baseline_is_resumed_from_its_checkpoint(model_dir):
     assert json.loads((model_dir / "train_results.json").read_text())["resumed_at_step"] == 2
 
 
-def test_weights_in_timms_own_layout_are_a_model_to_start_from(tmp_path, sample_dir):
+def test_a_run_starts_from_weights_in_timms_own_layout(tmp_path, sample_dir):
     """As `--model_name_or_path timm/NAME` finds them on the Hub: raw names, and the processor in config.json."""
     from timm.models import save_for_hf
 
@@ -149,7 +151,7 @@ def test_weights_in_timms_own_layout_are_a_model_to_start_from(tmp_path, sample_
     assert AutoImageProcessor.from_pretrained(tmp_path / "run").crop_size["height"] == 32
 
 
-def test_layer_decay_is_refused_where_the_blocks_have_no_names(tmp_path, sample_dir, capsys):
+def test_layer_decay_is_refused_for_blocks_without_names(tmp_path, sample_dir, capsys):
     words = ["--timm_architecture", ARCHITECTURE, "--layer_decay", "0.7"]
     assert run(train.main, train_flags(sample_dir, tmp_path / "run", *words)) == 2
     assert "expected --layer_decay 1" in capsys.readouterr().err

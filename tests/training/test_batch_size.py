@@ -1,4 +1,4 @@
-"""A batch that does not fit is divided, and nothing of the run changes but its size."""
+"""A batch that does not fit is divided, and nothing else in the run changes."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def arguments(batch_size: int, accumulation: int = 1) -> TrainArguments:
 
 
 def fit_at_most(monkeypatch, limit: int) -> list[int]:
-    """Lets steps on more images fail as torch fails where memory ends; returns what was tried."""
+    """Makes steps on more images fail as torch does when it is out of memory; returns the tried batch sizes."""
     tried, step = [], batch_size._try_step
 
     def trial(arguments, model, size, *others):
@@ -63,7 +63,7 @@ def test_the_global_batch_stays(model, accelerator, monkeypatch, whole, limit, t
     assert found * accumulation == whole * 2
 
 
-def test_weights_statistics_and_random_numbers_are_left_alone(model, accelerator):
+def test_weights_statistics_and_random_numbers_do_not_change(model, accelerator):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -74,13 +74,13 @@ def test_weights_statistics_and_random_numbers_are_left_alone(model, accelerator
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_where_not_one_image_fits_the_run_is_refused(model, accelerator, monkeypatch):
+def test_a_run_is_refused_if_not_even_one_image_fits(model, accelerator, monkeypatch):
     fit_at_most(monkeypatch, 0)
     with pytest.raises(InputError, match="memory for a step on one image of 64×64 pixels, found too little"):
         fit_batch_size(arguments(4), model, 64, accelerator)
 
 
-def test_another_fault_is_not_taken_for_want_of_memory(model, accelerator, monkeypatch):
+def test_another_error_is_not_mistaken_for_a_lack_of_memory(model, accelerator, monkeypatch):
     def fail(*args):
         raise RuntimeError("expected scalar type Float")
 
@@ -90,7 +90,7 @@ def test_another_fault_is_not_taken_for_want_of_memory(model, accelerator, monke
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
-def test_memory_that_really_ends_divides_the_batch():
+def test_a_real_lack_of_memory_divides_the_batch():
     program = """
 import logging, resource
 logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -101,7 +101,7 @@ from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 import torch
 torch.set_num_threads(1)
 model, accelerator = RepLKNetForImageClassification(RepLKNetConfig.from_variant("tiny")), Accelerator(cpu=True)
-fit_batch_size(arguments(1), model, 64, accelerator)  # what a first step loads is loaded
+fit_batch_size(arguments(1), model, 64, accelerator)  # a first step loads libraries
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, -1))
 print(fit_batch_size(arguments(2 * 32749), model, 64, accelerator).per_device_train_batch_size)

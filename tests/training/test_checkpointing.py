@@ -1,4 +1,4 @@
-"""Checkpoints: nothing lost at any kill, no damage unnoticed, no code run."""
+"""Checkpoints: no kill loses anything, every damage is noticed, and no code is run."""
 
 import errno
 import hashlib
@@ -34,13 +34,13 @@ FILES = [
 
 
 def save(checkpoints: Checkpoints, step: int, **options) -> Path:
-    """A checkpoint whose every value tells its step."""
+    """A checkpoint in which every value depends on its step."""
     model = {"weight": torch.full((8, 8), float(step)), "count": torch.tensor(step)}
     tensors = {"model": model, "ema": {"weight": torch.full((8, 8), step / 2)}}
     return checkpoints.save(step, tensors, {"counters": {"step": step}, "moment": torch.full((3,), step)}, **options)
 
 
-def is_whole(checkpoint, step: int) -> bool:
+def is_complete(checkpoint, step: int) -> bool:
     return (
         checkpoint.step == checkpoint.state["counters"]["step"] == checkpoint.tensors["model"]["count"].item() == step
         and bool((checkpoint.tensors["ema"]["weight"] == step / 2).all())
@@ -184,7 +184,7 @@ def test_the_second_process_writes_nothing_and_reads_what_the_first_chose(tmp_pa
     save(Checkpoints(tmp_path, process_index=1, gather=lambda items: [None]), 20)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
     second = Checkpoints(tmp_path, process_index=1, gather=lambda items: [(path, None), *items])
-    assert is_whole(second.load("latest"), 10)
+    assert is_complete(second.load("latest"), 10)
 
 
 def test_a_fault_on_the_first_process_is_raised_on_the_second(tmp_path):
@@ -209,13 +209,13 @@ def test_a_checkpoint_is_found_by_path(tmp_path, place):
     (tmp_path / "run").mkdir()
     for step in (10, 20):
         save(Checkpoints(tmp_path / "run"), step)
-    assert is_whole(Checkpoints(tmp_path / "other").load(tmp_path / place), 20)
+    assert is_complete(Checkpoints(tmp_path / "other").load(tmp_path / place), 20)
 
 
 def test_an_older_checkpoint_is_found_by_path(tmp_path):
     for step in (10, 20):
         save(Checkpoints(tmp_path), step)
-    assert is_whole(Checkpoints(tmp_path).load(tmp_path / "checkpoints/step-00000010"), 10)
+    assert is_complete(Checkpoints(tmp_path).load(tmp_path / "checkpoints/step-00000010"), 10)
 
 
 @pytest.mark.parametrize("place", ["nothing", "empty", "file"])
@@ -230,7 +230,7 @@ def test_after_going_back_the_latest_is_the_one_written_last(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (10, 20, 5):
         save(checkpoints, step)
-    assert is_whole(checkpoints.load("latest"), 5)
+    assert is_complete(checkpoints.load("latest"), 5)
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
@@ -337,7 +337,7 @@ def test_a_foreign_folder_of_the_same_name_is_moved_aside(tmp_path, caplog):
         (checkpoints.folder / "step-00000010").mkdir(parents=True)
         (checkpoints.folder / "step-00000010" / "notes.txt").write_text(text)
         save(checkpoints, 10)
-    assert is_whole(checkpoints.load("latest"), 10)
+    assert is_complete(checkpoints.load("latest"), 10)
     assert (checkpoints.folder / "step-00000010.aside-1" / "notes.txt").read_text() == "mine"
     assert (checkpoints.folder / "step-00000010.aside-2" / "notes.txt").read_text() == "mine too"
     assert "is now step-00000010.aside-1" in caplog.text
@@ -403,7 +403,7 @@ def test_a_kill_between_any_two_file_operations_leaves_a_complete_latest(tmp_pat
     found = []
     for output_dir in _kills(tmp_path, first=[10], then=[20]):
         checkpoint = Checkpoints(output_dir).load("latest")
-        assert is_whole(checkpoint, checkpoint.step)
+        assert is_complete(checkpoint, checkpoint.step)
         found.append(checkpoint.step)
     assert found == sorted(found) and {*found} == {10, 20}
 
@@ -412,14 +412,14 @@ def test_a_kill_in_the_first_save_leaves_none_or_a_complete_one(tmp_path):
     found = []
     for output_dir in _kills(tmp_path, first=[], then=[20]):
         checkpoint = Checkpoints(output_dir).load("latest")
-        assert checkpoint is None or is_whole(checkpoint, 20)
+        assert checkpoint is None or is_complete(checkpoint, 20)
         found.append(checkpoint is not None)
     assert found == sorted(found) and {*found} == {False, True}
 
 
 def test_a_kill_while_the_same_step_is_replaced_leaves_a_complete_one(tmp_path):
     for output_dir in _kills(tmp_path, first=[20], then=[20]):
-        assert is_whole(Checkpoints(output_dir).load("latest"), 20)
+        assert is_complete(Checkpoints(output_dir).load("latest"), 20)
 
 
 def test_after_any_kill_the_next_save_leaves_only_what_it_should(tmp_path):
@@ -474,10 +474,10 @@ def test_a_fault_of_the_disk_leaves_the_earlier_checkpoint_and_no_leftovers(tmp_
         patch.setattr(os, operation, fail)
         with pytest.raises(CheckpointError, match=rf"step 20 could not be written to .*{os.strerror(code)}"):
             save(checkpoints, 20)
-    assert is_whole(checkpoints.load("latest"), 10)
+    assert is_complete(checkpoints.load("latest"), 10)
     assert not list(checkpoints.folder.glob(".step-*"))
     save(checkpoints, 30)
-    assert is_whole(checkpoints.load("latest"), 30)
+    assert is_complete(checkpoints.load("latest"), 30)
 
 
 def test_a_missing_folder_is_reported_and_not_created_again(tmp_path):
@@ -498,7 +498,7 @@ def test_a_folder_that_became_read_only_is_reported(tmp_path):
     checkpoints.folder.chmod(0o555)
     with pytest.raises(CheckpointError, match="Permission denied"):
         save(checkpoints, 20)
-    assert is_whole(checkpoints.load("latest"), 10)
+    assert is_complete(checkpoints.load("latest"), 10)
     checkpoints.folder.chmod(0o755)
 
 
@@ -511,7 +511,7 @@ def test_a_failure_to_prune_does_not_affect_the_save(tmp_path, monkeypatch, capl
 
     monkeypatch.setattr(shutil, "rmtree", fail)
     save(checkpoints, 20)
-    assert is_whole(checkpoints.load("latest"), 20)
+    assert is_complete(checkpoints.load("latest"), 20)
     assert "could not be pruned: [Errno 5] Input/output error" in caplog.text
 
 
@@ -557,7 +557,7 @@ def test_a_damaged_latest_is_named_and_the_one_before_is_used(tmp_path, caplog, 
     for step in (10, 20):
         path = save(checkpoints, step)
     damage(path / name)
-    assert is_whole(checkpoints.load("latest"), 10)
+    assert is_complete(checkpoints.load("latest"), 10)
     assert f"the checkpoint {path} is damaged: {name} " in caplog.text
 
 
@@ -576,7 +576,7 @@ def test_a_damaged_pointer_is_reported_and_the_newest_is_used(tmp_path, caplog, 
     for step in (10, 20):
         save(checkpoints, step)
     damage(checkpoints.folder / "latest")
-    assert is_whole(checkpoints.load("latest"), 20)
+    assert is_complete(checkpoints.load("latest"), 20)
     assert f"{checkpoints.folder / 'latest'} is missing or damaged" in caplog.text
 
 
@@ -586,7 +586,7 @@ def test_a_pointer_to_an_older_step_by_a_flipped_digit_is_not_trusted(tmp_path):
         save(checkpoints, step)
     pointer = checkpoints.folder / "latest"
     pointer.write_text(pointer.read_text().replace("step-00000011", "step-00000010"))
-    assert is_whole(checkpoints.load("latest"), 11)
+    assert is_complete(checkpoints.load("latest"), 11)
 
 
 def test_two_damaged_checkpoints_are_both_named_and_the_third_is_used(tmp_path, caplog):
@@ -595,7 +595,7 @@ def test_two_damaged_checkpoints_are_both_named_and_the_third_is_used(tmp_path, 
         path = save(checkpoints, step)
         if step > 10:
             flip_last(path / "model.safetensors")
-    assert is_whole(checkpoints.load("latest"), 10)
+    assert is_complete(checkpoints.load("latest"), 10)
     assert "step-00000030 is damaged" in caplog.text and "step-00000020 is damaged" in caplog.text
 
 
@@ -614,7 +614,7 @@ def test_a_damaged_checkpoint_can_be_written_again(tmp_path, name):
         path = save(checkpoints, step)
     flip_last(path / name)
     save(checkpoints, 20)
-    assert is_whole(checkpoints.load("latest"), 20)
+    assert is_complete(checkpoints.load("latest"), 20)
 
 
 # Malice

@@ -1,4 +1,4 @@
-"""Teachers answer for the student's classes, in its order and its normalisation, and a run learns from them."""
+"""Teachers predict the student's classes, in its order and its normalisation, and a run learns from them."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What a run does, as `train` runs it: the same on two processes as on one, and a clear end when something dies."""
+"""Runs of `train`: two processes train as one, and a process that dies ends the run clearly."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def losses(run: Run) -> list[float]:
 
 
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_path, images):
-    # BatchNorm sees 4 images at a time in both, since one process adds up two batches.
+    # BatchNorm sees 4 images at a time in both, since one process accumulates two batches.
     one = Run(tmp_path / "one", images, num_processes=1, accumulation=2, **UNCHANGING)
     two = Run(tmp_path / "two", images, num_processes=2, accumulation=1, **UNCHANGING)
     for run in (one, two):
@@ -46,21 +46,21 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_pat
     assert len(set(losses(one))) == 20
 
 
-def test_an_image_that_vanishes_is_named_and_the_run_can_go_on(tmp_path, images):
+def test_a_missing_image_is_named_and_the_run_can_resume(tmp_path, images):
     run = Run(tmp_path / "run", images, num_workers=1)
     own = tmp_path / "images"
     own.mkdir()
     subprocess.run(["cp", "-r", f"{images}/.", str(own)], check=True)
     (run.folder / "images").unlink()
     (run.folder / "images").symlink_to(own)
-    gone = sorted((own / "Maize").iterdir())[0]
-    content = gone.read_bytes()
+    missing = sorted((own / "Maize").iterdir())[0]
+    content = missing.read_bytes()
 
-    run.finish(before=partial(_remove_after_the_first_save, str(gone)), expected=2)
+    run.finish(before=partial(_remove_after_the_first_save, str(missing)), expected=2)
     (message,) = re.findall(r"error: expected images that stay unchanged.*", run.output)
-    assert gone.name in message
+    assert missing.name in message
     assert "--resume_from_checkpoint latest" in message
-    gone.write_bytes(content)
+    missing.write_bytes(content)
     run.finish()
     assert "resumed at step" in run.output
 
@@ -78,7 +78,7 @@ def _remove_after_the_first_save(path: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_brings_the_others_down_and_its_rank_is_named(tmp_path, images):
+def test_a_process_that_dies_stops_the_others_and_its_rank_is_named(tmp_path, images):
     (tmp_path / "images").symlink_to(images)
     script = Path(__file__).parents[2] / "scripts" / "train.py"
     flags = [
@@ -119,7 +119,7 @@ def _process_of_rank(rank: int, parent: int) -> int:
     return int(found)
 
 
-def test_saving_at_the_end_of_an_epoch_waits_until_it_is_cheap(monkeypatch):
+def test_epochs_are_saved_only_while_saving_is_cheap(monkeypatch):
     training = Training.__new__(Training)
     training.arguments = TrainArguments(output_dir="run", train_dir="images", variant="tiny")
     training.batches = SimpleNamespace(steps_per_epoch=10, num_steps=40)
@@ -128,13 +128,13 @@ def test_saving_at_the_end_of_an_epoch_waits_until_it_is_cheap(monkeypatch):
     for step in range(1, 41):
         training.counters = {"step": step}
         due.append(training._is_save_due())
-    assert [step for step, is_due in enumerate(due, 1) if is_due] == [40]  # the last state is always kept
+    assert [step for step, is_due in enumerate(due, 1) if is_due] == [40]  # the last state is always saved
     training.checkpoints = SimpleNamespace(are_affordable=lambda: True)
     training.counters = {"step": 10}
     assert training._is_save_due()
 
 
-def test_the_time_of_waiting_is_that_of_the_loader_and_its_start_alone():
+def test_the_waiting_time_is_that_of_the_loader_and_its_start():
     class Slow:
         dataset = range(2)
 
@@ -150,10 +150,10 @@ def test_the_time_of_waiting_is_that_of_the_loader_and_its_start_alone():
         time.sleep(0.5)
         batches.append(batch)
     assert batches == [0, 1]
-    assert timing.evaluation_wait == pytest.approx(1.4, abs=0.09)  # of which the 0.5 are no part
+    assert timing.evaluation_wait == pytest.approx(1.4, abs=0.09)  # without the 0.5 of the consumer
 
 
-def test_the_middle_of_an_image_is_evaluated_where_a_share_is_asked_for():
+def test_crop_pct_evaluates_the_middle_of_an_image():
     arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=96, crop_pct=0.857)
     _, image_processor = build_trainable_model(arguments, ["a", "b"])
     assert image_processor.size["shortest_edge"] == 112
@@ -175,8 +175,8 @@ def _note_sizes() -> None:
     Training.optimization_step = note_and_step
 
 
-def test_images_grow_with_the_passes_and_after_a_resume_too(tmp_path, images):
-    grow = {"image_size": 64, "image_size_start": 32, "max_steps": 24}  # 4 steps a pass, so 6 passes
+def test_images_grow_over_the_epochs_and_after_resuming_too(tmp_path, images):
+    grow = {"image_size": 64, "image_size_start": 32, "max_steps": 24}  # 4 steps per epoch, so 6 epochs
     whole, cut = Run(tmp_path / "whole", images, **grow), Run(tmp_path / "cut", images, **grow)
     whole.finish(before=_note_sizes)
     sizes = dict(line.split() for line in (whole.folder / "sizes.txt").read_text().splitlines())

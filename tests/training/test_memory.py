@@ -1,4 +1,4 @@
-"""The memory that is estimated is the memory that a step takes."""
+"""The estimated memory is the memory that a step takes."""
 
 import ctypes
 import gc
@@ -16,6 +16,7 @@ from seedling_hf.commands import run
 from seedling_hf.commands.estimate_memory import main
 from seedling_hf.replknet import RepLKNetConfig
 from seedling_hf.speed.forms import build_model
+from seedling_hf.train_arguments import OptimizationArguments
 from seedling_hf.training.memory import LiveStorages, MemoryEstimate, estimate_memory
 from seedling_hf.training.optimization import ExponentialMovingAverage, parameter_groups
 
@@ -26,9 +27,12 @@ OPTIMIZERS = {
 }
 
 
-def estimate(variant: str = "tiny", **settings) -> MemoryEstimate:
+def estimate(
+    variant: str = "tiny", image_size: int = 64, batch_size: int = 4, launch: dict | None = None, **settings
+) -> MemoryEstimate:
     config = RepLKNetConfig.from_variant(variant, drop_path_rate=0.0)
-    return estimate_memory(config, **{"image_size": 64, "batch_size": 4, **settings})
+    arguments = OptimizationArguments(per_device_train_batch_size=batch_size, **settings)
+    return estimate_memory(config, arguments, image_size, **launch or {})
 
 
 def _status(name: str) -> int:
@@ -38,10 +42,10 @@ def _status(name: str) -> int:
 def measure(variant: str, image_size: int, batch_size: int, checkpointing: bool, optim: str) -> int:
     """Bytes by which this process grows at most while it makes two steps, with averaged weights."""
     torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed goes back to the system, and is not kept
-    _make_steps("tiny", 32, 2, False, optim)  # what a first step loads is loaded
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # freed memory returns to the system at once
+    _make_steps("tiny", 32, 2, False, optim)  # a first step loads libraries
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     _make_steps(variant, image_size, batch_size, checkpointing, optim)
     return _status("VmHWM") - before
@@ -53,7 +57,7 @@ def _make_steps(variant: str, image_size: int, batch_size: int, checkpointing: b
         model.activation_checkpointing_enable()
     average = ExponentialMovingAverage(model, 0.9)
     optimizer = OPTIMIZERS[optim](model)
-    for _ in range(2):  # the moments are there from the second on
+    for _ in range(2):  # the first step creates the moments
         images = torch.randn(batch_size, 3, image_size, image_size)
         model(pixel_values=images, labels=torch.zeros(batch_size, dtype=torch.int64)).loss.backward()
         optimizer.step()
@@ -67,15 +71,15 @@ def _make_steps(variant: str, image_size: int, batch_size: int, checkpointing: b
     ("variant", "image_size", "batch_size", "optim"),
     [("nano", 96, 32, "adamw"), ("nano", 96, 8, "muon"), pytest.param("31B", 224, 4, "adamw", marks=pytest.mark.slow)],
 )
-def test_a_step_takes_what_is_estimated(variant, image_size, batch_size, optim, checkpointing):
+def test_a_step_takes_the_estimated_memory(variant, image_size, batch_size, optim, checkpointing):
     with FORKS.Pool(1) as pool:
         measured = pool.apply(measure, (variant, image_size, batch_size, checkpointing, optim))
     estimated = estimate(
-        variant, image_size=image_size, batch_size=batch_size, ema=True, copies_moments=False,
-        gradient_checkpointing=checkpointing, optimizer_of=OPTIMIZERS[optim],
+        variant, image_size, batch_size, {"copies_moments": False},
+        ema_decay=0.9, gradient_checkpointing=checkpointing, optim=optim,
     ).peak  # fmt: skip
-    print(f"{variant}: measured {measured / 1e6:,.0f} MB, {measured / estimated:.2f} of what was estimated")
-    # oneDNN keeps buffers of its own beside it, some 30 MB.
+    print(f"{variant}: measured {measured / 1e6:,.0f} MB, {measured / estimated:.2f} of the estimate")
+    # oneDNN keeps its own buffers, some 30 MB.
     assert 0.98 * estimated < measured < estimated + 100e6
 
 
@@ -94,26 +98,26 @@ def test_activations_are_what_autograd_saves():
     expected = sum(size for pointer, size in saved.items() if pointer not in known)
     assert output.loss.isfinite()
     found = estimate().activations
-    # What is alive and not saved: the images in the layout that they came in, labels and logits.
+    # Alive but not saved: the images in their original layout, labels and logits.
     assert expected <= found <= expected + images.nbytes + 10_000
 
 
 def test_activations_grow_with_the_images_alone():
     one, two, three = (estimate(batch_size=size).activations for size in (2, 4, 6))
-    # The statistics of each BatchNorm are saved too, whatever the batch.
+    # The statistics of each BatchNorm are saved too, independently of the batch.
     assert three - two == two - one
     assert 0.95 < (two - one) / one <= 1
 
 
-def test_what_is_as_large_as_the_weights_is_counted_once_each():
+def test_everything_of_the_size_of_the_weights_is_counted_once():
     parameters = sum(4 * p.numel() for p in build_model("tiny", "cpu", 0).parameters())
-    found = estimate(ema=True)
+    found = estimate(ema_decay=0.9)
     assert found.gradients == parameters
     assert found.moments == 2 * parameters
     assert found.weights == found.average
     assert parameters < found.weights < 1.1 * parameters  # BatchNorm's statistics
     assert estimate().average == 0
-    assert estimate(num_processes=8).exchange == parameters
+    assert estimate(launch={"num_processes": 8}).exchange == parameters
     assert found.peak == found.weights + found.average + found.moments + found.exchange + found.step
 
 
@@ -124,21 +128,21 @@ def test_the_moments_are_those_that_muon_keeps():
     optimizer = OPTIMIZERS["muon"](model)
     optimizer.step()
     kept = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t) and t.ndim]
-    moments = estimate(optimizer_of=OPTIMIZERS["muon"]).moments
+    moments = estimate(optim="muon").moments
     assert moments == sum(moment.nbytes for moment in kept)
     assert moments < 0.7 * estimate().moments
 
 
-def test_what_saves_memory_is_seen_to_save_it():
-    whole = estimate(ema=True, num_processes=8)
+def test_memory_saving_options_save_memory():
+    whole = estimate(ema_decay=0.9, launch={"num_processes": 8})
     assert estimate(gradient_checkpointing=True).activations < 0.5 * whole.activations
-    assert estimate(dtype=torch.bfloat16).activations < 0.75 * whole.activations
-    divided = estimate(ema=True, num_processes=8, use_fsdp=True)
+    assert estimate(mixed_precision="bf16").activations < 0.75 * whole.activations
+    divided = estimate(ema_decay=0.9, launch={"num_processes": 8, "use_fsdp": True})
     assert divided.moments == whole.moments // 8
     assert divided.weights < 0.3 * whole.weights
 
 
-def test_gradients_of_earlier_batches_are_there_during_the_next():
+def test_gradients_of_earlier_batches_are_held_during_the_next():
     at_once, twice = (estimate("nano", gradient_accumulation_steps=n) for n in (1, 2))
     assert at_once.step < twice.step <= at_once.step + at_once.gradients
 
@@ -156,25 +160,25 @@ def test_a_storage_is_counted_once_and_until_it_is_freed():
 
 
 @pytest.mark.parametrize(("optimizer", "moments"), [("adamw", 2), ("muon", 1.3)])
-def test_the_command_takes_the_flags_of_train_and_tells_each_part(monkeypatch, capsys, optimizer, moments):
+def test_the_command_takes_the_flags_of_train_and_prints_each_part(monkeypatch, capsys, optimizer, moments):
     monkeypatch.chdir(Path(__file__).parents[2])
     flags = ["--config", "scripts/recipes/nano_cpu.yaml", "--optim", optimizer, "--train_dir", "seedlings"]
     assert run(main, [*flags, "--num_processes", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "32 images of 96×96 at a time, 1 times a step, on 2 processes; no autocast"
+    assert lines[0] == "batches of 32 images of 96×96 pixels, 1 per step, on 2 processes, mixed precision no"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     figures = {row[0]: float(row[1]) for row in rows[2:]}
     assert 0 < figures["the optimizer's moments"] == pytest.approx(moments * figures["weights, float32"], abs=0.01)
-    assert figures["**together**"] > figures["gradients, activations and temporaries, the most at one time"]
+    assert figures["**total**"] > figures["gradients, activations and temporaries, at their peak"]
 
 
 def test_flags_of_kernels_and_channels_count(capsys):
     flags = ["--output_dir", "o", "--train_dir", "p", "--variant", "tiny", "--per_device_train_batch_size", "2"]
-    told = []
+    printed = []
     for further in ([], ["--hidden_sizes", "32", "64", "96", "128"]):
         assert run(main, [*flags, *further]) == 0
-        told.append(capsys.readouterr().out)
-    assert told[0] != told[1]
+        printed.append(capsys.readouterr().out)
+    assert printed[0] != printed[1]
     assert run(main, [*flags, "--depths", "1"]) == 2
     assert "expected --kernel_sizes, --depths and --hidden_sizes of a RepLKNet" in capsys.readouterr().err
 
@@ -184,22 +188,22 @@ RECIPES = {"replknet_31b": "31B", "replknet_31b_384": "31B", "replknet_31l_384":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_figures_of_a_recipe_are_those_that_the_command_tells(name, monkeypatch, capsys):
+def test_the_figures_of_a_recipe_are_those_that_the_command_prints(name, monkeypatch, capsys):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     flags = ["--config", f"scripts/recipes/{name}.yaml", "--train_dir", "seedlings", "--variant", RECIPES[name]]
     eight = ["--num_processes", "8", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"]
-    told = []
+    printed = []
     for further in ([], eight, [*eight, "--use_fsdp"]):
         assert run(main, [*flags, *further]) == 0
-        figures = re.search(r"\*\*together\*\* \| ([\d.]+) \| ([\d.]+)", capsys.readouterr().out).groups()
-        told += [float(figure) for figure in figures]
+        figures = re.search(r"\*\*total\*\* \| ([\d.]+) \| ([\d.]+)", capsys.readouterr().out).groups()
+        printed += [float(figure) for figure in figures]
     text = (root / "scripts" / "recipes" / f"{name}.yaml").read_text()
     written = [float(figure) for figure in re.findall(r"([\d.]+) GB", text)[:4]]
-    one, one_checkpointed, all_reduced, _, divided, _ = told
+    one, one_checkpointed, all_reduced, _, divided, _ = printed
     assert written == pytest.approx([one, one_checkpointed, all_reduced, divided], abs=0.06)  # of one decimal
 
 
-def test_a_network_that_is_no_replknet_is_refused(capsys):
+def test_another_network_than_a_replknet_is_refused(capsys):
     assert run(main, ["--output_dir", "o", "--train_dir", "p", "--timm_architecture", "resnet18"]) == 2
     assert "expected a RepLKNet, found resnet18" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""A run that was killed, at any moment, ends as if nothing had happened: every file the same, to the last bit.
+"""A run that was killed at any moment and resumed ends as an uninterrupted one: every file is equal to the last bit.
 
-At random moments each run is killed by SIGKILL, and resumed, again and again.
+Each run is killed by SIGKILL at random moments, and resumed, again and again.
 """
 
 import json
@@ -21,7 +21,7 @@ SETTINGS = {
     "one process", "one process, Muon", pytest.param("one process, two workers", marks=pytest.mark.slow),
     pytest.param("two processes", marks=pytest.mark.slow), "two processes, two workers",
 ])  # fmt: skip
-def test_a_run_killed_a_few_times_ends_as_if_nothing_had_happened(tmp_path, images, name):
+def test_a_run_killed_a_few_times_ends_as_an_uninterrupted_one(tmp_path, images, name):
     assert killed_again_and_again(lambda folder: Run(tmp_path / folder, images, **SETTINGS[name]), kills=3, seed=0)
 
 
@@ -38,7 +38,7 @@ def test_a_run_killed_before_its_first_save_logs_each_step_once(tmp_path, images
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_run_killed_at_thirty_moments_ends_as_if_nothing_had_happened(tmp_path, images, name):
+def test_a_run_killed_at_thirty_moments_ends_as_an_uninterrupted_one(tmp_path, images, name):
     steps = killed_again_and_again(lambda folder: Run(tmp_path / folder, images, **SETTINGS[name]), kills=30, seed=1)
     print(sorted(steps))
     assert len({*steps}) > 5  # the kills were spread

@@ -1,4 +1,4 @@
-"""A run that FSDP divides among two processes is the run of one, and is saved whole.
+"""A run that FSDP shards across two processes equals the run of one, and is saved unsharded.
 
 accelerate divides models on GPUs only. These tests have it believe that two processes on a CPU are two GPUs: all that
 follows, `fully_shard` and what travels between the processes, is as it is there.
@@ -67,7 +67,7 @@ def shard_on_cpus() -> None:
 
 
 class ShardedRun(Run):
-    """A run on two processes, divided."""
+    """A run sharded across two processes."""
 
     def __init__(self, folder: Path, images: Path, **settings) -> None:
         super().__init__(folder, images, num_processes=2, **settings)
@@ -87,7 +87,7 @@ def weights(run: Run, path: str = "model.safetensors") -> dict[str, torch.Tensor
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, images) -> Run:
-    """On one process, which adds up the batches that two would have."""
+    """On one process, which accumulates the batches that two would have."""
     run = Run(tmp_path_factory.mktemp("one") / "run", images, accumulation=2, **STEPS)
     run.finish()
     return run
@@ -112,7 +112,7 @@ def test_losses_weights_and_averages_are_those_of_one_process_to_the_last_bit(on
         assert all(key.rpartition(".")[2] in STATISTICS for key in differing)
 
 
-def test_the_model_is_saved_whole_and_as_without_fsdp(one, two):
+def test_the_model_is_saved_unsharded_as_without_fsdp(one, two):
     files = [{path.name for path in (run.folder / "run").iterdir()} for run in (one, two)]
     assert files[0] == files[1]
     for name in ("config.json", "modeling_replknet.py", "preprocessor_config.json"):
@@ -137,7 +137,7 @@ def test_one_process_goes_on_where_two_were(two, tmp_path, images):
 
 
 def go_on_at_step_10(run: Run, other: Run) -> None:
-    """`run` goes on in the middle of the other's, and comes out where that one did."""
+    """`run` continues in the middle of the other's, and ends where that one did."""
     shutil.copytree(other.folder / "run", run.folder / "run")
     run.finish("--resume_from_checkpoint", "run/checkpoints/step-00000010")
     assert run.resumed_steps == [10]
@@ -169,7 +169,7 @@ def test_accumulation_clipping_checkpointing_and_bfloat16_give_what_they_give_wi
 
 
 @pytest.mark.slow
-def test_a_divided_run_that_is_killed_ends_as_if_nothing_had_happened(tmp_path, images):
+def test_a_sharded_run_that_is_killed_ends_as_an_uninterrupted_one(tmp_path, images):
     assert killed_again_and_again(lambda folder: ShardedRun(tmp_path / folder, images), kills=3, seed=0)
 
 
@@ -195,9 +195,9 @@ def accelerator(**changes) -> SimpleNamespace:
         ({"activation_checkpointing": True}, "use --gradient_checkpointing of train"),
         ({"ignored_modules": "classifier"}, "found modules that FSDP ignores"),
         ({"mixed_precision": "fp16"}, "found --mixed_precision fp16; use bf16 or no"),
-        ({"parallelism_config": object()}, "found further ways of dividing"),
-        ({"distributed_type": DistributedType.DEEPSPEED}, "found DEEPSPEED in the configuration of accelerate"),
-        ({"distributed_type": DistributedType.MEGATRON_LM}, "found MEGATRON_LM in the configuration of accelerate"),
+        ({"parallelism_config": object()}, "found other kinds of parallelism"),
+        ({"distributed_type": DistributedType.DEEPSPEED}, "found DEEPSPEED in accelerate's configuration"),
+        ({"distributed_type": DistributedType.MEGATRON_LM}, "found MEGATRON_LM in accelerate's configuration"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_combined_is_refused(changes, message):
@@ -205,7 +205,7 @@ def test_what_cannot_be_combined_is_refused(changes, message):
         configure_sharding(accelerator(**changes), OptimizationArguments())
 
 
-def test_the_choices_of_accelerate_that_do_not_suit_are_not_taken(monkeypatch):
+def test_unsuitable_defaults_of_accelerate_are_overridden(monkeypatch):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # as `accelerate launch --use_fsdp` does
     found = accelerator()
     configure_sharding(found, OptimizationArguments())
@@ -214,13 +214,13 @@ def test_the_choices_of_accelerate_that_do_not_suit_are_not_taken(monkeypatch):
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "False"
 
 
-def test_looking_for_the_batch_that_fits_is_refused():
+def test_searching_for_a_batch_size_is_refused():
     with pytest.raises(InputError, match="found --auto_find_batch_size; give --per_device_train_batch_size"):
         configure_sharding(accelerator(), OptimizationArguments(auto_find_batch_size=True))
 
 
-def test_an_optimizer_that_needs_whole_matrices_is_refused():
-    with pytest.raises(InputError, match="found --optim muon; which needs whole matrices; use adamw"):
+def test_an_optimizer_that_needs_complete_matrices_is_refused():
+    with pytest.raises(InputError, match="found --optim muon; which needs complete matrices; use adamw"):
         configure_sharding(accelerator(), OptimizationArguments(optim="muon"))
 
 
@@ -230,7 +230,7 @@ def test_fsdp_without_gpus_is_refused(monkeypatch):
         configure_sharding(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU), OptimizationArguments())
 
 
-def test_whole_models_are_left_alone():
+def test_unsharded_models_are_accepted():
     configure_sharding(
         SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), OptimizationArguments(auto_find_batch_size=True)
     )
