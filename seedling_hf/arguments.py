@@ -26,9 +26,11 @@ T = TypeVar("T")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field that is a flag: its default (`MISSING`: required), one line of help, and `choices` if any."""
-    metadata = {"help": help, **metadata}
-    return field(default=default, metadata=metadata)
+    """A dataclass field that is a flag: its default, one line of help, and `choices` if any.
+
+    With `MISSING` the flag is required; with `list` it is an empty list.
+    """
+    return field(**{"default_factory" if default is list else "default": default}, metadata={"help": help, **metadata})
 
 
 def check_range(

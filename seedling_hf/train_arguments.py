@@ -1,6 +1,6 @@
 """The flags of `train`, in groups that other commands and the modules below them share."""
 
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option
@@ -97,11 +97,9 @@ class ModelArguments(ArgumentGroup):
     ignore_mismatched_sizes: bool = option(False, "give the model a new head if the number of classes differs")
     variant: str | None = option(None, "RepLKNet to train from scratch", choices=["nano", "tiny", "31B", "31L", "XL"])
     timm_architecture: str | None = option(None, "timm network to train from scratch, such as resnet18")
-    kernel_sizes: list[int] | None = field(
-        default=None, metadata={"help": "large kernels of the RepLKNet, one for all stages or one per stage"}
-    )
-    depths: list[int] | None = field(default=None, metadata={"help": "layers per stage"})
-    hidden_sizes: list[int] | None = field(default=None, metadata={"help": "channels per stage"})
+    kernel_sizes: list[int] | None = option(None, "large kernels of the RepLKNet, one for all stages or one per stage")
+    depths: list[int] | None = option(None, "layers per stage")
+    hidden_sizes: list[int] | None = option(None, "channels per stage")
     image_size: int | None = option(None, "side of the images in pixels (default: that of the model)")
     image_size_start: int | None = option(
         None, "initial side of the training images; grows to image_size in 2/3 of the epochs"
@@ -179,10 +177,7 @@ class AugmentationArguments(ArgumentGroup):
 class DistillationArguments(ArgumentGroup):
     _argument_group_name = "Distillation"
 
-    teacher_model_name_or_path: list[str] = field(
-        default_factory=list,
-        metadata={"help": "models whose mean prediction becomes part of the targets"},
-    )
+    teacher_model_name_or_path: list[str] = option(list, "models whose mean prediction becomes part of the targets")
     distillation_alpha: float = option(0.5, "share of the teachers in the targets")
 
     def __post_init__(self) -> None:
@@ -242,9 +237,7 @@ class RunArguments(ArgumentGroup):
     save_steps: int | None = option(None, "steps between checkpoints (default: every epoch if saving takes under 2 %%)")
     save_total_limit: int | None = option(2, "checkpoints to keep besides the best")
     logging_steps: int = option(10, "steps between lines of metrics.jsonl")
-    report_to: list[str] = field(
-        default_factory=list, metadata={"help": "trackers of accelerate, such as tensorboard or wandb"}
-    )
+    report_to: list[str] = option(list, "trackers of accelerate, such as tensorboard or wandb")
     run_name: str | None = option(None, "name of the run in the trackers")
     resume_from_checkpoint: str | None = option(None, "latest, a checkpoint folder, or a Hub repository")
     allow_changed_arguments: bool = option(False, "resume even if flags that change the results differ")

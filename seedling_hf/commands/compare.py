@@ -1,7 +1,7 @@
 """`compare`: two or more models and labelled images → which one is better."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
@@ -13,7 +13,7 @@ from seedling_hf.files import check_writable_folder
 class CompareArguments(ArgumentGroup):
     _argument_group_name = "Comparison"
 
-    models: list[str] = field(metadata={"help": "two or more model folders, or repositories on the Hub"})
+    models: list[str] = option(MISSING, "two or more model folders, or repositories on the Hub")
     data_dir: str = option(MISSING, "folder of class folders")
     output_dir: str = option(MISSING, "folder for comparison.html, comparison.md, comparison.json and answers.csv")
     trust_remote_code: bool = option(False, "run the Python code of the repositories; a RepLKNet needs none")

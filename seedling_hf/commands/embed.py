@@ -1,7 +1,7 @@
 """`embed`: images go in, their features come out as Parquet; or one image goes in, and the most similar come out."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
@@ -15,9 +15,7 @@ class EmbeddingArguments(ArgumentGroup):
     _argument_group_name = "Embedding"
 
     embeddings_file: str = option(MISSING, "Parquet file to write or to search")
-    images: list[str] = field(
-        default_factory=list, metadata={"help": "images to embed, or folders that are searched for images"}
-    )
+    images: list[str] = option(list, "images to embed, or folders that are searched for images")
     normalize: bool = option(False, "give every embedding the length 1")
     query: str | None = option(None, "image to search the Parquet file for: prints the most similar images")
     top_k: int = option(5, "number of similar images to print")

@@ -1,7 +1,7 @@
 """`export`: writes a model as one file that runs without this package, checked on real images."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import check_range, option, parse_arguments
@@ -23,10 +23,7 @@ class ExportArguments(ClassifierArguments):
         choices=[*SUFFIXES],
     )
     include_preprocessing: bool = option(False, "take uint8 (N, height, width, 3) and normalize inside the file")
-    images: list[str] = field(
-        default_factory=list,
-        metadata={"help": "images or folders to check the file on (default: --eval_dir or --train_dir)"},
-    )
+    images: list[str] = option(list, "images or folders to check the file on (default: --eval_dir or --train_dir)")
     max_check_samples: int = option(200, "check on at most this many of them")
     tolerance: float = option(1e-4, "largest allowed difference from PyTorch's logits")
     int8: bool = option(False, "also write the model in int8, calibrated on images of --train_dir")

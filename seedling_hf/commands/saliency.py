@@ -1,7 +1,7 @@
 """`saliency`: a model and images go in, where the model looked comes out, as overlays."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
 class SaliencyOptions(ArgumentGroup):
     _argument_group_name = "Saliency"
 
-    images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
+    images: list[str] = option(MISSING, "images, or folders that are searched for images")
     output_dir: str = option(MISSING, "folder for a PNG of each image and saliency.png with the first 24")
     target: str | None = option(None, "class to explain instead of the predicted one")
     stage: int | None = option(

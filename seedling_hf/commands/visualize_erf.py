@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
@@ -17,14 +17,11 @@ IMAGES_THAT_SETTLE = 8
 class ErfArguments(ArgumentGroup):
     """Flags of `visualize_erf`."""
 
-    images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
+    images: list[str] = option(MISSING, "images, or folders that are searched for images")
     output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz")
-    model_name_or_path: list[str] = field(
-        default_factory=list, metadata={"help": "model folders or Hub repositories to compare"}
-    )
-    untrained: list[str] = field(
-        default_factory=list,
-        metadata={"help": "RepLKNets with random weights: nano, or with other kernels nano:3 or nano:7,7,7,5"},
+    model_name_or_path: list[str] = option(list, "model folders or Hub repositories to compare")
+    untrained: list[str] = option(
+        list, "RepLKNets with random weights: nano, or with other kernels nano:3 or nano:7,7,7,5"
     )
     trust_remote_code: bool = option(False, "run the Python code of those repositories; a RepLKNet needs none")
     image_size: int = option(1024, "side to which images are squeezed, in pixels, as in the paper")

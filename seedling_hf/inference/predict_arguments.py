@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from seedling_hf.inference.classifier import InferenceArguments
 class PredictionArguments(ArgumentGroup):
     _argument_group_name = "Prediction"
 
-    images: list[str] = field(metadata={"help": "images, or folders that are searched for images"})
+    images: list[str] = option(MISSING, "images, or folders that are searched for images")
     output_file: str | None = option(
         None, "file to write (default: the terminal); the same command resumes a run that was stopped or killed"
     )
