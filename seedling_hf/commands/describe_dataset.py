@@ -1,4 +1,4 @@
-"""`describe_dataset`: what a folder of seedlings holds."""
+"""`describe_dataset`: counts and measures the images of a folder."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ class DescribeArguments(ArgumentGroup):
     """Flags of `describe_dataset`."""
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
-    output_file: str | None = option(None, "JSON file for the same figures")
-    skip_bad_images: bool = option(False, "leave out images that cannot be decoded instead of refusing them")
+    output_file: str | None = option(None, "JSON file for the same statistics")
+    skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,11 +28,12 @@ class DescribeArguments(ArgumentGroup):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Images a class, sizes, modes, and the mean and standard deviation of the channels both ways."""
+    """Images of each class, sizes, modes, and two kinds of mean and standard deviation of the channels."""
     arguments = parse_arguments(
         DescribeArguments, argv, prog="describe_dataset", description="Counts and measures images."
     )
     from seedling_hf.data.dataset import describe_splits, load_folders
+    from seedling_hf.data.images import a_few
     from seedling_hf.data.pool import image_sources
     from seedling_hf.data.statistics import measure_images
 
@@ -42,10 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(describe_splits({"images": pools["train"]} if len(pools) == 1 else pools))
     sizes = [f"{w}×{h} ({n:,})" for (w, h), n in figures.sizes.items()]
-    more = f" and {len(sizes) - MOST_SIZES:,} more" if len(sizes) > MOST_SIZES else ""
-    print(f"\nsizes  {', '.join(sizes[:MOST_SIZES])}{more}")
+    print(f"\nsizes  {a_few(sizes, MOST_SIZES)}")
     print(f"modes  {', '.join(f'{mode} ({n:,})' for mode, n in figures.modes.items())}\n")
-    print(f"{'channels, on the scale of 0 to 1':40}  {'red':>9}  {'green':>9}  {'blue':>9}")
+    print(f"{'channels, from 0 to 1':40}  {'red':>9}  {'green':>9}  {'blue':>9}")
     for title, values in (
         ("mean of all pixels", figures.mean),
         ("std of all pixels", figures.std),

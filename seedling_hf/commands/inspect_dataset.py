@@ -1,4 +1,4 @@
-"""`inspect_dataset`: corrupt, doubled, nearly doubled and odd images of a tree, as a page to look at and as JSON."""
+"""`inspect_dataset`: finds corrupt files, duplicates and outliers in a tree, and writes them as a page and as JSON."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class InspectArguments(ArgumentGroup):
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
     output_dir: str = option(MISSING, "folder for inspection.html and inspection.json")
-    num_threads: int | None = option(None, "threads that decode (default: one a core)")
+    num_threads: int | None = option(None, "threads that decode (default: one for each core)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -26,11 +26,11 @@ class InspectArguments(ArgumentGroup):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Images → fingerprints → what is wrong with them → page, JSON and exit code."""
+    """Images → fingerprints → findings → page, JSON and exit code."""
     arguments = parse_arguments(
         InspectArguments, argv, prog="inspect_dataset",
-        description="Finds corrupt, doubled and odd images. Exit code: 0 if all can be decoded and none is there "
-        "twice, nearly or exactly, 1 if not (outliers do not count), 2 for a mistake in the flags.",
+        description="Finds corrupt files, duplicates, near-duplicates and outliers. Exit code: 0 if all images can be "
+        "decoded and there are no duplicates, 1 if not (outliers do not count), 2 for wrong flags.",
     )  # fmt: skip
     from seedling_hf.data.inspection import format_inspection, inspect_folder, write_inspection
 
@@ -38,5 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspection = inspect_folder(arguments.train_dir, arguments.num_threads)
     write_inspection(inspection, arguments.output_dir)
     print(format_inspection(inspection))
-    print(f"\nLook at the images in {Path(arguments.output_dir) / 'inspection.html'}.")
+    print(f"\nThe images are shown in {Path(arguments.output_dir) / 'inspection.html'}.")
     return 0 if inspection.is_clean else FOUND_EXIT_CODE

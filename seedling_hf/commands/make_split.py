@@ -25,7 +25,7 @@ class MakeSplitArguments(SplitArguments):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The split that `train` would draw, as folders; what is there already is never changed or deleted."""
+    """Copies the split that `train` would use into folders; existing files are never changed or deleted."""
     arguments = parse_arguments(
         MakeSplitArguments, argv, prog="make_split", description="Copies class folders into train/ and val/."
     )
@@ -34,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from seedling_hf.data.splits import write_split_csv
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    source, target = Path(arguments.train_dir), Path(arguments.output_dir)
-    if source.resolve() in (target.resolve(), *target.resolve().parents):
-        raise InputError(f"expected --output_dir outside of {source}, found {target}; choose another --output_dir")
+    target = Path(arguments.output_dir)
+    for source in filter(None, (arguments.train_dir, arguments.validation_dir)):
+        if target.resolve().is_relative_to(Path(source).resolve()):
+            raise InputError(f"expected --output_dir outside of {source}, found {target}; choose another --output_dir")
     splits = load_splits(arguments)
     with tempfile.TemporaryDirectory() as folder:
         write_split_csv(splits, Path(folder, "split.csv"))
@@ -53,32 +54,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check_target(target: Path, originals: dict[Path, Path]) -> None:
-    """Refuses a target that holds anything but copies that belong there, so that a second run is harmless.
-
-    Args:
-        target: Folder that is to be written.
-        originals: What each file in it is a copy of.
+    """Refuses a target with other files than the copies of `originals`, so that a second run is harmless.
 
     Raises:
-        InputError: naming what is in the way.
+        InputError: with the name of one of the other files.
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"expected a folder for --output_dir, found a file at {target}")
     for folder, _, names in os.walk(target):
         for path in (Path(folder, name) for name in names):
-            # A copy that was cut short by the end of an earlier run has a name of its own.
+            # An earlier run that was interrupted leaves an incomplete copy under a temporary name.
             begun = path.with_name(path.name.removeprefix(".").removesuffix(".tmp"))
             if begun in originals and path == temporary_path(begun):
                 continue
             if path not in originals or not filecmp.cmp(path, originals[path], shallow=False):
                 raise InputError(
-                    f"expected an empty folder, or the same split, at {target}, found {path.relative_to(target)} that "
-                    "does not belong to it; choose another --output_dir"
+                    f"expected an empty folder, or the same split, at {target}, found {path.relative_to(target)}, "
+                    "which is not part of it; choose another --output_dir"
                 )
 
 
 def copy_files(originals: dict[Path, Path]) -> None:
-    """Copies what is not there yet, each file whole or not at all.
+    """Copies the files that are missing, each completely or not at all.
 
     Raises:
         InputError: if the disk is full or may not be written to.

@@ -1,4 +1,4 @@
-"""`preview_augmentation`: contact sheets of what training does to the images."""
+"""`preview_augmentation`: contact sheets of augmented training images."""
 
 import logging
 import textwrap
@@ -27,14 +27,14 @@ OFF = {
 
 @dataclass(kw_only=True)
 class PreviewOptions(ArgumentGroup):
-    """What is drawn, and where to."""
+    """What is drawn, and where it is written."""
 
     _argument_group_name = "Preview"
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/ inside")
     output_dir: str = option(MISSING, "folder for the PNG files")
     image_size: int = option(128, "side of the images in pixels")
-    num_examples: int = option(6, "augmented versions of an image")
+    num_examples: int = option(6, "augmented versions of each image")
     seed: int = option(42, "seed of the augmentation")
 
     def __post_init__(self) -> None:
@@ -51,9 +51,12 @@ class PreviewArguments(AugmentationArguments, PreviewOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """A sheet for each class, one of each augmentation by itself, one of mixed batches with their labels."""
+    """One sheet for each class, one of the single augmentations, and one of mixed batches with their labels."""
     arguments = parse_arguments(
-        PreviewArguments, argv, prog="preview_augmentation", description="Draws what training does to the images."
+        PreviewArguments,
+        argv,
+        prog="preview_augmentation",
+        description="Draws contact sheets of augmented training images.",
     )
     from seedling_hf.data.dataset import load_folders
 
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def draw_class(name: str, images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
-    """Images of one class, and what the run makes of each of them epoch after epoch."""
+    """Images of one class, and their augmented versions in each epoch."""
     from seedling_hf.data.images import to_rgb
     from seedling_hf.plots.images import plot_contact_sheet
 
@@ -87,18 +90,18 @@ def draw_class(name: str, images: "Dataset", rows: list[int], arguments: Preview
 
 
 def draw_each_augmentation(names: list[str], images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
-    """One image a class under each augmentation by itself."""
+    """One image of each class under each single augmentation."""
     from seedling_hf.plots.images import plot_contact_sheet
 
     changes = each_augmentation(arguments.image_size)
     columns = [augment(images, rows, replace(arguments, **flags)) for flags in changes.values()]
     sheet = [[column[place][0] for column in columns] for place in range(len(rows))]
     path = Path(arguments.output_dir, "each_augmentation.png")
-    plot_contact_sheet(sheet, path, title="Each augmentation by itself", columns=[*changes], rows=names)
+    plot_contact_sheet(sheet, path, title="Single augmentations", columns=[*changes], rows=names)
 
 
 def draw_mixed_batches(images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
-    """A batch of one image a class under MixUp, under CutMix, and as likely as in the run, with its labels."""
+    """A batch of one image of each class with MixUp, with CutMix, and as in the run, with its labels."""
     from seedling_hf.data.collator import Collator
     from seedling_hf.plots.images import plot_contact_sheet
 
@@ -115,14 +118,14 @@ def draw_mixed_batches(images: "Dataset", rows: list[int], arguments: PreviewArg
     for title, changes in batches.items():
         augmentation = replace(arguments, **changes)
         if changes and not (augmentation.mixup_alpha or augmentation.cutmix_alpha):
-            continue  # switched off by its flag
+            continue  # its flag is 0
         batch = Collator(len(names), augmentation, seed=arguments.seed)(examples)
         sheet.append([to_bytes(image) for image in batch["pixel_values"]])
         captions.append([label_text(label, names) for label in batch["labels"]])
         titles.append(title)
     plot_contact_sheet(
         sheet, Path(arguments.output_dir, "mixed_batches.png"), rows=titles, captions=captions,
-        title="MixUp and CutMix, and what the image counts as",
+        title="MixUp and CutMix, with labels",
     )  # fmt: skip
 
 
@@ -139,7 +142,7 @@ def build_transform(arguments: PreviewArguments) -> "ExampleTransform":
 def augment(
     images: "Dataset", rows: list[int], arguments: PreviewArguments, epochs: int = 1
 ) -> list[list["np.ndarray"]]:
-    """For each row, its image in each epoch, (H, W, 3) of 8 bits."""
+    """The image of each row in each epoch, (H, W, 3) of 8 bits."""
     transform = build_transform(arguments)
     view, versions = images.with_transform(transform), [[] for _ in rows]
     for epoch in range(epochs):
@@ -159,7 +162,7 @@ def to_bytes(pixel_values: "Tensor") -> "np.ndarray":
 
 
 def each_augmentation(image_size: int) -> dict[str, dict]:
-    """Each augmentation by itself, at a strength that can be seen."""
+    """Single augmentations, at a strength that can be seen."""
     changes = {
         "whole image": {},
         "crop": {"min_crop_scale": 0.3},
@@ -176,11 +179,11 @@ def each_augmentation(image_size: int) -> dict[str, dict]:
 
 
 def label_text(label, names: Sequence[str]) -> str:
-    """The one or two classes that a label, soft or not, is made of."""
+    """The one or two classes of a label, soft or not."""
     if label.ndim == 0:
         return textwrap.fill(names[int(label)], 20, break_on_hyphens=False)
     shares, classes = label.topk(min(2, len(names)))
-    # A class that smoothing alone gives its share is no part of the mixture.
+    # A class that only has its share of the smoothing is not part of the mixture.
     rest = float(label.min())
     parts = [(float(s), int(c)) for s, c in zip(shares, classes, strict=True) if float(s) > rest + 1e-6]
     return "\n".join(textwrap.fill(f"{share:.0%} {names[c]}", 20, break_on_hyphens=False) for share, c in parts)

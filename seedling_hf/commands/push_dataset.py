@@ -1,4 +1,4 @@
-"""`push_dataset`: a folder of seedlings with its split becomes a data set on the Hub, with a card."""
+"""`push_dataset`: publishes a folder of seedlings with its split and a card as a data set on the Hub."""
 
 import tempfile
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from seedling_hf.train_arguments import SplitArguments
 class PushDatasetArguments(SplitArguments):
     """Flags of `push_dataset`."""
 
-    dataset_name: str = option(MISSING, "data set on the Hub, user/name; `train --dataset_name` takes the same")
+    dataset_name: str = option(MISSING, "data set on the Hub, user/name, as for `train --dataset_name`")
     license: str = option(MISSING, "licence of the images, such as cc-by-sa-4.0, for the card")
     source: str | None = option(None, "where the images come from, a sentence for the card")
     hub_private_repo: bool | None = option(None, "make a new repository private")

@@ -1,4 +1,4 @@
-"""Examples become a batch; MixUp and CutMix make its labels soft."""
+"""Makes a batch of examples, with soft labels for MixUp, CutMix and label smoothing."""
 
 from typing import Any
 
@@ -71,11 +71,11 @@ class Collator:
         return {"pixel_values": pixel_values, "labels": labels, "index": index}
 
     def _mix(self, pixel_values: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        # timm draws from NumPy's global generator.
+        # timm uses NumPy's global generator.
         state = np.random.get_state()
         np.random.seed(mix(self.seed, self.epoch, *index.tolist()))
         try:
-            # timm pairs the first with the last and wants an even number: an odd one stays as it is.
+            # timm pairs the first image with the last: of an odd number, the last stays as it is.
             even = len(labels) // 2 * 2
             mixed, soft = pixel_values[:0], self._soften(labels[:0])
             if even:
@@ -86,6 +86,6 @@ class Collator:
         return torch.cat([mixed, pixel_values[even:]]), torch.cat([soft.float(), rest])
 
     def _soften(self, labels: Tensor) -> Tensor:
-        """Targets (N, num_labels) with `label_smoothing` spread evenly, as timm's `Mixup` has them."""
+        """Smoothed targets (N, num_labels), as in timm's `Mixup`."""
         off = self.label_smoothing / self.num_labels
         return torch.nn.functional.one_hot(labels, self.num_labels).float() * (1 - self.label_smoothing) + off

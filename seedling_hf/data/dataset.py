@@ -18,7 +18,7 @@ from seedling_hf.data.folders import list_class_folders, list_folders
 from seedling_hf.data.hub_dataset import list_hub
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import ImagePool, image_sources, name_classes
-from seedling_hf.data.splits import SPLITS, choose_of_each_class, draw_split, split_as_written
+from seedling_hf.data.splits import SPLITS, choose_of_each_class, draw_validation, split_as_written
 from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import SplitArguments
 
@@ -130,7 +130,8 @@ def _split(pool: ImagePool, good: list[int], arguments: SplitArguments, *, has_t
         clusters = None
         if arguments.split_strategy == "grouped":
             clusters = dict(zip(rows, cluster_duplicates(image_sources(pool.images.select(good))), strict=True))
-        split_of = draw_split(rows, arguments, clusters)
+        validation = draw_validation(rows, arguments, clusters)
+        split_of = dict.fromkeys(rows, "train") | dict.fromkeys(validation, "validation")
     splits = {"train", "validation"} | set(split_of.values())
     return {split: [i for i, row in zip(good, rows, strict=True) if split_of.get(row) == split] for split in splits}
 

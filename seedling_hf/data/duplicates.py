@@ -1,14 +1,14 @@
-"""Which images show the same: fingerprints of images, exact and near-duplicates among them, clusters of these.
+"""Duplicates: fingerprints of images, exact and near-duplicates among them, and clusters of these.
 
 Exact duplicates have the same decoded pixels. Near-duplicates are found in two steps. Candidates have perceptual hashes
 (imagehash's pHash: the signs of the low frequencies) that differ in few bits, under one of the eight symmetries of the
-square, of the whole images or of one whole and the inner part of the other. A candidate is confirmed by how well the
-fine detail of the two small grey images agrees, at the best of shifts of up to an eighth of the side: grains of sand
-and gravel are a fingerprint of the place, which the coarse hash is not.
+square; whole images are compared with whole images and with the inner parts of others. A candidate is confirmed if the
+fine detail of the two small grey images correlates at the best shift of up to an eighth of the side: grains of sand and
+gravel identify a place, which the coarse hash does not.
 
-The thresholds were chosen by eye on 4,027 seedlings. Whole against whole, the 53 pairs above 0.62 show one plant or
-one spot of a tray, and those below 0.6 are strangers that lie alike. Against inner parts strangers were among the
-pairs with 12 bits, and none among those with 10.
+The thresholds were chosen by eye on 4,027 seedlings. Among whole images, the 53 pairs above 0.62 show one plant or one
+spot of a tray; those below 0.6 are different places that look similar. Comparison with inner parts finds such false
+pairs at 12 bits, but none at 10.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from seedling_hf.data.images import Source, map_in_threads, to_rgb
 MAX_DISTANCE = 12  # bits of 64; unrelated images differ in 32 on average
 MAX_INNER_DISTANCE = 10
 MIN_CORRELATION = 0.62
-SIDE = 32  # of the small grey images, which is what pHash makes of an image too
+SIDE = 32  # of the small grey images; pHash uses the same
 MAX_SHIFT = 4  # pixels of the small image
-INNER_MARGIN = 0.04  # that the inner part leaves out on each side; with it a crop of up to 6 % a side is found
-# Turns by 0°, 90°, 180° and 270°, and the same of the mirrored image; on arrays (..., H, W).
+INNER_MARGIN = 0.04  # cut off on each side for the inner part; with it, crops of up to 6 % of each side are found
+# Rotations by 0°, 90°, 180° and 270°, with and without mirroring; on arrays (..., H, W).
 SYMMETRIES = tuple(
     lambda x, turns=turns, mirrored=mirrored: np.rot90(x[..., ::-1] if mirrored else x, turns, axes=(-2, -1))
     for mirrored in (False, True)
@@ -37,16 +37,16 @@ SYMMETRIES = tuple(
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What is kept of N images.
+    """What is needed to compare N images.
 
     Attributes:
-        digests: SHA-256 of size and decoded RGB pixels.
+        digests: As `pixel_digest` gives them.
         sizes: Width and height in pixels, (N, 2).
-        colors: Mean of red, green and blue on the scale of 0 to 1, (N, 3).
+        colors: Mean of red, green and blue from 0 to 1, (N, 3).
         thumbnails: Grey images of `SIDE` pixels, (N, SIDE, SIDE), uint8.
         inner_thumbnails: The same of the inner parts.
-        hashes: pHash of each of the eight symmetries of the thumbnails, (N, 8), uint64.
-        inner_hashes: pHash of the inner thumbnails as they are, (N,), uint64.
+        hashes: pHash of the eight symmetries of the thumbnails, (N, 8), uint64.
+        inner_hashes: pHash of the inner thumbnails, (N,), uint64.
     """
 
     digests: list[str]
@@ -63,13 +63,13 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Two images, by position with `first` < `second`, that are nearly the same.
+    """Two images that are nearly the same.
 
     Attributes:
-        first: Position of one.
-        second: Position of the other.
+        first: Position of one image.
+        second: Position of the other, after the first.
         distance: Bits in which their hashes differ.
-        correlation: Pearson correlation of their fine detail where they overlap, 1 at best.
+        correlation: Pearson correlation of their fine detail where they overlap.
     """
 
     first: int
@@ -79,12 +79,7 @@ class NearDuplicate:
 
 
 def fingerprint_images(sources: Iterable[Source], num_threads: int | None = None) -> Fingerprints:
-    """Decodes every image once.
-
-    Args:
-        sources: Files, or encoded images as bytes, that can be decoded.
-        num_threads: Threads that decode (default: as many as cores may be used).
-    """
+    """Decodes every image once, in `num_threads` threads (default: one for each available core)."""
     found = list(map_in_threads(_fingerprint, sources, num_threads))
     digests, sizes, colors, thumbnails, hashes = zip(*found, strict=True) if found else ([], [], [], [], [])
     thumbnails = np.array(thumbnails, np.uint8).reshape(-1, 2, SIDE, SIDE)
@@ -119,16 +114,13 @@ def find_exact_duplicates(digests: Sequence[str]) -> list[list[int]]:
 
 
 def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
-    """Pairs of images that are nearly the same but not exactly; of exact duplicates the first stands for all.
+    """Pairs of near-duplicates, the most similar first; of a group of exact duplicates, only the first is compared.
 
-    The comparison of hashes is quadratic, in NumPy: 6 s of one core for 12,500 images, about two minutes for 50,000
-    and half a day for a million.
-
-    Returns:
-        The pairs, the most alike first.
+    Comparing hashes is quadratic: on one core 6 s for 12,500 images, about two minutes for 50,000, and half a day for
+    a million.
     """
     digests = fingerprints.digests
-    # An image without any detail, such as a white one, has a hash that says nothing.
+    # The hash of an image without detail, such as a white one, is meaningless.
     originals = np.array(
         [i for i in sorted({d: i for i, d in reversed([*enumerate(digests)])}.values())
          if np.ptp(fingerprints.thumbnails[i]) > 0], dtype=np.int64,
@@ -151,13 +143,13 @@ def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
 
 
 def cluster_duplicates(sources: Iterable[Source]) -> list[int]:
-    """The number of each image's cluster: images that exact or near-duplicates lead to from one another."""
+    """The number of each image's cluster, the images connected by exact or near-duplicates."""
     fingerprints = fingerprint_images(sources)
     return connect(len(fingerprints), find_exact_duplicates(fingerprints.digests), find_near_duplicates(fingerprints))
 
 
 def connect(count: int, exact: Sequence[Sequence[int]], near: Sequence[NearDuplicate]) -> list[int]:
-    """The number of each of `count` images' cluster, from the duplicates that were found among them."""
+    """The number of each of `count` images' cluster, from the duplicates found among them."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -195,17 +187,17 @@ def _hash(thumbnail: np.ndarray) -> int:
 def _candidates(
     hashes: np.ndarray, others: np.ndarray, most: int, *, both_ways: bool, rows: int = 256
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Portions of pairs of two images whose hashes differ in `most` bits at most.
+    """Chunks of pairs of images whose hashes differ in `most` bits at most.
 
     Args:
         hashes: Of the symmetries of each image, (N, 8).
-        others: What they are compared with, (N,).
-        most: Bits.
-        both_ways: Compare each two images both ways, and not only the earlier one with the later.
-        rows: Images that are compared at once.
+        others: Hashes to compare them with, (N,).
+        most: Largest distance in bits.
+        both_ways: Compare each pair in both directions, not only the earlier image with the later.
+        rows: Images to compare at once.
 
     Yields:
-        Of each pair the position in `hashes`, the position in `others`, the symmetry and the number of bits.
+        Position in `hashes`, position in `others`, symmetry, and number of bits of each pair.
     """
     for start in range(0, len(hashes), rows):
         offset, found = 0 if both_ways else start, []
@@ -221,7 +213,7 @@ def _candidates(
 
 
 def _correlate(first: np.ndarray, second: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
-    """Of thumbnails (N, SIDE, SIDE), the first turned by its symmetry: correlation (N,) of detail at the best shift."""
+    """Correlation (N,) of the detail of thumbnails (N, SIDE, SIDE) at the best shift, the first under its symmetry."""
     turned = np.empty_like(first)
     for number, transform in enumerate(SYMMETRIES):
         turned[symmetry == number] = transform(first[symmetry == number])
@@ -247,6 +239,6 @@ def _detail(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _standardise(images: np.ndarray) -> np.ndarray:
-    """Mean 0 and norm 1 each; zeros where there is nothing to be seen."""
+    """Mean 0 and norm 1 each; zeros for an image without detail."""
     images = images - images.mean((1, 2), keepdims=True)
     return images / np.maximum(np.linalg.norm(images, axis=(1, 2), keepdims=True), 1e-6)

@@ -1,9 +1,9 @@
 """Images decoded once and kept on the disk, so that an epoch reads pixels instead of decoding files.
 
-A cache is an Arrow file of `datasets`, memory-mapped and shared by all runs and processes that need the same. Its key
-is made of the images themselves (path, size and time of change, or the bytes where a data set holds them) and of what
-was done to them. `Dataset.from_generator` writes it under a lock into a folder of another name, which is renamed when
-it is whole: of all processes the first to come writes, the others wait, and what a killed one has left is never read.
+A cache is an Arrow file of `datasets`, memory-mapped and shared by all runs and processes that need the same images.
+Its key depends on the images (path, size and modification time, or the bytes if a data set holds them) and on how they
+were prepared. `Dataset.from_generator` writes it under a lock into a temporary folder, which is renamed when it is
+complete: the first process writes, the others wait, and what a killed process has written is never read.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from seedling_hf.data.transforms import build_eval_transform
 from seedling_hf.errors import InputError
 
 FORMAT_VERSION = 2
-# 64-bit offsets, since 2 GB are soon reached by large images.
+# 64-bit offsets, because large images soon exceed 2 GB.
 FEATURES = Features({"data": Value("large_binary"), "shape": List(Value("int32"))})
 ROWS_IN_MEMORY = 32
 
@@ -39,41 +39,40 @@ logger = logging.getLogger(__name__)
 
 
 def cache_training_images(split: Dataset, side: int, image_processor: BaseImageProcessor) -> Dataset:
-    """The images of a split in RGB, shrunk once and kept decoded, for `FromCache`.
+    """Caches the images of a split in RGB, resized once, for `FromCache`.
 
     Args:
         split: Columns `image`, `label` and `index`.
-        side: Shorter side in pixels to which larger images are shrunk (bicubic, antialiased); others stay as they
-            are.
-        image_processor: Tells the size of the images that a model is trained on.
+        side: Shorter side in pixels that larger images are resized to (bicubic, antialiased).
+        image_processor: Its crop size is the smallest `side`.
 
     Returns:
         Columns `data` (H × W × 3 bytes), `shape`, `label` and `index`, memory-mapped.
 
     Raises:
-        InputError: if it cannot be written, or `side` is below the size of the images that a model is trained on.
+        InputError: if the cache cannot be written, or `side` is smaller than the training images.
     """
     least = image_processor.crop_size["height"]
     if side < least:
         raise InputError(
-            f"expected --cache_images of at least {least}, the side of the images in training, found {side}; raise it"
+            f"expected --cache_images of at least {least}, the side of the training images, found {side}; raise it"
         )
     what = f"training images, shorter side at most {side} pixels"
     return _cache(split, partial(_shrink, side=side), ["shrunk", side], what, "train")
 
 
 def cache_validation_images(split: Dataset, image_processor: BaseImageProcessor) -> Dataset:
-    """What `image_processor` makes of the images of a split, to the last bit, for `PreparedTransform`.
+    """Caches the images of a split as `image_processor` prepares them, exactly, for `PreparedTransform`.
 
     Args:
         split: Columns `image`, `label` and `index`.
-        image_processor: What evaluation uses.
+        image_processor: The one that evaluation uses.
 
     Returns:
         Columns `data` (3 × H × W float32), `shape`, `label` and `index`, memory-mapped.
 
     Raises:
-        InputError: if it cannot be written.
+        InputError: if the cache cannot be written.
     """
     prepare = build_eval_transform(image_processor)
     settings = ["prepared", json.loads(image_processor.to_json_string())]
@@ -82,11 +81,7 @@ def cache_validation_images(split: Dataset, image_processor: BaseImageProcessor)
 
 
 class FromCache:
-    """Gives a transform the rows of `cache_training_images`, their images as (3, H, W) bytes.
-
-    Args:
-        transform: Takes rows with `image`, such as `ExampleTransform`.
-    """
+    """Applies a transform such as `ExampleTransform` to rows of `cache_training_images`, as (3, H, W) bytes."""
 
     def __init__(self, transform: Callable[[dict[str, list[Any]]], dict[str, list[Any]]]) -> None:
         self.transform = transform
@@ -97,14 +92,14 @@ class FromCache:
 
 
 class PreparedTransform:
-    """Makes examples of the rows of `cache_validation_images`."""
+    """Makes examples of rows of `cache_validation_images`."""
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"pixel_values": _tensors(rows, torch.float32), "labels": rows["label"], "index": rows["index"]}
 
 
 def _tensors(rows: dict[str, list[Any]], dtype: torch.dtype) -> list[Tensor]:
-    # A bytearray, since a tensor may be written to and bytes may not.
+    # A bytearray, because tensors are writable and bytes are not.
     arrays = zip(rows["data"], rows["shape"], strict=True)
     return [torch.frombuffer(bytearray(data), dtype=dtype).view(shape) for data, shape in arrays]
 
@@ -136,8 +131,8 @@ def _cache(
     except (DatasetGenerationError, OSError) as error:
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         raise InputError(
-            f"expected to keep {len(split):,} decoded images in {folder}, found: {reason}; make room there, name "
-            "another folder by the variable HF_DATASETS_CACHE, or leave out --cache_images"
+            f"expected to keep {len(split):,} decoded images in {folder}, found: {reason}; free some space, set "
+            "HF_DATASETS_CACHE to another folder, or drop --cache_images"
         ) from error
     megabytes = sum(os.path.getsize(file["filename"]) for file in cached.cache_files) / 1e6
     logger.info(

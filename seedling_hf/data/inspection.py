@@ -1,6 +1,6 @@
-"""What is wrong or odd with a tree of images: corrupt files, duplicates, two classes for one, outliers; as a page.
+"""Problems in a tree of images, as a page: corrupt files, duplicates, images in two classes, outliers.
 
-The page needs nothing but itself: its images are inside, scaled down.
+The page is self-contained, with small copies of the images inside.
 """
 
 import base64
@@ -28,12 +28,12 @@ from seedling_hf.data.duplicates import (
     fingerprint_images,
 )
 from seedling_hf.data.folders import list_folders
-from seedling_hf.data.images import find_bad_images, to_rgb
+from seedling_hf.data.images import a_few, find_bad_images, to_rgb
 from seedling_hf.data.pool import image_sources
 from seedling_hf.files import write_text
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which an image is an outlier
-MOST_COMPARED = 20_000  # images that training compares at its start; more would take minutes
+MOST_COMPARED = 20_000  # images that training compares when it starts; more would take minutes
 MOST_SHOWN = 200  # entries of a section of the page
 PREVIEW_SIDE = 150  # pixels
 SHARED_IMAGES = "near_duplicates.json"
@@ -43,19 +43,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found, ready for JSON; images are files relative to the folder.
+    """The findings, ready for JSON; images are files relative to the folder.
 
     Attributes:
         folder: The tree.
-        num_images: Files that look like images.
-        classes: Images of each class that can be decoded, by split.
+        num_images: Files with the suffix of an image.
+        classes: Number of images of each class that can be decoded, by split.
         corrupt: `file` and `reason` of each that cannot be decoded.
         exact_duplicates: Groups of files with the same decoded pixels.
-        near_duplicates: `files`, `distance` (bits of 64) and `correlation` of each pair, the most alike first.
-        in_two_classes: Files of each cluster of exact and near-duplicates that lies in several classes.
-        in_two_splits: Likewise in several splits, where these have folders of their own.
-        outliers: `file`, `what` (width, height, red, green, blue), its `value` and the `median`, and how many
-            `deviations` it is away; a hint, no fault.
+        near_duplicates: `files`, `distance` (bits of 64) and `correlation` of each pair, the most similar first.
+        in_two_classes: Files of each cluster of duplicates that spans several classes.
+        in_two_splits: Files of each cluster that spans several splits, if these have folders of their own.
+        outliers: `file`, `what` (width, height, red, green, blue), `value`, `median`, and the distance in robust
+            `deviations`; a hint, not a problem.
     """
 
     folder: str
@@ -70,16 +70,12 @@ class Inspection:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every image can be decoded and none is there twice; outliers are nobody's fault."""
+        """Whether all images can be decoded and there are no duplicates; outliers do not count."""
         return not (self.corrupt or self.exact_duplicates or self.near_duplicates)
 
 
 def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) -> Inspection:
     """Decodes and compares all images of class folders, or of `train/`, `val/` and `test/` with class folders inside.
-
-    Args:
-        folder: The tree.
-        num_threads: Threads that decode (default: as many as cores may be used).
 
     Raises:
         InputError: for a missing folder, or a class folder without images.
@@ -129,7 +125,7 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
 
 
 def write_inspection(inspection: Inspection, output_dir: str | os.PathLike) -> None:
-    """Writes inspection.json, with all that was found, and inspection.html, with its images inside."""
+    """Writes inspection.json with all findings, and inspection.html with the images."""
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     values = asdict(inspection) | {"is_clean": inspection.is_clean}
@@ -138,21 +134,21 @@ def write_inspection(inspection: Inspection, output_dir: str | os.PathLike) -> N
 
 
 def format_inspection(inspection: Inspection) -> str:
-    """The counts in a few lines."""
+    """The number of findings of each kind."""
     counts = {
         "images": inspection.num_images,
         "corrupt files": len(inspection.corrupt),
         "groups of exact duplicates (same decoded pixels)": len(inspection.exact_duplicates),
         "pairs of near-duplicates": len(inspection.near_duplicates),
-        "of them in two classes": len(inspection.in_two_classes),
-        "of them in two splits": len(inspection.in_two_splits),
+        "clusters in two classes": len(inspection.in_two_classes),
+        "clusters in two splits": len(inspection.in_two_splits),
         "outliers in size or colour": len({outlier["file"] for outlier in inspection.outliers}),
     }
     return "\n".join(f"{name:50} {count:7,}" for name, count in counts.items())
 
 
 def render_page(inspection: Inspection) -> str:
-    """The inspection as one HTML page that loads nothing from anywhere."""
+    """The inspection as a self-contained HTML page."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
@@ -164,7 +160,7 @@ def render_page(inspection: Inspection) -> str:
 
 
 def find_shared_images(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]:
-    """The validation images that are in training too, nearly or exactly: their files, each with one in training."""
+    """Validation images with a duplicate in training: the files of each, and of one of its duplicates."""
     train, validation = splits["train"], splits["validation"]
     clusters = cluster_duplicates(source for split in (train, validation) for source in image_sources(split))
     in_training = dict(zip(reversed(clusters[: len(train)]), reversed(train["file"]), strict=True))
@@ -176,12 +172,9 @@ def find_shared_images(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]:
 
 
 def report_shared_images(splits: Mapping[str, Dataset], path: Path, *, look: bool = True) -> None:
-    """Warns once of validation images that are in training too, and writes them down for the card.
+    """Warns of validation images with duplicates in training, and writes them to the JSON file `path` for the card.
 
-    Args:
-        splits: `train` and `validation`.
-        path: JSON file; where nothing was compared there is none.
-        look: Whether to compare at all.
+    Without a comparison (`look` is false, or there are more than `MOST_COMPARED` images) there is no file.
     """
     path.unlink(missing_ok=True)
     count = len(splits["train"]) + len(splits["validation"])
@@ -189,8 +182,8 @@ def report_shared_images(splits: Mapping[str, Dataset], path: Path, *, look: boo
         return
     if count > MOST_COMPARED:
         logger.info(
-            "near-duplicates of validation images in training were not looked for: %d images are more than %d; "
-            "inspect_dataset finds them", count, MOST_COMPARED,
+            "did not search for validation images with duplicates in training: %d images are more than %d; use "
+            "inspect_dataset", count, MOST_COMPARED,
         )  # fmt: skip
         return
     pairs = find_shared_images(splits)
@@ -200,16 +193,16 @@ def report_shared_images(splits: Mapping[str, Dataset], path: Path, *, look: boo
     }
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     if pairs:
-        shown = ", ".join(f"{ours} (as {theirs})" for ours, theirs in pairs[:3])
+        shown = a_few([f"{ours} (as {theirs})" for ours, theirs in pairs], 3)
         logger.warning(
-            "%d of %d validation images are nearly in training too: %s%s; --split_strategy grouped keeps such "
-            "images on one side",
-            len(pairs), len(splits["validation"]), shown, f" and {len(pairs) - 3} more" if len(pairs) > 3 else "",
+            "%d of %d validation images have duplicates in training: %s; --split_strategy grouped keeps duplicates on "
+            "one side",
+            len(pairs), len(splits["validation"]), shown,
         )  # fmt: skip
 
 
 def _find_outliers(files: Sequence[str], fingerprints: Fingerprints) -> list[dict[str, Any]]:
-    """Images far from the median, in deviations that outliers hardly move (1.4826 times the median of them)."""
+    """Images far from the median, in deviations robust to outliers (1.4826 times the median absolute deviation)."""
     if not files:
         return []
     values = {
@@ -218,7 +211,7 @@ def _find_outliers(files: Sequence[str], fingerprints: Fingerprints) -> list[dic
     }  # fmt: skip
     outliers = []
     for what, column in values.items():
-        # Sides are compared by their ratio, and one that differs by less than a tenth is none where most are equal.
+        # Sides are compared by their ratio; a difference of less than a tenth is no outlier even if most are equal.
         scale, least = (np.log(column), 0.1) if what in ("width", "height") else (column, 0.01)
         distance = np.abs(scale - np.median(scale))
         deviations = distance / max(1.4826 * float(np.median(distance)), least / MAX_DEVIATIONS)

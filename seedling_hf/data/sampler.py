@@ -1,4 +1,4 @@
-"""The order of the training images: a pure function of (seed, epoch), dealt to the processes."""
+"""The order of the training images: a function of (seed, epoch), divided among the processes."""
 
 from collections.abc import Iterator
 
@@ -12,16 +12,14 @@ class EpochSampler(Sampler[list[int]]):
     """Batches of one epoch after another for one of several processes.
 
     An optimizer step takes the next `batch_size * accumulation * num_processes` images of the epoch's order, so the
-    same global batch holds the same images however it is divided. Any place in an epoch is reached at once: nothing
-    is drawn and thrown away. What does not fill a last step is left out of that epoch; every epoch has another order.
+    same global batch holds the same images however it is divided. Any position in an epoch is reached without drawing
+    and discarding. Images that do not fill a last step are skipped in that epoch.
 
     Args:
         num_examples: Images in the training split.
         batch_size: Images in a batch of one process.
         accumulation: Batches of an optimizer step on one process.
-        num_processes: Number of processes.
-        process_index: This process's number.
-        seed: With the epoch, all that the order depends on.
+        seed: The order depends only on it and on the epoch.
 
     Raises:
         InputError: if the images do not fill one step.
@@ -44,7 +42,7 @@ class EpochSampler(Sampler[list[int]]):
             )
 
     def set_position(self, epoch: int, first_step: int = 0) -> None:
-        """The next iteration is `epoch`, from its optimizer step `first_step` on."""
+        """The next iteration is `epoch`, from its optimizer step `first_step`."""
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:

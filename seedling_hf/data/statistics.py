@@ -1,4 +1,4 @@
-"""Sizes, modes, and mean and standard deviation of the channels of a set of images."""
+"""Sizes, modes, and mean and standard deviation of the channels of images."""
 
 import math
 from collections import Counter
@@ -15,16 +15,16 @@ from seedling_hf.errors import InputError
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Figures of a set of images; those of the channels are in the order R, G, B, on the scale of 0 to 1.
+    """Statistics of a set of images; those of the channels are in the order R, G, B, from 0 to 1.
 
     Attributes:
         num_images: Number of images.
         sizes: Number of images of each (width, height).
         modes: Number of images of each of PIL's modes, as stored.
-        mean: Of all pixels of all images.
-        std: Of all pixels of all images.
-        mean_of_means: Mean over the images of each image's mean, as the tutorial's `mean_std.py` has it.
-        mean_of_stds: Mean over the images of each image's standard deviation (with n - 1), likewise.
+        mean: Mean of all pixels of all images.
+        std: Standard deviation of all pixels of all images.
+        mean_of_means: Mean of the images' means, as in the tutorial's `mean_std.py`.
+        mean_of_stds: Mean of the images' standard deviations (with n - 1), as in the tutorial.
     """
 
     num_images: int
@@ -37,7 +37,7 @@ class ImageStatistics:
 
 
 def measure_images(paths: Iterable[str | Path], num_threads: int | None = None) -> ImageStatistics:
-    """Reads every image once; sums are of integers, so that they are exact whatever the order.
+    """Reads every image once; sums are of integers, so they are exact in any order.
 
     Args:
         paths: Images that can be decoded.
@@ -76,7 +76,7 @@ def measure_images(paths: Iterable[str | Path], num_threads: int | None = None) 
 
 
 def _sums(histogram: np.ndarray) -> list[tuple[int, int, int]]:
-    """Of each row of counts of the values 0 to 255: number, sum and sum of squares, as integers without a limit."""
+    """Number, sum and sum of squares of the values 0 to 255 counted in each row, as Python integers."""
     values = np.arange(256)
     return [(int(counts.sum()), int(counts @ values), int(counts @ values**2)) for counts in histogram]
 

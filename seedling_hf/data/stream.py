@@ -1,9 +1,9 @@
-"""Training images that are too many for one disk, read from the Hub as they are needed, from any place on.
+"""Training images streamed from the Hub, for data sets that are too large for the disk, from any place on.
 
-A pass reads the shards of the data set in an order that depends on (seed, epoch) alone, dealt to the processes; where
-there are fewer shards than processes, each process reads all of them and takes its share of the rows. Within a shard
-images are shuffled block by block, so a place in the stream is four numbers, and to go on from it one shard is opened
-and its rows before the block are read past, undecoded: nothing else is repeated.
+An epoch reads the shards of the data set in an order that depends only on (seed, epoch), divided among the processes;
+if there are fewer shards than processes, each process reads all shards and takes its share of the rows. Within a shard
+images are shuffled block by block, so a place in the stream is four numbers. To resume there, one shard is opened and
+its rows before the block are skipped undecoded; nothing else is repeated.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,17 +19,17 @@ from seedling_hf.data.seeds import epoch_seed, permutation
 from seedling_hf.data.transforms import ExampleTransform
 from seedling_hf.errors import InputError
 
-BLOCK = 1024  # encoded images that are held and shuffled
+BLOCK = 1024  # encoded images that are kept in memory and shuffled
 ROWS_OF_A_SHARD = 10**9  # more than any has, to number the images of all shards
 
 
 class Place(NamedTuple):
-    """Where a process is in the stream: the next image is number `offset` of the block that begins at row `start`.
+    """Where a process is in the stream: its next image is number `offset` of the block that starts at row `start`.
 
     Attributes:
-        epoch: Pass.
-        shard: Place in the order of this process's shards.
-        start: Row of the shard, of those that are this process's.
+        epoch: Number of the epoch.
+        shard: Position in the order of this process's shards.
+        start: Row of the shard, counting this process's rows only.
         offset: Images of the block that are done.
     """
 
@@ -40,17 +40,15 @@ class Place(NamedTuple):
 
 
 class TrainingStream(torch.utils.data.IterableDataset):
-    """Batches of one process, pass after pass without end, for a DataLoader with `batch_size=None`.
+    """Batches of one process, epoch after epoch without end, for a DataLoader with `batch_size=None`.
 
     Args:
         dataset: A streamed data set with columns `image`, undecoded, and `label`.
-        transform: Of the training images.
-        collator: Makes batches.
+        transform: Makes an example of an image.
+        collator: Makes a batch of examples.
         batch_size: Images in a batch.
-        seed: With the epoch, all that the order depends on.
-        process_index: This process's number.
-        num_processes: Number of processes.
-        skip_bad_images: Leave out images that cannot be decoded.
+        seed: The order depends only on it and on the epoch.
+        skip_bad_images: Skip images that cannot be decoded.
     """
 
     def __init__(
@@ -64,11 +62,11 @@ class TrainingStream(torch.utils.data.IterableDataset):
         self.decode = Image().decode_example
 
     def set_place(self, place: Place) -> None:
-        """The next iteration goes on from there. Call it before the loader starts its worker, which gets a copy."""
+        """The next iteration starts there. Call it before the loader starts its worker, which gets a copy."""
         self.place = Place(*place)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches as the collator makes them, with `place`: where the next one begins. A mistake comes as `error`."""
+        """Batches with the `place` where the next one starts; an `InputError` is yielded as `error`."""
         examples: list[dict[str, Any]] = []
         try:
             for example, place in self._examples():
@@ -76,11 +74,11 @@ class TrainingStream(torch.utils.data.IterableDataset):
                 if len(examples) == self.batch_size:
                     yield self.collator(examples) | {"place": place}
                     examples = []
-        except InputError as error:  # a worker would wrap it in its traceback
+        except InputError as error:  # raised in a worker, it would come with a traceback
             yield {"error": str(error)}
 
     def describe(self, index: int) -> str:
-        """What to call an image, by its `index`."""
+        """The name of the image `index`, for messages."""
         shard, row = divmod(index, ROWS_OF_A_SHARD)
         return f"row {row} of shard {shard}"
 
@@ -89,7 +87,7 @@ class TrainingStream(torch.utils.data.IterableDataset):
         while True:
             self.transform.set_epoch(place.epoch)
             self.collator.set_epoch(place.epoch)
-            found, shards = place != Place(place.epoch), self._shards(place.epoch)  # what is left of a pass may be none
+            found, shards = place != Place(place.epoch), self._shards(place.epoch)  # the rest of an epoch may be empty
             for number in range(place.shard, len(shards)):
                 rows = self._rows(shards[number])
                 next(islice(rows, place.start, place.start), None)
@@ -102,8 +100,8 @@ class TrainingStream(torch.utils.data.IterableDataset):
                 place = Place(place.epoch, number + 1)
             if not found:
                 raise InputError(
-                    "expected training images that can be decoded in the stream, found none in a whole pass for "
-                    f"process {self.process_index}; look at the data set"
+                    "expected training images that can be decoded in the stream, found none in a whole epoch for "
+                    f"process {self.process_index}; check the data set"
                 )
             place = Place(place.epoch + 1)
 
@@ -116,12 +114,14 @@ class TrainingStream(torch.utils.data.IterableDataset):
         return self.dataset.num_shards < self.num_processes
 
     def _rows(self, shard: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows of a shard that are this process's, with their numbers."""
+        """This process's rows of a shard, with their numbers."""
         rows = enumerate(self.dataset.shard(self.dataset.num_shards, shard))
         return islice(rows, self.process_index, None, self.num_processes) if self._shares_shards else rows
 
     def _order(self, place: Place, shard: int, size: int) -> list[int]:
-        seed = hash((self.seed, place.epoch, shard, place.start)) % 2**63  # of numbers, so the same in every process
+        seed = (
+            hash((self.seed, place.epoch, shard, place.start)) % 2**63
+        )  # a hash of integers, so it is the same in every process
         return permutation(size, seed)
 
     def _example(self, shard: int, number: int, row: dict[str, Any]) -> dict[str, Any] | None:
@@ -136,17 +136,17 @@ class TrainingStream(torch.utils.data.IterableDataset):
                 return None
             raise InputError(
                 f"expected images that can be decoded, found {row['image'].get('path') or self.describe(index)}: "
-                f"{error}; repair it, or leave such images out by --skip_bad_images"
+                f"{error}; repair it, or skip such images with --skip_bad_images"
             ) from error
         values = self.transform({"image": [image], "label": [row["label"]], "index": [index]})
         return {name: value[0] for name, value in values.items()}
 
 
 def pop_place(batches: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Tensor]], Place]:
-    """The batches of a step without their places, and where the next step begins.
+    """The batches of a step without their places, and the place where the next step starts.
 
     Raises:
-        InputError: that the stream met.
+        InputError: if the stream yielded one.
     """
     group, place = [], None
     for batch in batches:

@@ -1,4 +1,4 @@
-"""What is done to an image before the model sees it: augmentation in training, the image processor in evaluation."""
+"""How an image is prepared for the model: augmentation in training, the image processor in evaluation."""
 
 import math
 import random
@@ -22,56 +22,52 @@ Transform = Callable[[Image.Image | Tensor], Tensor]  # of an image in RGB, or i
 
 
 class RandomQuarterTurn(nn.Module):
-    """Turns a square image by 0, 90, 180 or 270 degrees: no pixel is mixed with another.
-
-    Args:
-        probability: That it is turned by one of the four, drawn evenly.
-    """
+    """With this probability rotates a square image by 0, 90, 180 or 270 degrees, without interpolation."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
     def forward(self, image: Tensor) -> Tensor:
-        """Turns an `image` (C, size, size)."""
+        """Rotates an `image` (C, size, size)."""
         if torch.rand(()) >= self.probability:
             return image
         return torch.rot90(image, int(torch.randint(4, ())), (-2, -1))
 
 
 class RandomRotation(nn.Module):
-    """Turns a square image about its centre, bicubically: torchvision's `RandomRotation` in less of its time.
+    """Rotates a square image about its centre with bicubic interpolation, faster than torchvision's `RandomRotation`.
 
-    One grid is kept and turned. What lies outside counts as `fill` in the mixture at the edge too, where torchvision
+    One grid is kept and rotated. Pixels outside count as `fill` in the interpolation at the edge too, where torchvision
     leaves a dark seam.
 
     Args:
-        degrees: Largest angle either way.
+        degrees: Largest angle in either direction.
         size: Side of the images in pixels.
-        fill: Colour of the corners, one value a channel.
+        fill: Colour of the corners, one value per channel.
     """
 
     def __init__(self, degrees: float, size: int, fill: tuple[float, ...]) -> None:
         super().__init__()
         self.degrees = degrees
         self.fill = torch.tensor(fill)[:, None, None]
-        # (1, size, size, 2): where each pixel is, x and y from -1 to 1, and the same a quarter of a turn further.
+        # (1, size, size, 2): x and y of each pixel from -1 to 1, and the same rotated by a quarter turn.
         self.grid = F.affine_grid(torch.eye(2, 3)[None], [1, 1, size, size], align_corners=False)
         self.quarter = torch.stack((-self.grid[..., 1], self.grid[..., 0]), dim=-1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Turns a float `image` (C, size, size) of values from 0 to 1."""
+        """Rotates a float `image` (C, size, size) of values from 0 to 1."""
         angle = math.radians(torch.empty(1).uniform_(-self.degrees, self.degrees).item())
         grid = torch.add(self.grid * math.cos(angle), self.quarter, alpha=math.sin(angle))
-        # Zero is what grid_sample finds outside.
+        # Outside the image, grid_sample takes zeros.
         turned = F.grid_sample((image - self.fill)[None], grid, mode="bicubic", align_corners=False)[0] + self.fill
-        return turned.clamp_(0, 1)  # where a cubic overshoots
+        return turned.clamp_(0, 1)  # bicubic interpolation overshoots
 
 
 class RandomJPEG(nn.Module):
-    """Makes an image the JPEG of quality 50 to 100 that Pillow makes of it, its colours at half their resolution.
+    """Compresses an image as JPEG with Pillow's encoder, at a random quality of 50 to 100.
 
-    torchvision's `v2.JPEG` makes the same bytes, by an encoder that is deprecated since torchvision 0.29.
+    torchvision's `v2.JPEG` gives the same bytes, but its encoder is deprecated since torchvision 0.29.
     """
 
     def forward(self, image: Tensor) -> Tensor:
@@ -82,7 +78,7 @@ class RandomJPEG(nn.Module):
 
 
 class Cutout(nn.Module):
-    """Greys a square at a random place, which may reach over the edge (arXiv 1708.04552, section 3.2).
+    """Greys a square at a random place, which may extend over the edge (arXiv 1708.04552, section 3.2).
 
     Args:
         size: Side of the square in pixels.
@@ -93,7 +89,7 @@ class Cutout(nn.Module):
         self.size = size
 
     def forward(self, image: Tensor) -> Tensor:
-        """Sets the square of a normalised `image` (C, H, W) to 0, the mean colour."""
+        """Sets a square of a normalised `image` (C, H, W) to 0, the mean colour."""
         height, width = image.shape[-2:]
         y, x = (int(torch.randint(side, ())) - self.size // 2 for side in (height, width))
         image = image.clone()
@@ -150,7 +146,7 @@ def build_train_transform(
 
 
 def build_eval_transform(image_processor: BaseImageProcessor) -> Transform:
-    """One image as `image_processor` prepares it, so that evaluation sees what the model's users will feed it."""
+    """One image as `image_processor` prepares it, so that evaluation sees what the model's users will see."""
     return EvalTransform(image_processor)
 
 
@@ -165,12 +161,8 @@ class EvalTransform:
 class ExampleTransform:
     """Makes examples of the rows of a dataset, for `Dataset.with_transform`.
 
-    What is random about an image depends on (seed, epoch, index) alone, so it does not change with the number of
-    data-loading workers or of processes, and no state of theirs has to be saved.
-
-    Args:
-        transform: Makes a tensor of an image in RGB.
-        seed: Seed of the run.
+    The randomness of an image depends only on (seed, epoch, index): it does not change with the number of workers or
+    processes, and their states need not be saved.
     """
 
     def __init__(self, transform: Transform, seed: int = 0) -> None:

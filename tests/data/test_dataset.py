@@ -26,7 +26,7 @@ from seedling_hf.data.splits import draw_validation, hash_split, read_split_csv,
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetImageProcessor
-from seedling_hf.train_arguments import AugmentationArguments
+from seedling_hf.train_arguments import AugmentationArguments, SplitArguments
 
 SEEDLINGS = Path(__file__).resolve().parents[3] / "shared" / "seedlings"
 
@@ -50,6 +50,14 @@ def plant(sample_dir):
 def tree(tmp_path, plant) -> Path:
     """Four images of Maize, five of Charlock."""
     return plant(tmp_path / "tree")
+
+
+def draw(rows, strategy: str, share: float, seed: int, clusters=None, fold: str | None = None) -> set:
+    return draw_validation(
+        rows,
+        SplitArguments(train_dir="unused", split_strategy=strategy, train_val_split=share, split_seed=seed, fold=fold),
+        clusters,
+    )
 
 
 def rows(split: Dataset) -> list[tuple[str, str]]:
@@ -170,7 +178,7 @@ def test_a_grouped_split_takes_pairs_no_more_often_than_their_share():
     clusters = {row: (row[1] == "b") * 1000 + number for row, number in clusters.items()}
     counts = []
     for seed in range(20):
-        chosen = draw_validation(rows, "grouped", 0.3, seed, clusters=clusters)
+        chosen = draw(rows, "grouped", 0.3, seed, clusters=clusters)
         assert Counter(label for _, label in chosen) == {"a": 30, "b": 30}
         counts.append(sum(int(file[2:]) < 60 for file, _ in chosen))
     # 0.3 of 120 images in pairs are 36; the mean of 20 draws has a standard error of about 1.6.
@@ -180,11 +188,11 @@ def test_a_grouped_split_takes_pairs_no_more_often_than_their_share():
 def test_a_grouped_split_depends_on_clusters_and_seed_and_not_on_their_numbers_or_the_order():
     rows = [(f"{label}/{i}", label) for label in "ab" for i in range(30)]
     clusters = {row: i // 2 for i, row in enumerate(rows)}
-    expected = draw_validation(rows, "grouped", 0.3, 1, clusters=clusters)
+    expected = draw(rows, "grouped", 0.3, 1, clusters=clusters)
     renamed = {row: 1000 - 7 * number for row, number in clusters.items()}
-    assert draw_validation(rows[::-1], "grouped", 0.3, 1, clusters=renamed) == expected
-    assert draw_validation(rows, "grouped", 0.3, 2, clusters=clusters) != expected
-    assert draw_validation(rows[::-1], "grouped", 0.3, 1, clusters=renamed, fold="2/5") == draw_validation(
+    assert draw(rows[::-1], "grouped", 0.3, 1, clusters=renamed) == expected
+    assert draw(rows, "grouped", 0.3, 2, clusters=clusters) != expected
+    assert draw(rows[::-1], "grouped", 0.3, 1, clusters=renamed, fold="2/5") == draw(
         rows, "grouped", 0.3, 1, clusters=clusters, fold="2/5"
     )
 
@@ -198,7 +206,7 @@ def test_a_cluster_over_two_classes_stays_on_one_side():
     rows = [(f"{label}/{i}", label) for label in "ab" for i in range(10)]
     clusters = {row: i for i, row in enumerate(rows)} | {("b/3", "b"): 2, ("a/2", "a"): 2}
     for seed in range(10):
-        chosen = draw_validation(rows, "grouped", 0.3, seed, clusters=clusters)
+        chosen = draw(rows, "grouped", 0.3, seed, clusters=clusters)
         assert (("a/2", "a") in chosen) == (("b/3", "b") in chosen)
 
 
@@ -255,9 +263,9 @@ def test_the_mle_bench_split_sorts_classes_then_files_and_asks_for_nothing_else(
 
 def test_the_mle_bench_split_of_4750_images_validates_666_as_its_sample_submission_has_rows():
     rows = [(f"{label}/{i:04}.png", label) for label in "abcdefghijkl" for i in range(396)][:4750]
-    chosen = draw_validation(rows, "mle_bench", 0.3, 42)
+    chosen = draw(rows, "mle_bench", 0.3, 42)
     assert len(chosen) == 666
-    assert draw_validation(rows[::-1], "mle_bench", 0.3, 1) == chosen
+    assert draw(rows[::-1], "mle_bench", 0.3, 1) == chosen
 
 
 @pytest.mark.slow
@@ -578,7 +586,7 @@ def test_a_split_that_a_spreadsheet_saved_is_read(tree, written):
 def test_a_split_of_images_that_are_gone_is_refused_with_their_names(tree, written):
     gone = next((tree / "Maize").iterdir())
     gone.unlink()
-    with pytest.raises(InputError, match=f"found 1 gone: Maize/{gone.name}; restore them or draw a new split"):
+    with pytest.raises(InputError, match=f"found 1 missing: Maize/{gone.name}; restore them or draw a new split"):
         splits_of(train_dir=tree, split_file=written)
 
 
@@ -593,7 +601,7 @@ def test_images_that_a_split_does_not_know_are_left_out_with_a_warning(tree, wri
     expected = {s: rows(split) for s, split in splits_of(train_dir=tree, split_file=written).items()}
     shutil.copyfile(next((tree / "Maize").iterdir()), tree / "Maize" / "new.jpg")
     assert {s: rows(split) for s, split in splits_of(train_dir=tree, split_file=written).items()} == expected
-    assert "left out 1 images that are not in" in caplog.text and "Maize/new.jpg" in caplog.text
+    assert "skipped 1 images that are not in" in caplog.text and "Maize/new.jpg" in caplog.text
 
 
 def test_a_split_file_beside_a_validation_folder_is_refused(tmp_path, plant, written):

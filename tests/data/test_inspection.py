@@ -114,7 +114,7 @@ def test_a_name_cannot_become_markup(flawed):
 
 def test_a_clean_page_links_to_no_section(tree):
     page = render_page(inspect_folder(tree))
-    assert "none is there twice" in page
+    assert "there are no duplicates" in page
     assert 'href="#' not in page
 
 
@@ -164,8 +164,8 @@ def test_validation_images_are_named_with_their_doubles_in_training(shared, flaw
 def test_training_warns_once_of_shared_images_and_writes_them_down(shared, tmp_path, caplog):
     report_shared_images(shared, tmp_path / "near_duplicates.json")
     (message,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert message.startswith("2 of 2 validation images are nearly in training too: Maize/copy.jpg (as Maize/")
-    assert message.endswith("--split_strategy grouped keeps such images on one side")
+    assert message.startswith("2 of 2 validation images have duplicates in training: Maize/copy.jpg (as Maize/")
+    assert message.endswith("--split_strategy grouped keeps duplicates on one side")
     values = json.loads((tmp_path / "near_duplicates.json").read_text())
     assert values["validation_images"] == 2
     assert [pair["validation"] for pair in values["pairs"]] == ["Maize/copy.jpg", "Maize/flipped.png"]

@@ -114,7 +114,7 @@ def test_a_worker_gives_what_the_process_itself_gives(write):
 
 def test_a_bad_image_is_named_or_left_out(write):
     name = write(broken=7)
-    with pytest.raises(InputError, match=r"found 7\.jpg: cannot identify image file.*leave such images out by"):
+    with pytest.raises(InputError, match=r"found 7\.jpg: cannot identify image file.*skip such images with"):
         for batch in stream_of(name):
             streaming.pop_place([batch])
     kept = indices(islice(stream_of(name, skip_bad_images=True), sum(SHARDS) - 1))
@@ -125,7 +125,7 @@ def test_a_bad_image_is_named_or_left_out(write):
 def test_a_stream_of_bad_images_only_ends(write):
     name = write(shards=[1], broken=0)
     (batch,) = stream_of(name, skip_bad_images=True)
-    assert "found none in a whole pass" in batch["error"]
+    assert "found none in a whole epoch" in batch["error"]
 
 
 def test_a_data_set_without_validation_is_refused(write, tmp_path):
