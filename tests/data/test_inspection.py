@@ -190,5 +190,5 @@ def test_more_images_than_can_be_compared_soon_are_said_to_be_unchecked(shared, 
     monkeypatch.setattr("seedling_hf.data.inspection.MOST_COMPARED", 10)
     caplog.set_level(logging.INFO)
     report_shared_images(shared, tmp_path / "near_duplicates.json")
-    assert "16 images are more than 10; inspect_dataset finds them" in caplog.text
+    assert "16 images are more than 10; use inspect_dataset" in caplog.text
     assert not (tmp_path / "near_duplicates.json").exists()
