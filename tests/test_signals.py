@@ -31,7 +31,7 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_first_signal_lets_the_program_save_and_say_resumable(number):
+def test_a_first_signal_lets_the_program_save_and_exit_as_resumable(number):
     process = start()
     process.send_signal(number)
     output, errors = process.communicate(timeout=20)
@@ -51,7 +51,7 @@ def test_a_second_signal_ends_at_once_without_a_traceback(first, second):
     assert (process.returncode, output, errors) == (-second, "", "")
 
 
-def test_the_echo_of_a_launcher_is_no_second_signal():
+def test_the_signal_forwarded_by_a_launcher_is_not_a_second_one():
     process = start()
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
         process.send_signal(number)
@@ -60,7 +60,7 @@ def test_the_echo_of_a_launcher_is_no_second_signal():
     assert output.startswith("saved after SIG")
 
 
-def test_without_a_signal_nothing_is_received_and_the_handlers_come_back():
+def test_without_a_signal_nothing_is_received_and_the_handlers_are_restored():
     former = [signal.getsignal(number) for number in STOP_SIGNALS]
     with StopSignal() as stop:
         assert stop.received is None
@@ -69,7 +69,7 @@ def test_without_a_signal_nothing_is_received_and_the_handlers_come_back():
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == former
 
 
-def test_a_child_process_does_not_answer_for_its_parent(capfd):
+def test_a_child_process_does_not_handle_signals_of_its_parent(capfd):
     with StopSignal() as stop:
         child = os.fork()
         if child == 0:
@@ -79,5 +79,5 @@ def test_a_child_process_does_not_answer_for_its_parent(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_the_exit_code_is_that_of_a_fault_that_passes():
+def test_the_exit_code_is_that_of_a_temporary_failure():
     assert RESUMABLE_EXIT_CODE == os.EX_TEMPFAIL

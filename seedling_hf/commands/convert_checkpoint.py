@@ -1,4 +1,4 @@
-"""Turns the authors' .pth weights into a folder for `from_pretrained`."""
+"""`convert_checkpoint`: converts the authors' .pth weights to a folder for `from_pretrained`."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -12,13 +12,13 @@ class ConvertArguments:
 
     checkpoint_path: str = option(MISSING, "the authors' .pth file")
     output_dir: str = option(MISSING, "folder to write, new or empty")
-    num_labels: int | None = option(None, "replace the head by a new one for so many classes")
+    num_labels: int | None = option(None, "number of classes of a new, untrained head (default: keep the head)")
     checkpoint_key: str | None = option(
         None,
-        "part of the file to take (default: the first that is there)",
+        "part of the file to read (default: the first one present)",
         choices=["model", "model_ema", "state_dict"],
     )
-    image_size: int | None = option(None, "side of the processor's images (default: the file's own, or 224)")
+    image_size: int | None = option(None, "side of the processor's images (default: that of the authors' run, or 224)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ConvertArguments,
         argv,
         prog="convert_checkpoint",
-        description="Turn the authors' .pth weights of RepLKNet into a folder for from_pretrained.",
+        description="Convert the authors' .pth weights of RepLKNet to a folder for from_pretrained.",
     )
 
     from seedling_hf.export.conversion import convert_checkpoint, variant_name
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         image_size=args.image_size,
     )
     config = model.config
-    print(f"{type(model).__name__}, variant {variant_name(config) or 'of its own'}", end="")
+    print(f"{type(model).__name__}, variant {variant_name(config) or 'unnamed'}", end="")
     print(f", {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", end="")
     print(f", {config.num_labels} classes" if hasattr(model, "classifier") else ", no head")
     print(f"SHA-256 of the file: {config.source_sha256}")
-    print(f"written to {args.output_dir}; fine-tune it with train --model_name_or_path {args.output_dir}")
+    print(f"Written to {args.output_dir}; fine-tune it with train --model_name_or_path {args.output_dir}")

@@ -50,7 +50,7 @@ class ExportArguments(ClassifierArguments):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model → file → comparison on real images → table."""
     arguments = parse_arguments(
-        ExportArguments, argv, prog="export", description="Write a model as ONNX, torch.export or float16, checked."
+        ExportArguments, argv, prog="export", description="Export a model to ONNX, torch.export or float16."
     )
     from seedling_hf.data.dataset import load_folder
     from seedling_hf.data.images import select_images

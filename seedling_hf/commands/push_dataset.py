@@ -1,4 +1,4 @@
-"""`push_dataset`: publishes a folder of seedlings with its split and a card as a data set on the Hub."""
+"""`push_dataset`: publishes class folders with their split and a card as a dataset on the Hub."""
 
 import tempfile
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from seedling_hf.train_arguments import SplitArguments
 class PushDatasetArguments(SplitArguments):
     """Flags of `push_dataset`."""
 
-    dataset_name: str = option(MISSING, "data set on the Hub, user/name, as for `train --dataset_name`")
-    license: str = option(MISSING, "licence of the images, such as cc-by-sa-4.0, for the card")
-    source: str | None = option(None, "where the images come from, a sentence for the card")
+    dataset_name: str = option(MISSING, "dataset on the Hub, user/name, as for `train --dataset_name`")
+    license: str = option(MISSING, "license of the images for the card, such as cc-by-sa-4.0")
+    source: str | None = option(None, "where the images come from: a sentence for the card")
     hub_private_repo: bool | None = option(None, "make a new repository private")
     hub_revision: str | None = option(None, "branch to push to")
-    hub_tag: str | None = option(None, "tag of the data set")
+    hub_tag: str | None = option(None, "tag of the commit")
     dry_run: bool = option(False, "only print the card")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Folder → split → duplicates → Parquet with the images inside, split.csv and the card on the Hub."""
+    """Class folders → split → duplicates → Parquet with the images, split.csv and the card on the Hub."""
     arguments = parse_arguments(
-        PushDatasetArguments, argv, prog="push_dataset", description="Publishes a folder of seedlings on the Hub."
+        PushDatasetArguments, argv, prog="push_dataset", description="Publish class folders as a dataset on the Hub."
     )
 
     from seedling_hf.data.dataset import describe_splits, load_splits

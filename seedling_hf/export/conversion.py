@@ -1,6 +1,6 @@
-"""The authors' checkpoints become folders for `from_pretrained`.
+"""Converts the authors' checkpoints to folders for `from_pretrained`.
 
-The names are those of https://github.com/DingXiaoH/RepLKNet-pytorch (MIT licence).
+The names are those of https://github.com/DingXiaoH/RepLKNet-pytorch (MIT license).
 """
 
 import argparse
@@ -35,7 +35,7 @@ KEY_PREFIXES = ("module.", "backbone.")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights by the authors' names, and the arguments of the run that made them."""
+    """Weights with the authors' names, and the arguments of their run."""
 
     state_dict: dict[str, Tensor]
     arguments: dict[str, Any]
@@ -43,14 +43,14 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | os.PathLike, key: str | None = None) -> Checkpoint:
-    """Reads a `.pth` file of the authors; nothing in it is executed.
+    """Reads a `.pth` file of the authors without executing anything in it.
 
     Args:
-        path: A file with a bare state dict or with one under `model`, `model_ema` or `state_dict`.
-        key: Which of these to take; by default the first that is there.
+        path: A file with a state dict, bare or under `model`, `model_ema` or `state_dict`.
+        key: Which of these to read; by default the first one present.
 
     Raises:
-        InputError: if it is not such a file, or holds objects other than tensors, plain values and a Namespace.
+        InputError: for any other file, or objects other than tensors, plain values and a Namespace.
     """
     path = Path(path)
     try:
@@ -67,8 +67,8 @@ def read_checkpoint(path: str | os.PathLike, key: str | None = None) -> Checkpoi
             f"expected tensors, plain values and at most an argparse.Namespace in {path}, found {found}; nothing was "
             "executed: get the file from the authors, or save its state dict alone"
         ) from error
-    except Exception as error:  # a broken file fails in as many ways as there are readers inside torch.load
-        raise InputError(f"expected a checkpoint of torch.save at {path}, found a file that is none") from error
+    except Exception as error:  # torch.load raises many kinds of errors for broken files
+        raise InputError(f"expected a checkpoint of torch.save at {path}, found another file") from error
     content = content if isinstance(content, Mapping) else {}
     arguments = content.get("args")
     return Checkpoint(
@@ -99,12 +99,12 @@ def _without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def official_names(config: RepLKNetConfig, head: bool = True, norm: bool = True) -> dict[str, str]:
-    """What the authors call each weight of the model of `config`, and the name of that weight in the model here.
+    """Maps the authors' name of each weight of the model to its name here.
 
     Args:
         config: Configuration of the model, merged or not.
-        head: Whether it is a `RepLKNetForImageClassification`, else it is the bare model or a backbone.
-        norm: Whether there is a BatchNorm after the last stage; the authors' backbones have none.
+        head: Whether it is a `RepLKNetForImageClassification`, otherwise the bare model or a backbone.
+        norm: Whether the last stage is followed by a BatchNorm; the authors' backbones have none.
     """
     names = {}
 
@@ -149,10 +149,10 @@ def official_names(config: RepLKNetConfig, head: bool = True, norm: bool = True)
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> RepLKNetConfig:
-    """The configuration of the model whose weights these are, from names and shapes alone.
+    """Infers the configuration from the names and shapes of the weights.
 
     Raises:
-        InputError: if they are not those of a RepLKNet.
+        InputError: if they do not belong to a RepLKNet.
     """
     kernels = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if tensor.ndim == 4}
     found = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name) for name in kernels]
@@ -191,11 +191,11 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> RepLKNetConfig:
     try:
         return RepLKNetConfig(**values)
     except ValueError as error:
-        raise InputError(f"the shapes of the checkpoint make no RepLKNet: {error}") from error
+        raise InputError(f"the checkpoint does not have the shapes of a RepLKNet: {error}") from error
 
 
 def variant_name(config: RepLKNetConfig) -> str | None:
-    """The named variant that `config` has the shapes of, small kernels aside where they are merged; None if none."""
+    """The named variant with the shapes of `config`, ignoring merged small kernels; None for any other shape."""
     for name in VARIANTS:
         named = RepLKNetConfig.from_variant(name)
         same = ["kernel_sizes", "depths", "hidden_sizes", "dw_ratio", "ffn_ratio"]
@@ -209,14 +209,14 @@ def variant_name(config: RepLKNetConfig) -> str | None:
 def load_model(checkpoint: Checkpoint, num_labels: int | None = None) -> PreTrainedModel:
     """The model of a checkpoint, in eval mode.
 
-    With a head it is a classifier, with the last BatchNorm but no head the bare model, without either a backbone.
+    With a head it is a classifier, with the last BatchNorm but no head the bare model, otherwise a backbone.
 
     Args:
-        checkpoint: What `read_checkpoint` gave.
-        num_labels: Gives the model a new head for so many classes, not trained yet.
+        checkpoint: The result of `read_checkpoint`.
+        num_labels: Number of classes of a new, untrained head.
 
     Raises:
-        InputError: with every key that is missing, left over or of another shape.
+        InputError: with every key that is missing, unexpected or of another shape.
     """
     config = infer_config(checkpoint.state_dict)
     config.source_sha256 = checkpoint.sha256
@@ -245,7 +245,7 @@ def load_model(checkpoint: Checkpoint, num_labels: int | None = None) -> PreTrai
 def _refuse_other_weights(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
     faults = {
         "missing": [name for name in expected if name not in weights],
-        "left over": [name for name in weights if name not in expected],
+        "unexpected": [name for name in weights if name not in expected],
         "of another shape": [
             f"{name} (expected {shape}, found {tuple(weights[name].shape)})"
             for name, shape in expected.items()
@@ -264,22 +264,22 @@ def convert_checkpoint(
     checkpoint_key: str | None = None,
     image_size: int | None = None,
 ) -> PreTrainedModel:
-    """Writes the folder for `from_pretrained` of a checkpoint of the authors: weights, configuration, processor, code.
+    """Writes a checkpoint of the authors as a folder for `from_pretrained`: weights, configuration, processor, code.
 
-    The folder appears whole or not at all.
+    The folder appears complete or not at all.
 
     Args:
         checkpoint_path: The authors' `.pth` file.
-        output_dir: A folder that does not exist yet, or is empty.
-        num_labels: Gives the model a new head for so many classes, not trained yet.
-        checkpoint_key: The part of the file to take: `model`, `model_ema` or `state_dict`.
-        image_size: Side of the processor's images in pixels; by default what the authors' arguments say, or 224.
+        output_dir: A folder that does not exist or is empty.
+        num_labels: Number of classes of a new, untrained head.
+        checkpoint_key: The part of the file to read: `model`, `model_ema` or `state_dict`.
+        image_size: Side of the processor's images in pixels; by default the one of the authors' run, or 224.
 
     Returns:
-        The model that was written.
+        The model.
 
     Raises:
-        InputError: for a file that cannot be read or used, and for a folder that is in use.
+        InputError: for a file that cannot be read or used, or a folder that is in use.
     """
     output_dir = Path(output_dir)
     check_new_folder(output_dir, "output_dir")

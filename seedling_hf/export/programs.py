@@ -78,14 +78,9 @@ def export_classifier(
         runs = {name: (run_onnx if is_onnx else run_torch_export)(path) for name, path in files.items()}
         logits = collect_logits(model, runs, prepare(check_files))
         check_logits(logits, name, tolerance)
-        rows = [{"name": PYTORCH, "file": None}]
-        rows += [{"name": name, **_compare(logits, name, path, output_file)} for name, path in files.items()]
         timed = {PYTORCH: lambda: forward(model, pixel_values[:1])}
         timed |= {name: partial(run, example[:1]) for name, run in runs.items()}
-        seconds = time_in_turns(timed, REPEATS)
-        for row in rows:
-            # Not the median: other work on the machine only adds time.
-            row["milliseconds"] = 1000 * min(seconds[row["name"]])
+        rows = _compare(logits, files, output_file, time_in_turns(timed, REPEATS))
         if labelled is not None:
             _score(
                 rows, collect_logits(model, runs, prepare(list(image_sources(labelled)))), np.array(labelled["label"])
@@ -119,15 +114,23 @@ def check_logits(logits: Mapping[str, np.ndarray], name: str, tolerance: float) 
         )
 
 
-def _compare(logits: Mapping[str, np.ndarray], name: str, path: Path, output_file: Path) -> dict[str, Any]:
-    found, expected = logits[name], logits[PYTORCH]
-    return {
-        "file": str(output_file.with_name(path.name)),
-        "megabytes": path.stat().st_size / 1e6,
-        "images": len(found),
-        "max_difference": float(np.abs(found - expected).max()),
-        "same_predictions": float((found.argmax(1) == expected.argmax(1)).mean()),
-    }
+def _compare(
+    logits: Mapping[str, np.ndarray], files: Mapping[str, Path], output_file: Path, seconds: Mapping[str, list[float]]
+) -> list[dict[str, Any]]:
+    rows, expected = [], logits[PYTORCH]
+    for name, found in logits.items():
+        # Not the median: other work on the machine only adds time.
+        row = {"name": name, "file": None, "milliseconds": 1000 * min(seconds[name])}
+        if name in files:
+            row |= {
+                "file": str(output_file.with_name(files[name].name)),
+                "megabytes": files[name].stat().st_size / 1e6,
+                "images": len(found),
+                "max_difference": float(np.abs(found - expected).max()),
+                "same_predictions": float((found.argmax(1) == expected.argmax(1)).mean()),
+            }
+        rows.append(row)
+    return rows
 
 
 def _score(rows: list[dict[str, Any]], logits: Mapping[str, np.ndarray], labels: np.ndarray) -> None:

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 def plot_curves(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
     """Draws loss, accuracy and learning rate against the epoch.
 
-    Args:
-        records: The lines of metrics.jsonl. A resumed run may write two lines of one kind and step; the later counts.
-        path: PNG to write.
+    `records` are the lines of metrics.jsonl; of two lines of one kind and step, as a resumed run may write, the later
+    counts.
     """
     training = _latest_by_step([r for r in records if "loss" in r])
     evaluation = _latest_by_step([r for r in records if "eval_loss" in r])
@@ -61,12 +60,7 @@ def _draw_accuracy(axes: "Axes", evaluation: list[dict[str, Any]], marker: dict[
 
 
 def plot_growth(growth: dict[str, list[dict[str, float]]], path: str | os.PathLike) -> None:
-    """Draws the milliseconds per image against batch size, resolution and kernel size.
-
-    Args:
-        growth: By axis, rows with `value` and `milliseconds_per_image`.
-        path: PNG to write.
-    """
+    """Draws the `milliseconds_per_image` of the rows of each axis against their `value`."""
     labels = {"batch": "batch size", "resolution": "image size, px", "kernel": "kernel size"}
     figure = new_figure(4.2 * len(growth), 3.7)
     for axes, (name, rows) in zip(figure.subplots(1, len(growth), squeeze=False)[0], growth.items(), strict=True):

@@ -14,13 +14,7 @@ def plot_saliency(
 ) -> None:
     """Draws an image, its saliency map, and both together.
 
-    Args:
-        image: PIL image or (H, W, 3) of 8 bits.
-        saliency: (h, w) from 0 to 1.
-        overlay: As `image`.
-        path: PNG to write.
-        title: The prediction.
-        subtitle: A second line.
+    Images are PIL images or (H, W, 3) of 8 bits, the map is (h, w) from 0 to 1.
     """
     figure = new_figure(8.6, 3.3)
     figure.suptitle(f"{title}\n{subtitle}".rstrip(), x=0.01, ha="left", fontsize=10, color=INK)
@@ -46,16 +40,7 @@ def plot_contact_sheet(
     rows: Sequence[str] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Draws a grid of images.
-
-    Args:
-        images: Rows of equal length, each image (H, W, 3) of 8 bits or a PIL image.
-        path: PNG to write.
-        title: Heading.
-        columns: A heading for each column.
-        rows: A heading for each row.
-        captions: A text below each image.
-    """
+    """Draws rows of images, each a PIL image or (H, W, 3) of 8 bits, with headings and a caption below each image."""
     height, width = len(images), len(images[0])
     below = 0.45 if captions else 0.0
     figure = new_figure(1.35 * width + (1.6 if rows else 0), (1.35 + below) * height + 0.6)

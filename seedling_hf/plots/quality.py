@@ -17,13 +17,7 @@ LARGEST_MATRIX_WITH_COUNTS = 40
 def plot_confusion_matrix(
     matrix: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str], path: str | os.PathLike
 ) -> None:
-    """Draws counts in cells colored by their share of the row: recall in green, mistakes in orange up to a half.
-
-    Args:
-        matrix: (C, C) counts, rows are the true classes.
-        class_names: C names.
-        path: PNG to write.
-    """
+    """Draws (C, C) counts, rows are true classes, colored by their share of the row: recall green, mistakes orange."""
     matrix, count = np.asarray(matrix), len(class_names)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     with_counts = count <= LARGEST_MATRIX_WITH_COUNTS
@@ -61,12 +55,9 @@ def _write_counts(axes: "Axes", matrix: np.ndarray, shares: np.ndarray) -> None:
 
 
 def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, chance: float) -> None:
-    """Draws the accuracy of each probe with its interval, with lines for the unaltered images and for chance.
+    """Draws the accuracy of each probe with its interval, and lines for the unaltered images and for chance.
 
-    Args:
-        rows: `title`, `group`, `accuracy` and `interval`; the first is the plain one.
-        path: PNG to write.
-        chance: Accuracy of guessing evenly.
+    Each row has `title`, `group`, `accuracy`, `interval` and `num_examples`; the first holds the unaltered images.
     """
     figure = new_figure(8.2, 0.27 * len(rows) + 1.3)
     axes = figure.subplots()
@@ -96,20 +87,15 @@ def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, chan
 def plot_reliability(
     before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], errors: Sequence[float], path: str | os.PathLike
 ) -> None:
-    """Draws accuracy against confidence, before and after temperature scaling, with the images of each bin.
+    """Draws accuracy against confidence, and the images of each bin, before and after temperature scaling.
 
-    Args:
-        before: Bins with `low`, `high`, `count`, `confidence` and `accuracy`.
-        after: The same after scaling.
-        errors: Expected calibration error before and after.
-        path: PNG to write.
+    Bins have `low`, `high`, `count`, `confidence` and `accuracy`; `errors` are the two expected calibration errors.
     """
     figure = new_figure(9, 4.6)
     upper, lower = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3.2, 1])
     names, colors = ("unscaled", "temperature scaled"), (TRAIN_COLOR, EVAL_COLOR)
-    for axes, counts, bins, error, name, color in zip(
-        upper, lower, (before, after), errors, names, colors, strict=True
-    ):  # fmt: skip
+    for axes, counts, *panel in zip(upper, lower, (before, after), errors, names, colors, strict=True):
+        bins, error, name, color = panel
         centers = [(row["low"] + row["high"]) / 2 for row in bins]
         width = 0.92 * (bins[0]["high"] - bins[0]["low"])
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
@@ -130,10 +116,8 @@ def plot_reliability(
 def plot_coverage_risk(curve: Sequence[dict[str, float]], not_sure: dict[str, Any], path: str | os.PathLike) -> None:
     """Draws the error rate of the most confident predictions against the fraction of predictions kept.
 
-    Args:
-        curve: Points with `coverage` and `risk`.
-        not_sure: `target_accuracy`, and `threshold`, `coverage` and `accuracy` (None if there is no threshold).
-        path: PNG to write.
+    Points have `coverage` and `risk`; `not_sure` has `target_accuracy`, and `threshold`, `coverage` and `accuracy`,
+    None without a threshold.
     """
     figure = new_figure(6.2, 4.0)
     axes = figure.subplots()

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 def plot_erf(scores: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
     """Draws effective receptive fields with the squares of their area ratios, and the ratios as lines.
 
-    Args:
-        scores: By model, (H, W) contribution scores, not negative.
-        rows: `model`, `threshold`, `side` and `area_ratio`.
-        path: PNG to write.
+    `scores` are (H, W) contribution scores by model; `rows` have `model`, `threshold`, `side` and `area_ratio`.
     """
     num_columns = min(4, len(scores))
     num_rows = -(-len(scores) // num_columns)

@@ -1,4 +1,4 @@
-"""RepLKNet for transformers; importing it makes the Auto classes know it."""
+"""RepLKNet for transformers; importing it registers the Auto classes."""
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 

@@ -17,7 +17,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "small_kernel_size": None,
         "dw_ratio": 1.5,
     },
-    # Not the paper's: for machines without a GPU (3.3 M parameters with a head of 12 classes) and for tests (0.14 M).
+    # Not in the paper: for machines without a GPU (3.3 M parameters with 12 classes) and for tests (0.14 M).
     "nano": {"depths": [2, 2, 6, 2], "hidden_sizes": [32, 64, 128, 256], "drop_path_rate": 0.05},
     "tiny": {
         "kernel_sizes": [15, 13, 11, 7],
@@ -30,30 +30,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @strict
 class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
-    """What a RepLKNet is made of; the defaults are RepLKNet-31B (arXiv 2203.06717, section 4.1).
+    """The architecture of a RepLKNet; the defaults are RepLKNet-31B (arXiv 2203.06717, section 4.1).
 
     Args:
         num_channels: Channels of the images.
         kernel_sizes: Side of the large depthwise kernels of each stage, odd.
         depths: Layers of each stage; a layer is a large-kernel block and a feed-forward block.
         hidden_sizes: Channels of each stage.
-        small_kernel_size: Side of the odd kernel that is trained in parallel to each large one, None for none.
+        small_kernel_size: Side of the odd kernel trained in parallel to each large one; None for no small kernels.
         dw_ratio: Channels inside a large-kernel block as a multiple of the stage's.
         ffn_ratio: Channels inside a feed-forward block as a multiple of the stage's.
         drop_path_rate: Probability of dropping the last layer's residuals; it grows from 0 at the first.
-        norm_intermediate_features: Whether the backbone normalises the stage features that it gives (a BatchNorm
-            each), as the authors do for XL on dense prediction.
+        norm_intermediate_features: Whether the backbone normalizes its stage features (a BatchNorm each), as the
+            authors do for XL on dense prediction.
         reparameterized: Whether the small kernels are merged into the large ones, for inference.
         fused: Whether every BatchNorm beside a convolution is folded into it, for inference.
-        conv_implementation: How the large depthwise convolutions are computed, None to choose for each shape and
-            device.
+        conv_implementation: How the large depthwise convolutions are computed; None chooses for each shape and device.
         source_sha256: SHA-256 of the checkpoint file that the weights were converted from.
-        format_version: Version of the names of weights and fields, so that a later program reads older folders.
-        out_features: Names of the stages that the backbone gives, of `stem`, `stage1`, ….
-        out_indices: The same as numbers, 0 being the stem.
+        format_version: Version of the names of weights and fields, so that later versions can read older folders.
+        out_features: Names of the stages that the backbone returns, among `stem`, `stage1`, ….
+        out_indices: The same as indices; 0 is the stem.
 
     Raises:
-        ValueError: for a value or a list that makes no RepLKNet, by name, with what was expected and found.
+        ValueError: for an invalid value, with its name and what was expected and found.
     """
 
     model_type = "replknet"
@@ -89,9 +88,9 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_variant(cls, name: str, **kwargs) -> "RepLKNetConfig":
-        """The configuration of a named RepLKNet (31B, 31L, XL, nano or tiny), with `kwargs` over its values.
+        """The configuration of a named RepLKNet (31B, 31L, XL, nano or tiny), whose values `kwargs` override.
 
-        One number in `kernel_sizes` serves all stages, and the small kernels beside them are no larger than they are.
+        A single number in `kernel_sizes` holds for all stages; small kernels are never larger than the large ones.
         """
         if name not in VARIANTS:
             raise ValueError(f"expected a variant of {', '.join(VARIANTS)}, found {name!r}; give one of these names")
@@ -102,7 +101,7 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
             values.setdefault("small_kernel_size", min(cls.small_kernel_size, *values["kernel_sizes"]))
         config = cls(**values)
         unknown = [field for field in kwargs if not hasattr(RepLKNetConfig(), field)]
-        if unknown:  # the library would keep them as attributes that nothing reads
+        if unknown:  # transformers would keep them as unused attributes
             raise ValueError(f"expected fields of RepLKNetConfig, found {', '.join(unknown)}; check their names")
         return config
 
@@ -117,7 +116,7 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_architecture(self) -> None:
         if self.format_version not in range(1, FORMAT_VERSION + 1):
             raise ValueError(
-                f"expected format_version 1 to {FORMAT_VERSION}, found {self.format_version}: a later program wrote "
+                f"expected format_version 1 to {FORMAT_VERSION}, found {self.format_version}: a later version wrote "
                 "this model; update seedling_hf"
             )
         for name in ("kernel_sizes", "depths", "hidden_sizes"):
@@ -127,7 +126,7 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("kernel_sizes", "hidden_sizes"):
             if len(getattr(self, name)) != self.num_stages:
                 raise ValueError(
-                    f"expected {name} to have {self.num_stages} entries as depths has, found {getattr(self, name)}"
+                    f"expected {name} to have {self.num_stages} entries like depths, found {getattr(self, name)}"
                 )
         for size in self.kernel_sizes:
             if size % 2 == 0:
@@ -135,8 +134,7 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.small_kernel_size is not None:
             if self.small_kernel_size < 1 or self.small_kernel_size % 2 == 0:
                 raise ValueError(
-                    f"expected small_kernel_size to be odd and positive, or None for none, found "
-                    f"{self.small_kernel_size}"
+                    f"expected small_kernel_size to be odd and positive, or None, found {self.small_kernel_size}"
                 )
             if self.small_kernel_size > min(self.kernel_sizes):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Image processor of RepLKNet: resize, centre crop, normalise."""
+"""Image processor of RepLKNet: resize, center crop, normalize."""
 
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import (
@@ -13,7 +13,7 @@ from .configuration_replknet import VARIANTS
 
 
 class RepLKNetImageProcessor(TorchvisionBackend):
-    """Resizes the shortest edge to `size` (bicubic), crops the centre of `crop_size`, and normalises.
+    """Resizes the shortest edge to `size` (bicubic), crops the center of `crop_size`, and normalizes.
 
     Defaults are the authors' for 224 pixels: shortest edge 256, crop 224, mean and std of ImageNet.
     """
@@ -34,10 +34,10 @@ class RepLKNetImageProcessor(TorchvisionBackend):
 
     @classmethod
     def from_variant(cls, name: str, image_size: int = 224, **kwargs) -> "RepLKNetImageProcessor":
-        """The processor of a named RepLKNet for images of `image_size` pixels, with `kwargs` over its values.
+        """The processor of a named RepLKNet for images of `image_size` pixels, whose values `kwargs` override.
 
-        Below 384 pixels 7/8 of the shortest edge is kept, as in 256 to 224; from 384 pixels on the whole image is
-        squeezed into the square, as the authors do. XL was trained with Inception's mean and std (0.5).
+        Below 384 pixels the crop keeps 7/8 of the shortest edge, as in 256 to 224; from 384 on the whole image is
+        resized to the square, as the authors do. XL was trained with Inception's mean and std (0.5).
         """
         if name not in VARIANTS:
             raise ValueError(f"expected a variant of {', '.join(VARIANTS)}, found {name!r}; give one of these names")

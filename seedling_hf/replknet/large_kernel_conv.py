@@ -29,7 +29,7 @@ Each way is a `Candidate`: a forward pass and the two gradients, made of operati
                     (H + p) × (W + p), where what wraps around falls beside what is kept
     implicit_gemm   the compiled extension of the paper's authors, if it happens to be installed
 
-A tap further from the kernel's centre than the map is long meets padding only, so kernels are first cropped to
+A tap further from the kernel's center than the map is long meets padding only, so kernels are first cropped to
 (2H - 1) × (2W - 1).
 
 Which one. On a CPU a rule, so that the same seed gives the same bits. Direct takes time by the products that do not
@@ -72,7 +72,7 @@ def depthwise_conv2d(
         x: Activations, (N, C, H, W), best in the memory format channels_last.
         weight: Kernels of odd sides, (C, 1, K, K).
         bias: One number for each channel, (C,).
-        implementation: Name of a candidate, None to choose. The environment variable SEEDLING_HF_CONV goes before it.
+        implementation: Name of a candidate; None chooses. The environment variable SEEDLING_HF_CONV overrides it.
 
     Returns:
         (N, C, H, W), in the dtype of `x`, or that of autocast.
@@ -95,7 +95,7 @@ def depthwise_conv2d(
     name = forced or _choose(x, weight, "forward")
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if forced == "plain" or (name == "plain" and not needs_grad):
-        return _plain(x, weight, bias)  # the bias costs nothing there
+        return _plain(x, weight, bias)  # the bias is free there
     if name == "direct" and not needs_grad:
         return _plain(_channels_last(x), weight, bias)
     y = _DepthwiseConv2d.apply(x, weight, name, forced) if needs_grad else CANDIDATES[name].convolve(x, weight)
@@ -118,7 +118,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
-    """The forward pass of one candidate, and the gradients of the same or of another."""
+    """The forward pass of one candidate, and the gradients of the same or another one."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, name: str, forced: str | None) -> Tensor:
@@ -188,7 +188,7 @@ def _correlation(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
     parts = []
     for first in range(0, n, depth):
         rows = x[first : first + depth].permute(0, 2, 3, 1).contiguous()  # (N, C, H, W) -> (N, H, W, C)
-        # unsqueezed before it is permuted: oneDNN recognises channels_last by the strides, that of the one batch too
+        # unsqueezed before it is permuted: oneDNN recognizes channels_last by the strides, that of the one batch too
         image = rows.unsqueeze(0).permute(0, 4, 1, 2, 3)  # (1, C, N, H, W)
         kernel = grad[first : first + depth].permute(0, 2, 3, 1).reshape(-1, c).t()  # (C, N H W)
         kernel = kernel.reshape(c, 1, -1, h, w)
@@ -249,7 +249,7 @@ def _spectrum(x: Tensor, size: list[int]) -> Tensor:
 def _kernel_spectrum(weight: Tensor, size: list[int]) -> Tensor:
     margins = [0, size[1] - weight.shape[3], 0, size[0] - weight.shape[2]]
     up, left = _half(weight)
-    return _spectrum(F.pad(weight, margins).roll((-up, -left), (2, 3)), size).squeeze(1)  # the centre to position 0
+    return _spectrum(F.pad(weight, margins).roll((-up, -left), (2, 3)), size).squeeze(1)  # the center to position 0
 
 
 def _from_spectrum(spectrum: Tensor, like: Tensor, size: list[int]) -> Tensor:
@@ -282,7 +282,7 @@ def _implicit_gemm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _implicit_gemm_gradients(x: Tensor, weight: Tensor, grad: Tensor, needed: tuple[bool, bool]) -> Gradients:
-    if torch.is_grad_enabled():  # second derivatives are wanted, which the extension does not have
+    if torch.is_grad_enabled():  # for second derivatives, which the extension lacks
         return _direct_gradients(x, weight, grad, needed)
     with torch.enable_grad():  # its backward pass is offered through autograd only
         x, weight = x.detach().requires_grad_(needed[0]), weight.detach().requires_grad_(needed[1])
@@ -299,14 +299,14 @@ def _implicit_gemm_module(channels: int, kernel_size: int) -> nn.Module:
 
 @cache
 def _implicit_gemm_works(kernels: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the extension is there, takes kernels of this shape, and survives a trial."""
+    """Whether the extension is installed, accepts kernels of this shape, and passes a trial."""
     if _implicit_gemm_class() is None or kernels[2] != kernels[3]:
         return False
     weight = torch.zeros(kernels, dtype=dtype, device=device)
     try:
         with torch.no_grad():
             _implicit_gemm(weight.transpose(0, 1), weight)
-    except Exception:  # another dtype or device than it was built for, or a library that does not load
+    except Exception:  # built for another dtype or device, or a library that does not load
         return False
     return True
 
@@ -315,7 +315,7 @@ def _implicit_gemm_works(kernels: tuple[int, ...], dtype: torch.dtype, device: t
 def _implicit_gemm_class() -> type[nn.Module] | None:
     try:
         from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
-    except Exception:  # a broken build fails in ways of its own
+    except Exception:  # a broken build may raise anything
         return None
     return DepthWiseConv2dImplicitGEMM
 
@@ -328,7 +328,7 @@ class Candidate(NamedTuple):
 
     Attributes:
         convolve: (x, weight) -> y, without bias.
-        gradients: (x, weight, gradient of y, whether those of x and weight are needed) -> those that are, None else.
+        gradients: (x, weight, gradient of y, which gradients are needed) -> those of x and weight, or None.
     """
 
     convolve: Callable[[Tensor, Tensor], Tensor]
@@ -347,7 +347,7 @@ _timings: dict[tuple, dict[str, float]] = {}
 
 
 def timings() -> list[dict]:
-    """What was timed on CUDA devices so far: shapes, and milliseconds by candidate; the least was chosen."""
+    """The timings on CUDA devices so far: shapes, and milliseconds by candidate; the fastest was chosen."""
     names = ("device", "dtype", "shape", "kernel_size", "direction")
     return [{**dict(zip(names, key, strict=True)), "milliseconds": dict(times)} for key, times in _timings.items()]
 
@@ -358,7 +358,7 @@ def _choose(x: Tensor, weight: Tensor, direction: str) -> str:
     if x.device.type == "cuda" and not (
         torch.compiler.is_compiling()
         or torch.cuda.is_current_stream_capturing()
-        or torch.are_deterministic_algorithms_enabled()  # another process might find another candidate the fastest
+        or torch.are_deterministic_algorithms_enabled()  # another process might choose another candidate
     ):
         times = _timed(x, weight, direction, _cuda_milliseconds)
         return min(times, key=times.get)
@@ -433,8 +433,7 @@ def _forced(implementation: str | None) -> str | None:
 @cache
 def _warn_of_missing_extension() -> None:
     warnings.warn(
-        "expected the extension depthwise_conv2d_implicit_gemm, found none that can be imported and computes this; "
-        "another candidate is chosen instead",
+        "expected the extension depthwise_conv2d_implicit_gemm, found none that works here; another candidate is used",
         stacklevel=4,
     )
 
@@ -449,7 +448,7 @@ def _check(x: Tensor, weight: Tensor) -> None:
 
 
 def _cropped(weight: Tensor, map_size: tuple[int, int]) -> Tensor:
-    """Without the taps that meet padding only."""
+    """The kernel without the taps that meet only padding."""
     top, left = (max(0, half - max(0, side - 1)) for half, side in zip(_half(weight), map_size, strict=True))
     return weight[:, :, top : weight.shape[2] - top, left : weight.shape[3] - left] if top or left else weight
 

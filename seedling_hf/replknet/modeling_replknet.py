@@ -1,8 +1,8 @@
 """RepLKNet (Ding et al., "Scaling Up Your Kernels to 31x31", arXiv 2203.06717).
 
-The arithmetic follows the authors' code, https://github.com/DingXiaoH/RepLKNet-pytorch (MIT licence). Activations are
-(N, C, H, W) in the memory format channels_last throughout. Sums and ReLU are made in place, since first touches of
-fresh memory take longer than the arithmetic, and no gradient needs what they overwrite.
+The arithmetic follows the authors' code, https://github.com/DingXiaoH/RepLKNet-pytorch (MIT license). Activations are
+(N, C, H, W) in the memory format channels_last throughout. Sums and ReLU work in place: first touches of fresh memory
+take longer than the arithmetic, and no gradient needs what they overwrite.
 """
 
 import copy
@@ -43,7 +43,7 @@ AUTO_MAP = {
 
 
 class RepLKNetConvNorm(nn.Module):
-    """A convolution and its BatchNorm; where the BatchNorm is folded in, the convolution has a bias instead."""
+    """A convolution and its BatchNorm; with a folded BatchNorm the convolution has a bias instead."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class RepLKNetConvNorm(nn.Module):
         return self.normalization(self.convolution(hidden_states))
 
     def gelu(self, hidden_states: Tensor) -> Tensor:
-        """What `F.gelu(self(hidden_states))` is, in one go where the BatchNorm is folded in."""
+        """Computes `F.gelu(self(hidden_states))`, in one operation if the BatchNorm is folded."""
         if isinstance(self.normalization, nn.Identity):
             return self.convolution(hidden_states, activation="gelu")
         return F.gelu(self(hidden_states))
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution that does both at inference, in float64 on the CPU."""
+        """Weight and bias of the convolution that includes the BatchNorm at inference, in float64 on the CPU."""
         weight, bias = self.convolution.weight.to("cpu", torch.float64), self.convolution.bias
         if bias is not None:
             return weight, bias.to("cpu", torch.float64)
@@ -106,7 +106,7 @@ class RepLKNetEmbeddings(nn.Module):
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"expected pixel_values of shape (N, {self.num_channels}, H, W), found {tuple(pixel_values.shape)}; "
-                "give images with as many channels as num_channels of the configuration"
+                "pass images with num_channels of the configuration"
             )
         hidden_states = pixel_values.contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
@@ -209,7 +209,7 @@ class RepLKNetLayer(GradientCheckpointingLayer):
 
 
 class RepLKNetStage(nn.Module):
-    """Halves height and width (but in the first stage), then runs its layers."""
+    """Halves height and width (except in the first stage), then runs its layers."""
 
     def __init__(self, config: RepLKNetConfig, index: int, drop_probs: list[float]) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class RepLKNetStage(nn.Module):
 
 
 class RepLKNetPreTrainedModel(PreTrainedModel):
-    """Initialisation, saving and the two forms for inference, common to all RepLKNet models."""
+    """Initialization, saving and the two forms for inference, shared by all RepLKNet models."""
 
     config: RepLKNetConfig
     base_model_prefix = "replknet"
@@ -247,7 +247,7 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Conv2d, nn.Linear)):  # torch's own initialisation, which the authors leave as it is
+        if isinstance(module, (nn.Conv2d, nn.Linear)):  # torch's own initialization, which the authors keep
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
@@ -266,9 +266,9 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
     def reparameterize(self) -> "RepLKNetPreTrainedModel":
         """Merges the small kernels and the BatchNorms behind them into the large kernels, in place, for inference.
 
-        The merged model gives the same outputs in eval mode (it takes the running statistics), and saves and loads as
-        merged. It cannot be trained any more. A merged model is left as it is. Call it on the whole model, outside of
-        any wrapper, since optimizers and wrappers hold the parameters that it replaces.
+        The merged model has the same outputs in eval mode (it uses the running statistics), and saves and loads as
+        merged. It can no longer be trained. A merged model stays unchanged. Call it on the whole model, outside any
+        wrapper, since optimizers and wrappers hold the parameters that it replaces.
 
         Returns:
             The model itself.
@@ -285,10 +285,10 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
         return self
 
     def fuse_batch_norms(self) -> "RepLKNetPreTrainedModel":
-        """Merges as `reparameterize` does, then folds every BatchNorm beside a convolution into it, in place.
+        """Merges like `reparameterize`, then folds every BatchNorm next to a convolution into it, in place.
 
-        Folding is exact: the BatchNorms before a block stand before 1x1 convolutions, which have no padding. The
-        BatchNorm before pooling, and those of `norm_intermediate_features`, stay.
+        Folding is exact: the BatchNorms before a block precede 1x1 convolutions, which have no padding. The BatchNorm
+        before pooling and those of `norm_intermediate_features` stay.
 
         Returns:
             The model itself.
@@ -313,7 +313,7 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
             raise ValueError("expected weights to merge, found parameters on the meta device; load the weights first")
 
     def _change_config(self, **changes: bool) -> None:
-        # A copy, for another model may share the configuration; one copy for all parts of this model.
+        # A copy, since another model may share the configuration; one copy for all parts of this model.
         config = copy.deepcopy(self.config)
         for name, value in changes.items():
             setattr(config, name, value)
@@ -322,13 +322,13 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
                 module.config = config
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Saves as `PreTrainedModel.save_pretrained`, with the code and an `auto_map` for all Auto classes."""
+        """Saves like `PreTrainedModel.save_pretrained`, with the code and an `auto_map` for all Auto classes."""
         for name, module in self.named_modules():
             if isinstance(module, RepLKNetPreTrainedModel) and (
                 module.config.reparameterized != self.config.reparameterized or module.config.fused != self.config.fused
             ):
                 raise ValueError(
-                    f"expected {name} to be merged as the whole model is, found that it was merged alone; call "
+                    f"expected {name} to be merged like the whole model, found it merged alone; call "
                     "reparameterize() or fuse_batch_norms() on the whole model before saving"
                 )
         self.config.auto_map = dict(AUTO_MAP)
@@ -341,7 +341,7 @@ class RepLKNetEncoder(RepLKNetPreTrainedModel):
 
     def __init__(self, config: RepLKNetConfig) -> None:
         super().__init__(config)
-        config.validate_architecture()  # values may have been set since the configuration was made
+        config.validate_architecture()  # values may have changed since the configuration was created
         drop_probs = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").split(config.depths)
         self.stages = nn.ModuleList(
             [RepLKNetStage(config, index, probs.tolist()) for index, probs in enumerate(drop_probs)]
@@ -353,8 +353,8 @@ class RepLKNetEncoder(RepLKNetPreTrainedModel):
     def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithNoAttention:
         if self.config.reparameterized and self.training and torch.is_grad_enabled():
             raise ValueError(
-                "expected a model in its training form, found a merged one (reparameterized=True), whose BatchNorms "
-                "are gone; train the model from before reparameterize(), or call eval() to use this one"
+                "expected a model in its training form, found a merged one (reparameterized=True) without BatchNorms; "
+                "train the model from before reparameterize(), or call eval() to use this one"
             )
         for stage in self.stages:
             hidden_states = stage(hidden_states)
@@ -362,7 +362,7 @@ class RepLKNetEncoder(RepLKNetPreTrainedModel):
 
 
 class RepLKNetModel(RepLKNetPreTrainedModel):
-    """RepLKNet without a head: features of the last stage, and their normalised mean."""
+    """RepLKNet without a head: features of the last stage, and their normalized mean."""
 
     _auto_class = "AutoModel"
 
@@ -380,14 +380,14 @@ class RepLKNetModel(RepLKNetPreTrainedModel):
         """Computes features.
 
         Args:
-            pixel_values: Normalised images, (N, num_channels, H, W); sides of a multiple of 32 waste nothing.
+            pixel_values: Normalized images, (N, num_channels, H, W); multiples of 32 need no padding.
 
         Returns:
-            `last_hidden_state` (N, hidden_sizes[-1], H / 32, W / 32 with four stages), not normalised;
+            `last_hidden_state` (N, hidden_sizes[-1], H / 32, W / 32 with four stages), not normalized;
             `pooler_output` (N, hidden_sizes[-1]); with `output_hidden_states`, the outputs of stem and stages.
         """
         if pixel_values is None:
-            raise ValueError("expected pixel_values, found None; give the images")
+            raise ValueError("expected pixel_values, found None; pass the images")
         outputs = self.encoder(self.embeddings(pixel_values), **kwargs)
         pooled = self.normalization(outputs.last_hidden_state).mean((-2, -1))  # (N, C, H, W) -> (N, C)
         return BaseModelOutputWithPoolingAndNoAttention(
@@ -417,12 +417,12 @@ class RepLKNetForImageClassification(RepLKNetPreTrainedModel):
         """Classifies images.
 
         Args:
-            pixel_values: Normalised images, (N, num_channels, H, W).
+            pixel_values: Normalized images, (N, num_channels, H, W).
             labels: Class indices (N,), or the probability of each class (N, num_labels) for the cross-entropy with
-                soft targets; other losses by `problem_type` of the configuration, as in the library.
+                soft targets; `problem_type` of the configuration selects other losses, as in transformers.
 
         Returns:
-            `loss` if there are labels, `logits` (N, num_labels), and `hidden_states` if asked for.
+            `loss` if there are labels, `logits` (N, num_labels), and `hidden_states` if requested.
         """
         outputs = self.replknet(pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output)
@@ -466,10 +466,10 @@ class RepLKNetBackbone(BackboneMixin, RepLKNetPreTrainedModel):
         """Computes the features of `out_features`, each (N, channels of the stage, H / stride, W / stride).
 
         Args:
-            pixel_values: Normalised images, (N, num_channels, H, W).
+            pixel_values: Normalized images, (N, num_channels, H, W).
 
         Returns:
-            `feature_maps` in the order of `out_features`, and `hidden_states` if asked for.
+            `feature_maps` in the order of `out_features`, and `hidden_states` if requested.
         """
         hidden_states = self.encoder(self.embeddings(pixel_values), **kwargs).hidden_states
         feature_maps = []
@@ -481,7 +481,7 @@ class RepLKNetBackbone(BackboneMixin, RepLKNetPreTrainedModel):
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The scale and the shift that a BatchNorm is at inference, in float64 on the CPU."""
+    """Scale and shift of a BatchNorm at inference, in float64 on the CPU."""
     weight, bias, mean, variance = (
         tensor.to("cpu", torch.float64) for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     )
@@ -512,7 +512,7 @@ def _fuse_before(block: RepLKNetLargeKernelBlock | RepLKNetFeedForwardBlock) -> 
 
 
 def _checkpoint(function: Callable, layer: nn.Module, forward: Callable, *args):
-    """Checkpoints `forward`, the second run of which must not count as a batch for the running statistics."""
+    """Checkpoints `forward`; its second run must not update the running statistics."""
     is_first_run = True
 
     def run(*args):
@@ -528,7 +528,8 @@ def _checkpoint(function: Callable, layer: nn.Module, forward: Callable, *args):
 
 @contextmanager
 def _scratch_statistics(module: nn.Module) -> Iterator[None]:
-    """Lets BatchNorms update copies of their statistics, and puts the statistics back."""
+    """Lets BatchNorms update copies of their statistics, and restores the statistics."""
+    # private: the common class of all BatchNorms
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:

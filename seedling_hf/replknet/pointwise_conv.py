@@ -1,12 +1,12 @@
-"""The 1×1 convolution as what it is in channels_last, a product of matrices, by whatever computes it fastest.
+"""The 1×1 convolution in channels_last: a matrix product, computed by the fastest available kernel.
 
-With neighbours in memory being channels, all positions of all images are the rows of one matrix X. The output is
-X Wᵀ, the gradients are G W for X and Gᵀ X for W. They are most of RepLKNet's arithmetic, and the rest cannot be faster
-than they are. On a CPU there are three ways to the same float32 numbers. Measured on two cores with AVX-512, at the
+Neighbors in memory are channels, so all positions of all images are the rows of one matrix X. The output is X Wᵀ, the
+gradients are G W for X and Gᵀ X for W. They are most of RepLKNet's arithmetic. On a CPU there are three ways to the
+same float32 numbers. Measured on two cores with AVX-512, at the
 sizes of RepLKNet-31B with 4 images: oneDNN's product takes 3 to 10 % less than the BLAS behind `F.linear`, and 40 %
 less on the last stage, with few rows of many channels; oneDNN's convolution is as fast from some 2000 rows on, and its
 backward pass is the fastest there. At inference oneDNN applies bias and activation while the output is still in the
-cache, and weights that it has put into an order of its own save it another 5 %.
+cache, and weights packed in its own order save another 5 %.
 """
 
 import torch
@@ -36,7 +36,7 @@ class PointwiseConv2d(nn.Conv2d):
             return ACTIVATIONS[activation](super().forward(hidden_states))
         rows = hidden_states.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         if is_for_onednn and not needs_grad:
-            # Only a model that is folded for inference has biases here, so these weights are done with changing.
+            # Only a model folded for inference has biases here, so these weights no longer change.
             weight = self.weight.flatten(1) if self.bias is None else _packed_weight(self.weight)
             rows = _onednn_linear(rows, weight, self.bias, activation)
         else:
@@ -51,7 +51,7 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # which asks oneDNN by itself
+        and not torch.compiler.is_compiling()  # which calls oneDNN itself
     )
 
 
@@ -68,7 +68,7 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activa
 
 
 def _packed_weight(weight: Tensor) -> Tensor:
-    """The weights in oneDNN's own order, kept for as long as they live and do not change."""
+    """The weights in oneDNN's own order, cached while they exist and do not change."""
     state = (weight.data_ptr(), None if weight.is_inference() else weight._version)
     if weight not in _packed or _packed[weight][0] != state:
         _packed[weight] = (state, torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1)))
@@ -76,7 +76,7 @@ def _packed_weight(weight: Tensor) -> Tensor:
 
 
 class _OneDNNLinear(torch.autograd.Function):
-    """The product, whose gradients are products of the same kind, so that they have derivatives in turn."""
+    """The product; its gradients are products of the same kind, so they have derivatives too."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
@@ -90,6 +90,6 @@ class _OneDNNLinear(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad_x = _linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        # BLAS, since oneDNN takes longer for a product that sums over many rows.
+        # BLAS: oneDNN is slower for a product that sums over many rows.
         grad_weight = grad.flatten(0, -2).t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight

@@ -1,4 +1,4 @@
-"""A folder with its split becomes a data set on the Hub, and comes back as the same images in the same split."""
+"""A folder becomes a dataset on the Hub, and comes back as the same images in the same split."""
 
 import json
 import re

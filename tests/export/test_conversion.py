@@ -103,7 +103,7 @@ def test_the_authors_names_are_known_completely(name):
 
 @pytest.mark.parametrize("variant", ["31B", "31L", "XL", "nano", "tiny"])
 @pytest.mark.parametrize("reparameterized", [False, True])
-def test_a_named_variant_is_recognised(variant, reparameterized):
+def test_a_named_variant_is_recognized(variant, reparameterized):
     config = RepLKNetConfig.from_variant(variant, num_labels=1000, reparameterized=reparameterized)
     inferred = infer_config(official_weights(config, device="meta"))
     assert variant_name(inferred) == variant
@@ -111,7 +111,7 @@ def test_a_named_variant_is_recognised(variant, reparameterized):
     assert inferred.num_labels == 1000
 
 
-def test_shapes_of_no_variant_have_no_name(weights):
+def test_other_shapes_than_a_variants_have_no_name(weights):
     assert variant_name(infer_config(weights)) is None
 
 
@@ -152,14 +152,14 @@ def test_a_merged_file_gives_the_merged_logits(name, tmp_path):
     assert_close(logits_of(tmp_path / "model", expected), expected["logits_merged"])
 
 
-def test_the_ema_weights_are_taken_where_asked_for(weights, tmp_path):
+def test_the_ema_weights_are_read_on_request(weights, tmp_path):
     ema = {name: tensor + 1 for name, tensor in weights.items()}
     path = saved({"model": weights, "model_ema": ema}, tmp_path)
     assert torch.equal(read_checkpoint(path).state_dict["head.bias"], weights["head.bias"])
     assert torch.equal(read_checkpoint(path, "model_ema").state_dict["head.bias"], ema["head.bias"])
 
 
-def test_a_part_that_is_not_there_is_refused(weights, tmp_path):
+def test_a_missing_part_is_refused(weights, tmp_path):
     with pytest.raises(InputError, match=r"expected model_ema in .*, found model"):
         read_checkpoint(saved({"model": weights}, tmp_path), "model_ema")
 
@@ -207,7 +207,7 @@ def test_the_processor_has_the_size_of_the_authors_run(weights, tmp_path):
     assert RepLKNetImageProcessor.from_pretrained(tmp_path / "model").size.height == 384
 
 
-def test_an_image_size_that_is_given_goes_first(weights, tmp_path):
+def test_a_given_image_size_overrides_that_of_the_run(weights, tmp_path):
     path = saved({"model": weights, "args": argparse.Namespace(input_size=384)}, tmp_path)
     convert_checkpoint(path, tmp_path / "model", image_size=64)
     assert RepLKNetImageProcessor.from_pretrained(tmp_path / "model").crop_size.height == 64
@@ -244,7 +244,7 @@ def test_an_empty_output_folder_is_used(tmp_path):
     assert (tmp_path / "model" / "config.json").exists()
 
 
-def test_an_output_folder_in_use_is_refused_and_left_alone(tmp_path):
+def test_an_output_folder_in_use_is_refused_and_unchanged(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="expected output_dir to be new or empty"):
         convert_checkpoint(GOLDEN / "three_stages.pth", tmp_path)
@@ -264,15 +264,15 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
 # What is refused
 
 
-def test_every_missing_and_every_left_over_key_is_listed(weights, tmp_path):
+def test_every_missing_and_every_unexpected_key_is_listed(weights, tmp_path):
     removed = ["stem.2.bn.bias", "stages.1.blocks.2.pw1.conv.weight", "norm.running_var"]
     content = {name: tensor for name, tensor in weights.items() if name not in removed}
     content |= {"decode_head.weight": torch.zeros(3), "stages.0.blocks.0.pw1.conv.bias": torch.zeros(8)}
     with pytest.raises(InputError) as error:
         convert_checkpoint(saved(content, tmp_path), tmp_path / "model")
-    missing, left_over = str(error.value).split("; left over: ")
+    missing, unexpected = str(error.value).split("; unexpected: ")
     assert missing.split("missing: ")[1].split(", ") == removed
-    assert left_over.split("; ")[0].split(", ") == ["decode_head.weight", "stages.0.blocks.0.pw1.conv.bias"]
+    assert unexpected.split("; ")[0].split(", ") == ["decode_head.weight", "stages.0.blocks.0.pw1.conv.bias"]
     assert not (tmp_path / "model").exists()
 
 
@@ -311,7 +311,7 @@ def test_a_file_without_a_state_dict_is_refused(content, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off", b"\x80\x02}q\x00."])
-def test_a_file_that_is_no_checkpoint_is_refused(content, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_refused(content, tmp_path):
     path = tmp_path / "checkpoint.pth"
     path.write_bytes(content)
     with pytest.raises(InputError, match="expected"):
@@ -336,7 +336,7 @@ def test_garbage_in_a_checkpoint_is_refused_or_read_as_numbers(tmp_path):
     assert refused > 50
 
 
-def test_a_checkpoint_that_was_cut_off_is_refused(tmp_path):
+def test_a_truncated_checkpoint_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pth"
     path.write_bytes((GOLDEN / "three_stages.pth").read_bytes()[:100_000])
     with pytest.raises(InputError, match="expected"):
@@ -344,7 +344,7 @@ def test_a_checkpoint_that_was_cut_off_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "."])
-def test_a_path_that_is_no_file_is_refused(name, tmp_path):
+def test_a_path_that_is_not_a_file_is_refused(name, tmp_path):
     with pytest.raises(InputError, match="expected a checkpoint at"):
         read_checkpoint(tmp_path / name)
 
@@ -385,11 +385,11 @@ def test_a_bare_malicious_pickle_is_refused_and_nothing_of_it_runs(tmp_path):
 # The command
 
 
-def test_the_command_writes_a_folder_and_says_what_it_found(tmp_path, capsys):
+def test_the_command_writes_a_folder_and_reports_the_model(tmp_path, capsys):
     argv = ["--checkpoint_path", str(GOLDEN / "three_stages.pth"), "--output_dir", str(tmp_path / "model")]
     assert run(main, [*argv, "--num_labels", "12"]) == 0
     output = capsys.readouterr().out
-    assert "RepLKNetForImageClassification, variant of its own, 0.0 M parameters, 12 classes" in output
+    assert "RepLKNetForImageClassification, variant unnamed, 0.0 M parameters, 12 classes" in output
     assert hashlib.sha256((GOLDEN / "three_stages.pth").read_bytes()).hexdigest() in output
 
 

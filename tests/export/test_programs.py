@@ -41,9 +41,9 @@ def model_dir(tmp_path_factory, sample_dir) -> Path:
 
 
 def write_steady_model(folder: Path, sample_dir: Path) -> None:
-    """A small model that answers the species whose images have the nearest mean of features.
+    """A small model that predicts the class with the nearest mean of features.
 
-    Its logits change little where pixels do, as those of a trained model.
+    Small changes of pixels change its logits little, as in a trained model.
     """
     write_model(folder, sample_dir)
     model, image_processor = load_classifier(str(folder), merge=False)
@@ -79,7 +79,7 @@ def processed(image_processor, files: list[Path]) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def exported(model_dir, files, tmp_path_factory) -> dict:
-    """The rows of an export in float32 and int8, with the normalisation inside."""
+    """The rows of an export in float32 and int8, with the normalization inside."""
     folder = tmp_path_factory.mktemp("exported")
     rows = export(model_dir, folder / "seedlings.onnx", files, calibration_files=files, include_preprocessing=True)
     return {row["name"]: row for row in rows} | {"folder": folder}
@@ -87,7 +87,7 @@ def exported(model_dir, files, tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def bare(model_dir, files, tmp_path_factory) -> Path:
-    """An export that takes normalised images."""
+    """An export that takes normalized images."""
     path = tmp_path_factory.mktemp("bare") / "seedlings.onnx"
     export(model_dir, path, files)
     return path
@@ -124,11 +124,11 @@ def test_onnx_runtime_gives_the_logits_of_the_trained_model_for_real_images(
     found = np.concatenate([run(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
     # 1e-4: merged kernels and another library sum float32 in another order.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    assert len(set(expected.argmax(1))) == len(SPECIES), "the test needs answers that differ"
+    assert len(set(expected.argmax(1))) == len(SPECIES), "the test needs different predictions"
     assert (found.argmax(1) == expected.argmax(1)).all()
 
 
-def test_the_largest_difference_that_is_told_is_that_of_the_file(exported, model_dir, files):
+def test_the_reported_difference_is_that_of_the_file(exported, model_dir, files):
     model, image_processor = load_classifier(str(model_dir))
     run = run_onnx(exported["folder"] / "seedlings.onnx")
     with torch.inference_mode():
@@ -138,15 +138,15 @@ def test_the_largest_difference_that_is_told_is_that_of_the_file(exported, model
     assert exported[ONNX_FLOAT]["same_predictions"] == 1
 
 
-def test_the_small_kernels_and_batch_norms_are_merged_away(bare):
+def test_small_kernels_and_batch_norms_are_merged(bare):
     import onnx
 
     operations = [node.op_type for node in onnx.load(bare).graph.node]
-    assert operations.count("BatchNormalization") == 1, "that before pooling alone"
+    assert operations.count("BatchNormalization") == 1, "only the one before pooling"
     assert operations.count("Conv") == 35
 
 
-def test_the_metadata_tell_how_to_predict(exported):
+def test_the_metadata_describe_how_to_predict(exported):
     metadata = read_metadata(exported["folder"] / "seedlings.onnx")
     assert metadata["classes"] == SPECIES
     assert metadata["image_size"] == [64, 64]
@@ -157,13 +157,13 @@ def test_the_metadata_tell_how_to_predict(exported):
     assert read_metadata(exported["folder"] / "seedlings.int8.onnx") == metadata
 
 
-def test_a_file_names_no_folder_of_the_one_who_exported(exported, bare):
+def test_a_file_contains_no_path_of_this_machine(exported, bare):
     for path in (*exported["folder"].iterdir(), bare):
         assert str(ROOT).encode() not in path.read_bytes()
 
 
 def without_torch(code: str, python: str = sys.executable, **values: object) -> str:
-    """What a new process prints in which torch and this package cannot be imported."""
+    """The output of a new process in which torch and this package cannot be imported."""
     blocked = (
         "import sys\nfor name in ('torch', 'torchvision', 'transformers', 'seedling_hf'): sys.modules[name] = None\n"
     )
@@ -184,8 +184,8 @@ def for_each_image(snippet: str, model_file: Path, files: list[Path]) -> str:
     return f"for file in {[str(file) for file in files]}:\n{body}    print(json.dumps(logits[0].tolist()))\n"
 
 
-def check_answers(printed: str, model_dir: Path, files: list[Path]) -> None:
-    """The snippet sees the pixels of the image processor, gives the model's logits for them, and its answers."""
+def check_predictions(printed: str, model_dir: Path, files: list[Path]) -> None:
+    """The snippet sees the pixels of the image processor, and has the model's logits and predictions."""
     model, image_processor = load_classifier(str(model_dir), merge=False)
     lines = printed.splitlines()
     pixels = np.array([json.loads(line) for line in lines[1::3]])
@@ -193,26 +193,26 @@ def check_answers(printed: str, model_dir: Path, files: list[Path]) -> None:
     # torchvision rounds to 8 bits as Pillow does, but may differ by one step at a few pixels.
     assert differences.max() <= 2
     assert differences.mean() < 0.2
-    normalised = (pixels / 255 - np.array(image_processor.image_mean)) / np.array(image_processor.image_std)
+    normalized = (pixels / 255 - np.array(image_processor.image_mean)) / np.array(image_processor.image_std)
     with torch.inference_mode():
-        logits = model(torch.tensor(normalised, dtype=torch.float32).permute(0, 3, 1, 2)).logits
+        logits = model(torch.tensor(normalized, dtype=torch.float32).permute(0, 3, 1, 2)).logits
         answers = model(torch.cat(processed(image_processor, files))).logits.argmax(1)
     # 1e-4: merged kernels and another library sum float32 in another order.
     np.testing.assert_allclose([json.loads(line) for line in lines[2::3]], logits, rtol=0, atol=1e-4)
     assert lines[::3] == [SPECIES[i] for i in answers]
 
 
-def test_the_snippet_of_the_docs_gives_the_same_answers_without_torch(exported, model_dir, files):
+def test_the_snippet_of_the_docs_gives_the_same_predictions_without_torch(exported, model_dir, files):
     printed = without_torch(for_each_image(SNIPPET, exported["folder"] / "seedlings.onnx", files))
-    check_answers(printed, model_dir, files)
+    check_predictions(printed, model_dir, files)
 
 
-def test_the_normalisation_of_the_docs_gives_the_same_answers_without_preprocessing_inside(bare, model_dir, files):
+def test_the_normalization_of_the_docs_gives_the_same_predictions_without_preprocessing_inside(bare, model_dir, files):
     snippet = SNIPPET.replace("np.asarray(image)[None]", NORMALISE)
-    check_answers(without_torch(for_each_image(snippet, bare, files)), model_dir, files)
+    check_predictions(without_torch(for_each_image(snippet, bare, files)), model_dir, files)
 
 
-def test_a_processor_that_squeezes_is_followed_by_the_snippet(tmp_path, sample_dir, files):
+def test_the_snippet_follows_a_processor_without_a_crop(tmp_path, sample_dir, files):
     write_steady_model(tmp_path / "model", sample_dir)
     squeezed = RepLKNetImageProcessor.from_variant("XL", image_size=384)
     squeezed.size = squeezed.crop_size = {"height": 64, "width": 96}
@@ -220,7 +220,7 @@ def test_a_processor_that_squeezes_is_followed_by_the_snippet(tmp_path, sample_d
     export(tmp_path / "model", tmp_path / "seedlings.onnx", files[:3], include_preprocessing=True)
     assert read_metadata(tmp_path / "seedlings.onnx")["image_size"] == [64, 96]
     printed = without_torch(for_each_image(SNIPPET, tmp_path / "seedlings.onnx", files[:3]))
-    check_answers(printed, tmp_path / "model", files[:3])
+    check_predictions(printed, tmp_path / "model", files[:3])
 
 
 @pytest.mark.slow
@@ -235,10 +235,10 @@ def test_the_snippet_runs_in_a_new_environment_of_three_packages(exported, model
     answer = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 1
-    check_answers(answer.stdout, model_dir, files)
+    check_predictions(answer.stdout, model_dir, files)
 
 
-def test_int8_is_smaller_and_answers_like_float(exported, model_dir, files, expected):
+def test_int8_is_smaller_and_agrees_with_float(exported, model_dir, files, expected):
     float_file, int8_file = (exported["folder"] / name for name in ("seedlings.onnx", "seedlings.int8.onnx"))
     assert int8_file.stat().st_size < 0.6 * float_file.stat().st_size
     found = run_onnx(int8_file)(inputs(model_dir, files, True))
@@ -247,7 +247,7 @@ def test_int8_is_smaller_and_answers_like_float(exported, model_dir, files, expe
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.8
 
 
-def test_the_pointwise_convolutions_of_the_stages_alone_are_in_8_bits(exported):
+def test_only_the_pointwise_convolutions_of_the_stages_use_8_bits(exported):
     import onnx
 
     weights = onnx.load(exported["folder"] / "seedlings.int8.onnx").graph.initializer
@@ -271,13 +271,13 @@ def test_logits_that_differ_are_refused_and_nothing_is_written(model_dir, files,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_logits_that_are_no_numbers_are_refused():
+def test_logits_that_are_not_numbers_are_refused():
     logits = {PYTORCH: np.zeros((2, 3)), ONNX_FLOAT: np.array([[0, 0, np.nan], [0, 0, 0]])}
     with pytest.raises(InputError, match="a difference of nan on 2 images"):
         check_logits(logits, ONNX_FLOAT, 1e-4)
 
 
-def test_a_processor_that_does_not_normalise_is_refused():
+def test_a_processor_that_does_not_normalize_is_refused():
     with pytest.raises(InputError, match="found RepLKNetImageProcessor, which does something else"):
         describe_preprocessing(RepLKNetImageProcessor(do_normalize=False))
 
@@ -289,7 +289,7 @@ def test_a_processor_that_crops_in_its_own_way_is_refused():
         describe_preprocessing(ConvNextImageProcessor())
 
 
-def test_images_to_check_on_are_taken_from_the_whole_list():
+def test_images_are_chosen_from_the_whole_list():
     assert choose_evenly(list("abcdefghi"), 3) == ["a", "d", "g"]
     assert choose_evenly(list("ab"), 5) == ["a", "b"]
 
@@ -302,7 +302,7 @@ def flags(**values: object) -> list[str]:
     ]
 
 
-def test_the_command_tells_the_accuracy_of_float_and_int8_on_labelled_images(model_dir, files, tmp_path, capsys):
+def test_the_command_prints_the_accuracy_of_float_and_int8(model_dir, files, tmp_path, capsys):
     for file in files:
         (tmp_path / "images" / file.parent.name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / file.parent.name / file.name).symlink_to(file)
@@ -331,7 +331,7 @@ def test_the_command_tells_the_accuracy_of_float_and_int8_on_labelled_images(mod
         ({"tolerance": 0}, "expected --tolerance above 0, found 0"),
     ],
 )
-def test_a_mistake_ends_with_code_2_and_one_sentence_and_leaves_nothing(
+def test_a_mistake_ends_with_code_2_and_one_sentence_and_writes_nothing(
     changes, message, model_dir, files, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -359,7 +359,7 @@ def test_without_the_packages_the_command_says_what_to_install(model_dir, files,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_half_precision_is_a_folder_that_loads_as_float32_and_answers_alike(model_dir, tmp_path, capsys):
+def test_half_precision_loads_as_float32_with_nearly_equal_logits(model_dir, tmp_path, capsys):
     target = tmp_path / "half"
     flags = ["--model_name_or_path", str(model_dir), "--format", "half", "--output_file", str(target)]
     assert export_command(flags) is None

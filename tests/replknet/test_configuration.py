@@ -31,12 +31,12 @@ def test_31l_is_a_wider_31b():
     assert RepLKNetConfig.from_variant("31L").hidden_sizes == [192, 384, 768, 1536]
 
 
-def test_from_variant_puts_its_arguments_over_the_variant():
+def test_the_arguments_of_from_variant_override_the_variant():
     assert RepLKNetConfig.from_variant("XL", small_kernel_size=3, num_labels=12).small_kernel_size == 3
     assert RepLKNetConfig.from_variant("XL", small_kernel_size=3, num_labels=12).num_labels == 12
 
 
-def test_one_kernel_size_serves_all_stages_and_the_small_kernels_are_no_larger():
+def test_one_kernel_size_holds_for_all_stages_and_the_small_kernels_are_no_larger():
     config = RepLKNetConfig.from_variant("nano", kernel_sizes=[3])
     assert (config.kernel_sizes, config.small_kernel_size) == ([3, 3, 3, 3], 3)
     config = RepLKNetConfig.from_variant("nano", kernel_sizes=[13, 7], depths=[1, 1], hidden_sizes=[8, 16])
@@ -57,20 +57,20 @@ def test_from_variant_refuses_a_field_that_does_not_exist():
     ("values", "message"),
     [
         ({"kernel_sizes": [31, 28, 27, 13]}, r"kernel_sizes to be odd, found 28"),
-        ({"kernel_sizes": [31, 29, 27]}, r"kernel_sizes to have 4 entries as depths has, found \[31, 29, 27\]"),
+        ({"kernel_sizes": [31, 29, 27]}, r"kernel_sizes to have 4 entries like depths, found \[31, 29, 27\]"),
         ({"hidden_sizes": [64] * 5}, r"hidden_sizes to have 4 entries"),
         ({"depths": []}, r"depths to be positive numbers, one for each stage, found \[\]"),
         ({"depths": [2, 0, 18, 2]}, r"depths to be positive numbers, one for each stage, found \[2, 0, 18, 2\]"),
         ({"small_kernel_size": 15}, r"small_kernel_size to be at most the smallest of kernel_sizes, 13, found 15"),
-        ({"small_kernel_size": 4}, r"small_kernel_size to be odd and positive, or None for none, found 4"),
-        ({"small_kernel_size": 0}, r"small_kernel_size to be odd and positive, or None for none, found 0"),
+        ({"small_kernel_size": 4}, r"small_kernel_size to be odd and positive, or None, found 4"),
+        ({"small_kernel_size": 0}, r"small_kernel_size to be odd and positive, or None, found 0"),
         ({"num_channels": 0}, r"num_channels to be positive, found 0"),
         ({"dw_ratio": 0}, r"dw_ratio to leave at least one channel, found 0"),
         ({"ffn_ratio": -1}, r"ffn_ratio to leave at least one channel, found -1"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate to be at least 0 and below 1, found 1.0"),
         ({"fused": True}, r"reparameterized=True where fused=True, found False"),
         ({"conv_implementation": "magic"}, r"conv_implementation to be None or one of plain, .*found 'magic'"),
-        ({"format_version": 2}, r"format_version 1 to 1, found 2: a later program wrote this model"),
+        ({"format_version": 2}, r"format_version 1 to 1, found 2: a later version wrote this model"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(values, message):
@@ -83,7 +83,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name():
         RepLKNetConfig(small_kernel_size="five")
 
 
-def test_a_small_kernel_as_wide_as_the_large_one_is_allowed_as_the_authors_allow_it():
+def test_a_small_kernel_as_wide_as_the_large_one_is_allowed_like_in_the_authors_code():
     assert RepLKNetConfig(small_kernel_size=13).small_kernel_size == 13
 
 
@@ -122,7 +122,7 @@ def test_stages_are_named_and_counted_from_the_depths():
     assert config.num_stages == config.num_hidden_layers == 2
 
 
-def test_out_features_and_out_indices_follow_each_other():
+def test_out_features_and_out_indices_agree():
     config = RepLKNetConfig(out_indices=[1, 3])
     assert config.out_features == ["stage1", "stage3"]
     config.out_features = ["stem", "stage4"]

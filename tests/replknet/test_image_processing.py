@@ -27,7 +27,7 @@ def test_a_list_of_images_of_different_shapes_becomes_one_batch():
     assert RepLKNetImageProcessor()(images, return_tensors="pt").pixel_values.shape == (3, 3, 224, 224)
 
 
-def test_a_plain_colour_is_normalised_by_mean_and_std_of_imagenet():
+def test_a_plain_color_is_normalized_by_mean_and_std_of_imagenet():
     image = Image.new("RGB", (300, 280), (255, 102, 0))
     pixel_values = RepLKNetImageProcessor()(image, return_tensors="pt").pixel_values
     expected = torch.tensor([(1 - 0.485) / 0.229, (0.4 - 0.456) / 0.224, (0 - 0.406) / 0.225])
@@ -35,7 +35,7 @@ def test_a_plain_colour_is_normalised_by_mean_and_std_of_imagenet():
     torch.testing.assert_close(pixel_values, expected[None, :, None, None].expand(1, 3, 224, 224), atol=1e-5, rtol=0)
 
 
-def test_the_centre_is_cropped():
+def test_the_center_is_cropped():
     pixels = np.zeros((256, 512, 3), np.uint8)
     pixels[:, 256 - 112 : 256 + 112] = 255
     processor = RepLKNetImageProcessor(do_normalize=False)
@@ -51,7 +51,7 @@ def test_the_shortest_edge_is_resized_before_the_crop():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "1"])
-def test_images_of_every_mode_are_taken_as_rgb(mode):
+def test_images_of_every_mode_become_rgb(mode):
     assert RepLKNetImageProcessor()(random_image(64, 64, mode), return_tensors="pt").pixel_values.shape[1] == 3
 
 
@@ -71,7 +71,7 @@ def test_below_384_seven_eighths_of_the_shortest_edge_are_kept(image_size, edge)
     assert processor(random_image(150, 200), return_tensors="pt").pixel_values.shape[2:] == (image_size, image_size)
 
 
-def test_from_384_on_the_whole_image_is_squeezed():
+def test_from_384_on_the_whole_image_is_resized():
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, :10] = 255
     processor = RepLKNetImageProcessor.from_variant("31B", image_size=384, do_normalize=False)
@@ -80,7 +80,7 @@ def test_from_384_on_the_whole_image_is_squeezed():
     assert pixel_values[..., 0].min() > 0.9
 
 
-def test_values_given_go_over_those_of_the_variant():
+def test_arguments_override_the_values_of_the_variant():
     assert RepLKNetImageProcessor.from_variant("XL", image_mean=(0.1, 0.2, 0.3)).image_mean == (0.1, 0.2, 0.3)
 
 
@@ -89,12 +89,12 @@ def test_an_unknown_variant_is_refused():
         RepLKNetImageProcessor.from_variant("base")
 
 
-def test_a_size_that_is_none_is_refused():
+def test_a_size_below_one_is_refused():
     with pytest.raises(ValueError, match="image_size to be positive, found 0"):
         RepLKNetImageProcessor.from_variant("nano", image_size=0)
 
 
-def test_a_saved_processor_loads_the_same(tmp_path):
+def test_a_saved_processor_loads_equal(tmp_path):
     processor = RepLKNetImageProcessor.from_variant("XL", image_size=320)
     processor.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
@@ -105,7 +105,7 @@ def test_a_saved_processor_loads_the_same(tmp_path):
     )
 
 
-def test_a_saved_processor_brings_its_code(tmp_path):
+def test_a_saved_processor_comes_with_its_code(tmp_path):
     RepLKNetImageProcessor().save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["auto_map"] == {"AutoImageProcessor": "image_processing_replknet.RepLKNetImageProcessor"}

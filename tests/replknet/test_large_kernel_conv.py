@@ -142,7 +142,7 @@ def test_the_bias_alone_gets_its_gradient(name):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_gradient_that_nobody_needs_is_not_computed(name):
+def test_an_unneeded_gradient_is_not_computed(name):
     x, weight, _ = tensors(2, 5, 9, 7, 13)
     weight = conv._cropped(weight, x.shape[2:])
     needed = [(True, False), (False, True), (False, False)]
@@ -164,7 +164,7 @@ def test_without_gradients_the_output_is_the_same(name, shape):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", ["direct", "dense", "fft", None])
-def test_the_fast_ways_answer_in_channels_last(name, layout):
+def test_the_fast_candidates_return_channels_last(name, layout):
     x, weight, bias = tensors(2, 5, 9, 14, 7, torch.float32)
     x = x.detach().contiguous(memory_format=layout).requires_grad_()
     y = depthwise_conv2d(x, weight, bias, name)
@@ -226,7 +226,7 @@ def test_autocast_keeps_every_gradient_near_that_of_float32(name, dtype):
     assert_equal([y.float(), *grads], results(reference, *inputs), 0.03)
 
 
-def test_autocast_leaves_float64_alone():
+def test_autocast_does_not_change_float64():
     inputs = tensors(1, 2, 9, 9, 7)
     with torch.autocast("cpu", torch.bfloat16):
         y = depthwise_conv2d(*inputs)
@@ -370,7 +370,7 @@ def test_an_argument_forces_a_candidate(monkeypatch):
     assert used == ["dense"]
 
 
-def test_the_environment_goes_before_the_argument(monkeypatch):
+def test_the_environment_overrides_the_argument(monkeypatch):
     used = calls(monkeypatch)
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "fft")
     depthwise_conv2d(*tensors(1, 2, 9, 9, 7), "dense")
@@ -427,7 +427,7 @@ def test_kernels_that_do_not_fit_are_refused(weight):
         depthwise_conv2d(torch.randn(1, 2, 9, 9), torch.randn(weight))
 
 
-def test_the_quickest_candidate_is_timed_once_and_told(monkeypatch):
+def test_the_fastest_candidate_is_timed_once_and_reported(monkeypatch):
     monkeypatch.setattr(conv, "_timings", {})
     x, weight, _ = tensors(1, 2, 9, 9, 7)
     costs = {"plain": 4.0, "direct": 3.0, "fft": float("inf"), "dense": 2.0}
@@ -458,7 +458,7 @@ def test_what_is_timed_is_each_candidate_at_work(direction, monkeypatch):
     assert used == [name if direction == "forward" else f"gradients of {name}" for name in times]
 
 
-def test_every_direction_dtype_and_shape_is_timed_for_itself(monkeypatch):
+def test_every_direction_dtype_and_shape_is_timed_separately(monkeypatch):
     monkeypatch.setattr(conv, "_timings", {})
     x, weight, _ = tensors(1, 2, 9, 9, 7)
     for values in [(x, weight, "forward"), (x, weight, "backward"), (x.float(), weight.float(), "forward"),
@@ -467,7 +467,7 @@ def test_every_direction_dtype_and_shape_is_timed_for_itself(monkeypatch):
     assert len(conv.timings()) == 5
 
 
-def test_dense_is_no_candidate_where_its_matrices_are_too_large():
+def test_dense_is_not_a_candidate_where_its_matrices_are_too_large():
     side = 64
     channels = conv.MAX_DENSE_ELEMENTS // side**4
     weight = torch.empty(channels + 1, 1, 7, 7)
@@ -476,7 +476,7 @@ def test_dense_is_no_candidate_where_its_matrices_are_too_large():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only on a CUDA device the candidates are timed")
-def test_on_cuda_the_quickest_candidate_is_chosen(monkeypatch):
+def test_on_cuda_the_fastest_candidate_is_chosen(monkeypatch):
     monkeypatch.setattr(conv, "_timings", {})
     used = calls(monkeypatch)
     x, weight, _ = (tensor.detach().cuda() for tensor in tensors(2, 5, 14, 14, 13, torch.float32))
@@ -531,7 +531,7 @@ def test_the_extension_has_first_and_second_derivatives(extension, monkeypatch):
 
 
 @pytest.mark.parametrize("needed", [(True, False), (False, True)])
-def test_the_extension_computes_no_gradient_that_nobody_needs(extension, needed):
+def test_the_extension_computes_no_unneeded_gradient(extension, needed):
     x, weight, _ = tensors(2, 3, 9, 9, 7)
     with torch.no_grad():
         grads = CANDIDATES["implicit_gemm"].gradients(x, weight, torch.ones_like(x), needed)
@@ -550,10 +550,10 @@ def test_the_extension_is_not_timed_for_dtypes_that_it_lacks(extension, dtype):
     assert "implicit_gemm" not in conv._possible(x, weight)
 
 
-def test_an_oblong_kernel_that_the_extension_lacks_is_computed_by_another(extension, monkeypatch):
+def test_an_oblong_kernel_that_the_extension_lacks_is_computed_by_another_candidate(extension, monkeypatch):
     used = calls(monkeypatch)
     inputs = tensors(1, 3, 5, 20, 27)  # cropped to 9 × 27
-    with pytest.warns(UserWarning, match="another candidate is chosen instead"):
+    with pytest.warns(UserWarning, match="another candidate is used"):
         found = results(lambda *i: depthwise_conv2d(*i, "implicit_gemm"), *inputs)
     assert "implicit_gemm" not in used
     assert_equal(found, results(reference, *inputs), 1e-12)  # float64, as above
@@ -564,7 +564,7 @@ def raises(*args, **kwargs):
 
 
 @pytest.mark.parametrize("method", ["__init__", "forward"])
-def test_an_extension_that_raises_is_said_once_and_another_candidate_computes(extension, method, monkeypatch):
+def test_an_extension_that_raises_is_reported_once_and_another_candidate_is_used(extension, method, monkeypatch):
     monkeypatch.setattr(extension.DepthWiseConv2dImplicitGEMM, method, raises)
     inputs = tensors(2, 3, 9, 9, 7, torch.float32)
     with pytest.warns(UserWarning, match="expected the extension depthwise_conv2d_implicit_gemm, found none") as warned:
@@ -574,7 +574,7 @@ def test_an_extension_that_raises_is_said_once_and_another_candidate_computes(ex
 
 
 @pytest.mark.parametrize("method", ["__init__", "forward"])
-def test_an_extension_that_raises_is_left_out_of_what_is_timed(extension, method, monkeypatch):
+def test_an_extension_that_raises_is_not_timed(extension, method, monkeypatch):
     monkeypatch.setattr(conv, "_timings", {})
     monkeypatch.setattr(extension.DepthWiseConv2dImplicitGEMM, method, raises)
     x, weight, _ = tensors(1, 2, 9, 9, 7, torch.float32)
@@ -595,7 +595,7 @@ def test_a_compiled_module_trains_with_the_extension(extension):
     assert_equal(found, expected, 1e-5)  # float32, as above
 
 
-def test_a_missing_extension_is_said_once_and_another_candidate_computes(extension, monkeypatch):
+def test_a_missing_extension_is_reported_once_and_another_candidate_is_used(extension, monkeypatch):
     monkeypatch.setitem(sys.modules, extension.__name__, None)
     inputs = tensors(2, 3, 9, 9, 7, torch.float32)
     with pytest.warns(UserWarning, match="expected the extension depthwise_conv2d_implicit_gemm, found none") as warned:
@@ -608,7 +608,7 @@ def test_a_missing_extension_is_said_once_and_another_candidate_computes(extensi
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-def test_every_large_map_of_the_model_is_in_channels_last_and_the_caller_does_nothing(training, monkeypatch):
+def test_every_large_map_of_the_model_is_in_channels_last_without_the_caller(training, monkeypatch):
     layouts = []
     monkeypatch.setattr(DepthwiseConv2d, "forward", lambda self, x, forward=DepthwiseConv2d.forward: (
         layouts.append(x.is_contiguous(memory_format=torch.channels_last)) or forward(self, x)

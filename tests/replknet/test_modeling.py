@@ -136,7 +136,7 @@ def test_shapes_of_the_outputs():
     assert outputs.pooler_output.shape == (2, 16)
 
 
-def test_pooler_output_is_the_mean_of_the_normalised_last_features():
+def test_pooler_output_is_the_mean_of_the_normalized_last_features():
     model = with_used_norms(RepLKNetModel(small_config())).eval()
     outputs = model(random_images())
     expected = model.normalization(outputs.last_hidden_state).mean((2, 3))
@@ -172,7 +172,7 @@ def test_a_tuple_holds_what_the_dict_holds():
     assert all(map(torch.equal, as_tuple[2], as_dict.hidden_states))
 
 
-def test_hidden_states_come_only_when_asked_for():
+def test_hidden_states_are_returned_only_on_request():
     model = RepLKNetModel(small_config()).eval()
     assert model(random_images()).hidden_states is None
     model.config.output_hidden_states = True
@@ -279,7 +279,7 @@ def test_one_hot_soft_labels_give_the_loss_of_class_indices():
     torch.testing.assert_close(soft, model(random_images(), labels=labels).loss)
 
 
-def test_soft_labels_leave_the_problem_type_alone():
+def test_soft_labels_do_not_change_the_problem_type():
     model = RepLKNetForImageClassification(small_config())
     model(random_images(), labels=torch.full((2, 5), 0.2))
     assert model.config.problem_type is None
@@ -300,10 +300,10 @@ def test_regression_targets_give_the_squared_error(num_labels):
     torch.testing.assert_close(outputs.loss, F.mse_loss(outputs.logits, labels))
 
 
-# Weights: initialisation, saving, loading
+# Weights: initialization, saving, loading
 
 
-def assert_initialised(model: nn.Module) -> None:
+def assert_initialized(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             assert torch.equal(module.weight, torch.ones_like(module.weight)), name
@@ -317,17 +317,17 @@ def assert_initialised(model: nn.Module) -> None:
                     assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.25), name
 
 
-def test_a_new_model_has_torchs_own_initialisation_as_the_authors_do():
-    assert_initialised(RepLKNetForImageClassification(small_config()))
+def test_a_new_model_has_torchs_own_initialization_as_the_authors_do():
+    assert_initialized(RepLKNetForImageClassification(small_config()))
 
 
 @pytest.mark.parametrize("cls", [RepLKNetModel, RepLKNetBackbone, RepLKNetForImageClassification])
 @pytest.mark.parametrize("form", [{}, {"reparameterized": True}, {"reparameterized": True, "fused": True}])
-def test_loading_leaves_no_missing_tensor_uninitialised(cls, form):
+def test_loading_leaves_no_missing_tensor_uninitialized(cls, form):
     config = small_config(norm_intermediate_features=True, **form)
     model, report = cls.from_pretrained(None, config=config, state_dict={}, output_loading_info=True)
     assert set(report["missing_keys"]) == set(model.state_dict())
-    assert_initialised(model)
+    assert_initialized(model)
 
 
 @pytest.mark.parametrize("cls", [RepLKNetModel, RepLKNetBackbone, RepLKNetForImageClassification])
@@ -357,7 +357,7 @@ def test_only_safetensors_are_written(tmp_path):
     assert [file.name for file in tmp_path.iterdir() if file.suffix not in (".py", ".json")] == ["model.safetensors"]
 
 
-def test_building_on_the_meta_device_makes_no_numbers():
+def test_building_on_the_meta_device_draws_no_numbers():
     with torch.device("meta"):
         model = RepLKNetForImageClassification(RepLKNetConfig())
     assert all(tensor.is_meta for tensor in model.state_dict().values())
@@ -380,18 +380,18 @@ def test_a_dtype_casts_all_but_the_counters(tmp_path):
     assert model(random_images(dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
 
 
-def test_a_head_of_another_size_is_refused_unless_asked_for(tmp_path):
+def test_a_head_of_another_size_is_refused_unless_requested(tmp_path):
     RepLKNetForImageClassification(small_config()).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         RepLKNetForImageClassification.from_pretrained(tmp_path, num_labels=3)
 
 
-def test_a_new_head_is_initialised_and_the_rest_is_kept(tmp_path):
+def test_a_new_head_is_initialized_and_the_rest_is_kept(tmp_path):
     model = with_used_norms(RepLKNetForImageClassification(small_config()))
     model.save_pretrained(tmp_path)
     loaded = RepLKNetForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
     assert loaded.classifier.weight.shape == (7, 16)
-    assert_initialised(loaded.classifier)
+    assert_initialized(loaded.classifier)
     assert_same_state(state(loaded.replknet), state(model.replknet))
 
 
@@ -546,7 +546,7 @@ def test_a_form_for_inference_saves_and_loads_as_such(form, tmp_path):
     assert torch.equal(loaded(random_images()).logits, model(random_images()).logits)
 
 
-def test_merging_leaves_the_configuration_of_other_models_alone():
+def test_merging_does_not_change_the_configuration_of_other_models():
     config = small_config()
     merged, other = RepLKNetForImageClassification(config), RepLKNetForImageClassification(config)
     merged.reparameterize()
@@ -579,7 +579,7 @@ def test_a_merged_backbone_refuses_training():
         RepLKNetBackbone(small_config()).reparameterize().train()(random_images())
 
 
-def test_a_merged_model_still_gives_gradients_of_images_in_eval_mode():
+def test_a_merged_model_has_gradients_of_images_in_eval_mode():
     model = RepLKNetForImageClassification(small_config()).reparameterize().eval()
     images = random_images().requires_grad_()
     model(images).logits[:, 0].sum().backward()
@@ -593,10 +593,10 @@ def test_merging_without_weights_is_refused():
         model.reparameterize()
 
 
-def test_a_model_of_which_a_part_was_merged_alone_is_not_saved(tmp_path):
+def test_a_partly_merged_model_is_not_saved(tmp_path):
     model = RepLKNetForImageClassification(small_config())
     model.replknet.reparameterize()
-    with pytest.raises(ValueError, match="expected replknet to be merged as the whole model is"):
+    with pytest.raises(ValueError, match="expected replknet to be merged like the whole model"):
         model.save_pretrained(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -615,7 +615,7 @@ def test_feature_maps_are_the_chosen_hidden_states():
     assert backbone.channels == [8, 12, 16]
 
 
-def test_a_backbone_keeps_its_hidden_states_to_itself_unless_asked():
+def test_a_backbone_returns_hidden_states_only_on_request():
     outputs = RepLKNetBackbone(small_config()).eval()(random_images())
     assert "hidden_states" not in outputs
     assert len(outputs.feature_maps) == 1
@@ -634,7 +634,7 @@ def test_a_backbone_loads_from_a_classifiers_folder(tmp_path):
     assert torch.equal(outputs.feature_maps[1], expected[3])
 
 
-def test_norm_intermediate_features_normalises_each_stage():
+def test_norm_intermediate_features_normalizes_each_stage():
     config = small_config(norm_intermediate_features=True, out_features=["stem", "stage1", "stage3"])
     backbone = RepLKNetBackbone(config).train()
     assert list(backbone.hidden_states_norms) == ["stage1", "stage3"]

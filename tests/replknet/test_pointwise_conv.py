@@ -42,7 +42,7 @@ def test_output_and_gradients_are_those_of_the_convolution(shape, bias, layout):
 @pytest.mark.parametrize("activation", ["none", "gelu", "relu"])
 @pytest.mark.parametrize("grad_enabled", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_an_activation_in_the_same_go_is_the_one_of_torch(shape, activation, grad_enabled):
+def test_a_fused_activation_equals_torchs(shape, activation, grad_enabled):
     layer, x = layer_and_input(shape, bias=True)
     with torch.set_grad_enabled(grad_enabled):
         y = layer(x, activation)
@@ -76,7 +76,7 @@ def test_autocast_decides_the_dtype():
         assert layer(x).dtype == torch.bfloat16
 
 
-def test_second_derivatives_are_there():
+def test_second_derivatives_exist():
     layer, x = layer_and_input((1, 3, 2, 3, 3))
     reference = lambda x, w: F.conv2d(x, w)  # noqa: E731
 
@@ -102,7 +102,7 @@ def test_weights_that_change_are_packed_again():
         torch.testing.assert_close(layer(x), before)
 
 
-def test_packed_weights_go_with_their_layer_and_do_not_hinder_copies():
+def test_packed_weights_are_freed_with_their_layer_and_allow_copies():
     layer, x = layer_and_input(SHAPES[0], bias=True)
     gc.collect()
     number = len(pointwise_conv._packed)

@@ -125,7 +125,7 @@ def test_the_remote_classifier_gives_the_same_logits(report, folder, image):
     torch.testing.assert_close(torch.tensor(report["logits"]), logits_here(folder, image), rtol=1e-5, atol=1e-5)
 
 
-def test_the_remote_pipeline_names_the_species(report, folder, image):
+def test_the_remote_pipeline_predicts_the_classes(report, folder, image):
     probabilities = logits_here(folder, image)[0].softmax(0)
     found = {prediction["label"]: prediction["score"] for prediction in report["predictions"]}
     assert found == pytest.approx(dict(zip(CLASS_NAMES, probabilities.tolist(), strict=True)), abs=1e-5)
@@ -155,7 +155,7 @@ def test_the_pipeline_works_with_the_package_too(folder, image):
     assert found == pytest.approx(dict(zip(CLASS_NAMES, expected.tolist(), strict=True)), abs=1e-6)
 
 
-def test_the_pipeline_of_features_gives_the_pooled_ones(folder, image):
+def test_the_feature_pipeline_gives_pooled_features(folder, image):
     features = pipeline("image-feature-extraction", model=str(folder), pool=True)(str(image))
     model = RepLKNetForImageClassification.from_pretrained(folder)
     inputs = RepLKNetImageProcessor.from_pretrained(folder)(Image.open(image), return_tensors="pt")
@@ -171,7 +171,7 @@ def test_the_pipeline_works_in_half_precision(dtype, folder, image):
     assert {p["label"]: p["score"] for p in predictions} == pytest.approx(expected, abs=0.02)
 
 
-def test_the_package_goes_before_the_code_in_the_folder(folder):
+def test_the_package_takes_precedence_over_the_code_in_the_folder(folder):
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
     assert type(model) is RepLKNetForImageClassification
 
@@ -184,7 +184,7 @@ def test_every_shipped_module_is_in_the_folder(folder):
     assert {path.name for path in folder.glob("*.py")} == {path.name for path in shipped_modules()}
 
 
-def test_shipped_modules_need_only_what_transformers_brings():
+def test_shipped_modules_need_only_dependencies_of_transformers():
     required = set()
     for path in shipped_modules():
         for node in ast.parse(path.read_text()).body:
