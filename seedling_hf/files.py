@@ -13,7 +13,7 @@ from seedling_hf.errors import InputError
 
 
 def temporary_path(path: str | os.PathLike) -> Path:
-    """Where `path` is written until it is complete: beside it, so that one rename finishes it."""
+    """Where `path` is written until it is complete: next to it, so that one rename finishes it."""
     path = Path(path)
     return path.with_name(f".{path.name}.tmp")
 

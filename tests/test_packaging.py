@@ -47,7 +47,7 @@ def test_the_test_extra_holds_the_other_extras_except_the_benchmark():
     assert set(others) <= set(EXTRAS["test"])
 
 
-def test_a_private_import_has_its_reason_beside_it():
+def test_a_private_import_has_a_reason_next_to_it():
     for path, line, module in imports():
         if "._" in module:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -60,6 +60,6 @@ def test_a_wheel_holds_the_card_template_the_pages_and_the_shipped_model(tmp_pat
     (wheel,) = builder.build(directory=str(tmp_path), versions=["standard"])
     files = {path.removeprefix("seedling_hf/") for path in ZipFile(wheel).namelist()}
     package = ROOT / "seedling_hf"
-    templates = {path.relative_to(package).as_posix() for path in package.rglob("*.html")}
-    assert len(templates) >= 4
+    templates = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.suffix in (".html", ".md")}
+    assert len(templates) >= 5
     assert templates | {"hub/model_card.md", "nano/model.safetensors", "nano/config.json"} <= files

@@ -44,7 +44,7 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
         norm_intermediate_features: Whether the backbone normalizes its stage features (a BatchNorm each), as the
             authors do for XL on dense prediction.
         reparameterized: Whether the small kernels are merged into the large ones, for inference.
-        fused: Whether every BatchNorm beside a convolution is folded into it, for inference.
+        fused: Whether every BatchNorm next to a convolution is folded into it, for inference.
         conv_implementation: How the large depthwise convolutions are computed; None chooses for each shape and device.
         source_sha256: SHA-256 of the checkpoint file that the weights were converted from.
         format_version: Version of the names of weights and fields, so that later versions can read older folders.

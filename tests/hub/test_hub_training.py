@@ -152,7 +152,7 @@ def test_a_failing_hub_does_not_harm_the_training(client, images, plain, reposit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [1, 0], ids=["once", "for ever"])
+@pytest.mark.parametrize("times", [1, 0], ids=["once", "always"])
 @pytest.mark.parametrize(
     "answer", [{"status": 503}, {"status": 429}, {"drop": "request"}, {"drop": "response"}], ids=str
 )

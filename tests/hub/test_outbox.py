@@ -124,7 +124,7 @@ def test_a_snapshot_that_is_being_pushed_is_not_replaced(folder):
         ("seedlings", None), ("latest", None), ("a/b/c", None), ("/a/b", None), ("./a", None), ("", None),
     ],
 )  # fmt: skip
-def test_a_name_on_the_hub_is_told_from_a_path(name, parts):
+def test_a_name_on_the_hub_is_distinguished_from_a_path(name, parts):
     assert parse_hub_name(name) == parts
 
 

@@ -244,7 +244,7 @@ ANSWERS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [1, 0], ids=["once", "for ever"])
+@pytest.mark.parametrize("times", [1, 0], ids=["once", "always"])
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
 @pytest.mark.parametrize("where", FAULTS)
 def test_no_fault_harms_a_run(client, folder, repository, weights, where, answer, times):

@@ -435,10 +435,10 @@ def test_the_fastest_candidate_is_timed_once_and_reported(monkeypatch):
     times = conv._timed(x, weight, "backward", lambda run: next(clock))
     assert times == costs
     assert conv._timed(x, weight, "backward", lambda run: pytest.fail("timed again")) == costs
-    (told,) = conv.timings()
-    assert told["shape"] == (1, 2, 9, 9)
-    assert told["direction"] == "backward"
-    assert told["milliseconds"] == costs
+    (timed,) = conv.timings()
+    assert timed["shape"] == (1, 2, 9, 9)
+    assert timed["direction"] == "backward"
+    assert timed["milliseconds"] == costs
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -481,8 +481,8 @@ def test_on_cuda_the_fastest_candidate_is_chosen(monkeypatch):
     used = calls(monkeypatch)
     x, weight, _ = (tensor.detach().cuda() for tensor in tensors(2, 5, 14, 14, 13, torch.float32))
     depthwise_conv2d(x, weight.requires_grad_())
-    (told,) = conv.timings()
-    assert used[-1] == min(told["milliseconds"], key=told["milliseconds"].get)
+    (timed,) = conv.timings()
+    assert used[-1] == min(timed["milliseconds"], key=timed["milliseconds"].get)
 
 
 @pytest.fixture
