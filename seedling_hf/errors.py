@@ -12,14 +12,7 @@ class HubError(RuntimeError):
 
 
 def require_package(name: str, purpose: str, extra: str, module: str | None = None) -> None:
-    """Raises InputError, with how to install it, where an optional package cannot be imported.
-
-    Args:
-        name: Of the package.
-        purpose: What it is needed for.
-        extra: That installs it.
-        module: That is imported; default: `name`.
-    """
+    """Raises InputError if an optional package, imported as `module` or `name`, is missing; `extra` installs it."""
     try:
         importlib.import_module(module or name)
     except ImportError as error:

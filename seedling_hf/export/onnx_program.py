@@ -1,6 +1,5 @@
 """A classifier as an ONNX file, in float32 and int8."""
 
-import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -10,20 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedling_hf.errors import InputError
+from seedling_hf.errors import require_package
 from seedling_hf.export.torch_program import ExportedClassifier, Run, quiet
 
 INPUT, OUTPUT = "pixel_values", "logits"
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_packages() -> None:
     """Raises InputError unless the packages of the extra `export` are installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"expected {', '.join(PACKAGES)} for ONNX, found no {', '.join(missing)}; pip install 'seedling-hf[export]'"
-        )
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        require_package(name, "ONNX", "export")
 
 
 def write_onnx(classifier: ExportedClassifier, example: np.ndarray, path: Path, metadata: Mapping[str, Any]) -> None:
