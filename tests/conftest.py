@@ -9,8 +9,19 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a worker for each core
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core, up to eight, for the whole suite; none for chosen tests, which then start at once."""
+    option = config.option
+    single = any(Path(argument.split("::")[0]).is_file() for argument in config.args)
+    if single or option.keyword or option.collectonly or option.capture == "no" or option.markexpr != "not slow":
+        return 0
+    return min(os.cpu_count() or 1, 8)
 
 
 @pytest.fixture(scope="session")
