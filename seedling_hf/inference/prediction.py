@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -31,12 +31,10 @@ def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **
     Raises:
         InputError: for fp16 on a CPU, which accelerate would accept and ignore.
     """
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
-        **kwargs,
-    )
+    cpu = not torch.accelerator.is_available()
+    # Not by InitProcessGroupKwargs, which empties `os.environ` for a moment: threads of native libraries may read it.
+    PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **kwargs)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("expected a GPU for --mixed_precision fp16, found a CPU only; use bf16 or no")
     return accelerator

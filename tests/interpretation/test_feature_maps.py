@@ -40,9 +40,7 @@ def pixel_values():
     return torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(
-    ("build", "channels"), [(replknet, 64), (resnet, 16), (convnext, 16), (timm_resnet, 512)], ids=lambda v: str(v)
-)
+@pytest.mark.parametrize(("build", "channels"), [(replknet, 64), (resnet, 16), (convnext, 16), (timm_resnet, 512)])
 def test_a_convolutional_network_gives_its_last_map(build, channels, pixel_values):
     assert feature_map(build(), pixel_values).shape == (2, channels, 2, 3)
 

@@ -1,4 +1,4 @@
-import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run_python
 from torch.nn import functional as F
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
@@ -98,9 +99,9 @@ def test_without_captum_an_error_says_how_to_install_it(model_dir, pixel_values,
         saliency_maps(load_classifier(str(model_dir))[0], pixel_values)
 
 
-def test_captum_is_not_imported_before_it_is_needed():
+def test_captum_is_not_imported_before_it_is_needed(tmp_path):
     code = "import sys, seedling_hf.interpretation.saliency; sys.exit('captum' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert run_python([sys.executable, "-c", code], dict(os.environ), tmp_path).returncode == 0
 
 
 # Overlays

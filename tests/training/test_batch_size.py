@@ -1,12 +1,12 @@
 """A batch that does not fit is divided, and nothing else in the run changes."""
 
-import subprocess
+import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from processes import run_python
 
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
@@ -90,25 +90,24 @@ def test_another_error_is_not_mistaken_for_a_lack_of_memory(model, accelerator, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
-def test_a_real_lack_of_memory_divides_the_batch():
+def test_a_real_lack_of_memory_divides_the_batch(tmp_path):
     program = """
 import logging, resource
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from test_batch_size import arguments
+from seedling_hf.arguments import TrainArguments
 from accelerate import Accelerator
 from seedling_hf.training.batch_size import fit_batch_size
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 import torch
-torch.set_num_threads(1)
+def arguments(size):
+    return TrainArguments(output_dir="run", train_dir="images", variant="tiny", per_device_train_batch_size=size)
 model, accelerator = RepLKNetForImageClassification(RepLKNetConfig.from_variant("tiny")), Accelerator(cpu=True)
 fit_batch_size(arguments(1), model, 64, accelerator)  # a first step loads libraries
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, -1))
 print(fit_batch_size(arguments(2 * 32749), model, 64, accelerator).per_device_train_batch_size)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
-    )
+    result = run_python([sys.executable, "-c", program], dict(os.environ), tmp_path)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) == 2  # 32749 is prime, and so many images alone take 1.6 GB
     assert "do not fit into memory" in result.stderr
