@@ -1,18 +1,16 @@
 """What every test relies on: no network, and the sample of real images."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from sample import SAMPLE, copy_sample
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a worker for each core
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -27,18 +25,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(scope="session")
 def sample_dir() -> Path:
     """The class folders of the sample of real seedlings (40 images a class)."""
-    return ROOT / "scripts" / "sample" / "seedlings"
+    return SAMPLE
 
 
 @pytest.fixture(scope="session")
-def images(sample_dir, tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     """Three classes of sixteen images: 32 of them train, 4 steps of 8 an epoch."""
-    folder = tmp_path_factory.mktemp("data") / "images"
-    for name in ("Black-grass", "Charlock", "Maize"):
-        (folder / name).mkdir(parents=True)
-        for file in sorted((sample_dir / name).iterdir())[:16]:
-            shutil.copy(file, folder / name)
-    return folder
+    names = ("Black-grass", "Charlock", "Maize")
+    return copy_sample(tmp_path_factory.mktemp("data") / "images", names, slice(16))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from hub_client import TOKENS, Client, free_port
+from hub_client import TOKENS, Client, Repository, free_port
 from local_hub import LocalHub
 
 
@@ -16,3 +16,8 @@ def hub(tmp_path) -> Iterator[LocalHub]:
 @pytest.fixture
 def client(hub, tmp_path) -> Client:
     return Client(hub, tmp_path / "home")
+
+
+@pytest.fixture
+def repository(hub) -> Repository:
+    return Repository(hub, "alice/seedlings")

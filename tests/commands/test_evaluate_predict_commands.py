@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from predict_runs import flags, read_csv
 from processes import command_on_two_processes
+from sample import copy_sample
 from small_models import SPECIES
 
 from seedling_hf.commands import evaluate, predict, run
@@ -21,13 +22,9 @@ pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 
 @pytest.fixture
-def images(tmp_path, sample_dir) -> Path:
+def images(tmp_path) -> Path:
     """Three images of each of four species."""
-    for name in SPECIES:
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for file in sorted((sample_dir / name).iterdir())[2:5]:
-            (tmp_path / "images" / name / file.name).write_bytes(file.read_bytes())
-    return tmp_path / "images"
+    return copy_sample(tmp_path / "images", SPECIES, slice(2, 5))
 
 
 def break_image(folder: Path) -> Path:
@@ -69,11 +66,8 @@ def test_evaluate_writes_a_report_and_shows_it(model_dir, images, tmp_path, caps
     assert str(tmp_path / "report" / "report.html") in shown
 
 
-def test_the_flags_of_a_report_reach_it(model_dir, images, tmp_path, sample_dir):
-    for name in SPECIES:
-        (tmp_path / "others" / name).mkdir(parents=True)
-        file = sorted((sample_dir / name).iterdir())[9]
-        (tmp_path / "others" / name / file.name).symlink_to(file)
+def test_the_flags_of_a_report_reach_it(model_dir, images, tmp_path):
+    copy_sample(tmp_path / "others", SPECIES, slice(9, 10))
     words = flags(
         model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report", seed=7, not_sure_accuracy=0.5,
         calibration_dir=tmp_path / "others", test_time_augmentation=True,

@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCard
 from local_hub import Fault
 from local_hub import check_card as check_as_the_hub
 from PIL import ExifTags, Image
+from sample import copy_sample
 
 from seedling_hf.data.inspection import inspect_folder
 from seedling_hf.data.splits import hash_split, write_split_csv
@@ -39,13 +40,8 @@ print("REPORT" + json.dumps({"rows": rows, "names": splits["train"].features["la
 
 
 @pytest.fixture
-def images(sample_dir, tmp_path) -> Path:
-    folder = tmp_path / "images"
-    for name in CLASSES:
-        (folder / name).mkdir(parents=True)
-        for path in sorted((sample_dir / name).glob("*.jpg"))[:6]:
-            shutil.copy(path, folder / name)
-    return folder
+def images(tmp_path) -> Path:
+    return copy_sample(tmp_path / "images", CLASSES, slice(6))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from data_loading import splits_of
 from PIL import Image
+from sample import copy_sample
 
 from seedling_hf.commands import run
 from seedling_hf.commands.inspect_dataset import main
@@ -21,13 +22,9 @@ from seedling_hf.data.splits import write_split_csv
 
 
 @pytest.fixture
-def tree(tmp_path, sample_dir) -> Path:
+def tree(tmp_path) -> Path:
     """Six images of Maize and six of Charlock, no two of them alike."""
-    for name in ("Maize", "Charlock"):
-        (tmp_path / "tree" / name).mkdir(parents=True)
-        for file in sorted((sample_dir / name).iterdir())[:6]:
-            shutil.copyfile(file, tmp_path / "tree" / name / file.name)
-    return tmp_path / "tree"
+    return copy_sample(tmp_path / "tree", ("Maize", "Charlock"), slice(6))
 
 
 @pytest.fixture

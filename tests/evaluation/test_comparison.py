@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from sample import copy_sample
 from sklearn.metrics import accuracy_score, f1_score
 from small_models import SPECIES, write_model
 from transformers import TimmWrapperForImageClassification
@@ -95,13 +96,8 @@ def models(tmp_path_factory, sample_dir) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory, sample_dir) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for name in SPECIES:
-        (folder / name).mkdir()
-        for file in sorted((sample_dir / name).iterdir())[:5]:
-            (folder / name / file.name).symlink_to(file)
-    return folder
+def images(tmp_path_factory) -> Path:
+    return copy_sample(tmp_path_factory.mktemp("images"), SPECIES, slice(5))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from processes import command_on_two_processes
+from sample import copy_sample
 from small_models import SPECIES
 
 from seedling_hf.commands import run
@@ -26,14 +27,9 @@ pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 
 @pytest.fixture(scope="module")
-def test_dir(tmp_path_factory, sample_dir) -> Path:
+def test_dir(tmp_path_factory) -> Path:
     """Five images of each of four species."""
-    folder = tmp_path_factory.mktemp("images")
-    for name in SPECIES:
-        (folder / name).mkdir()
-        for file in sorted((sample_dir / name).iterdir())[:5]:
-            (folder / name / file.name).symlink_to(file)
-    return folder
+    return copy_sample(tmp_path_factory.mktemp("images"), SPECIES, slice(5))
 
 
 @pytest.fixture(scope="module")

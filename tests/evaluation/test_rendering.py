@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from browser import open_browser, visit
 from PIL import Image
+from sample import copy_sample
 from small_models import SPECIES, write_model
 
 from seedling_hf.data.dataset import load_folder
@@ -24,12 +25,8 @@ from seedling_hf.inference.prediction import build_accelerator
 
 
 @pytest.fixture(scope="module")
-def dataset(sample_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    for name in SPECIES:
-        (folder / name).mkdir()
-        for file in sorted((sample_dir / name).iterdir())[:8]:
-            (folder / name / file.name).symlink_to(file)
+def dataset(tmp_path_factory):
+    folder = copy_sample(tmp_path_factory.mktemp("images"), SPECIES, slice(8))
     odd = next((folder / "Maize").iterdir())
     odd.rename(odd.with_name("a <script>alert(1)</script> & b.jpg".replace("/", "∕")))
     return load_folder(folder, class_names=SPECIES)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sample import copy_sample
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score, log_loss
 from small_models import SPECIES
@@ -23,14 +24,10 @@ from seedling_hf.inference.prediction import build_accelerator, build_dataloader
 
 
 @pytest.fixture(scope="module")
-def test_dir(tmp_path_factory, sample_dir) -> Path:
+def test_dir(tmp_path_factory) -> Path:
     """Seven images of one species, six of the others: 25, which no batch size of these tests divides."""
-    folder = tmp_path_factory.mktemp("images")
-    for name in SPECIES:
-        (folder / name).mkdir()
-        for file in sorted((sample_dir / name).iterdir())[: 7 if name == "Maize" else 6]:
-            (folder / name / file.name).symlink_to(file)
-    return folder
+    folder = copy_sample(tmp_path_factory.mktemp("images"), SPECIES, slice(6))
+    return copy_sample(folder, ["Maize"], slice(6, 7))
 
 
 @pytest.fixture(scope="module")
@@ -360,11 +357,8 @@ def test_the_gain_is_what_augmentation_fixes_less_what_it_breaks(report):
     assert augmented.accuracy == pytest.approx(report.accuracy + gain)
 
 
-def test_the_report_says_that_its_temperature_was_fitted_on_other_images(model_dir, test_dir, sample_dir, tmp_path):
-    for name in SPECIES:
-        (tmp_path / name).mkdir()
-        for file in sorted((sample_dir / name).iterdir())[10:13]:
-            (tmp_path / name / file.name).symlink_to(file)
+def test_the_report_says_that_its_temperature_was_fitted_on_other_images(model_dir, test_dir, tmp_path):
+    copy_sample(tmp_path, SPECIES, slice(10, 13))
     model, image_processor = load_classifier(str(model_dir))
     evaluator = Evaluator(model, image_processor, build_accelerator("no"), batch_size=8)
     dataset, other = (load_folder(folder, class_names=SPECIES) for folder in (test_dir, tmp_path))

@@ -3,15 +3,15 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hub_client import FAULTS, LOAD, TOKENS, Client, Repository, clean
+from hub_client import FAULTS, LOAD, TOKENS, Client, clean
 from local_hub import Fault
+from sample import copy_sample
 
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
 
@@ -36,13 +36,8 @@ REPORT = {
 
 
 @pytest.fixture(scope="module")
-def images(sample_dir, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "images"
-    for name in CLASSES:
-        (folder / name).mkdir(parents=True)
-        for path in sorted((sample_dir / name).glob("*.jpg"))[:8]:
-            shutil.copy(path, folder / name)
-    return folder
+def images(tmp_path_factory) -> Path:
+    return copy_sample(tmp_path_factory.mktemp("data") / "images", CLASSES, slice(8))
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +47,6 @@ def plain(images, tmp_path_factory) -> Path:
     result = Client(None, folder / "home").train(**FLAGS, train_dir=images, output_dir=folder / "run").finish()
     assert result.returncode == 0, result.stdout
     return folder / "run"
-
-
-@pytest.fixture
-def repository(hub) -> Repository:
-    return Repository(hub, "alice/seedlings")
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -208,14 +198,10 @@ def test_an_interrupted_run_pushes_what_it_has_saved(client, images, repository,
     assert (folder / "checkpoints" / f"step-{step:08d}").is_dir()
 
 
-def test_a_model_on_the_hub_is_fine_tuned_for_other_classes(client, images, tmp_path, sample_dir):
+def test_a_model_on_the_hub_is_fine_tuned_for_other_classes(client, images, tmp_path):
     pushed = client.train(**FLAGS, **HUB, hub_tag="v1", train_dir=images, output_dir=tmp_path / "run").finish()
     assert pushed.returncode == 0, pushed.stdout
-    weeds = tmp_path / "weeds"
-    for name in ("Black-grass", "Cleavers"):
-        (weeds / name).mkdir(parents=True)
-        for path in sorted((sample_dir / name).glob("*.jpg"))[:6]:
-            shutil.copy(path, weeds / name)
+    weeds = copy_sample(tmp_path / "weeds", ("Black-grass", "Cleavers"), slice(6))
     flags = {name: value for name, value in FLAGS.items() if name != "variant"}
     flags |= {"train_dir": weeds, "model_name_or_path": "alice/seedlings@v1"}
     refused = client.train(**flags, output_dir=tmp_path / "refused").finish()

@@ -90,11 +90,6 @@ def folder(model, tmp_path) -> Path:
     return Path(shutil.copytree(model, tmp_path / "run"))
 
 
-@pytest.fixture
-def repository(hub) -> Repository:
-    return Repository(hub, "alice/seedlings")
-
-
 def run(client: Client, folder: Path, repo_id: str = "alice/seedlings", **options):
     return client.python(RUN, folder, repo_id, json.dumps(options))
 

@@ -9,6 +9,7 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 from pyarrow import parquet
+from sample import copy_sample
 from small_models import SPECIES, write_model
 
 from seedling_hf.commands import run
@@ -25,14 +26,10 @@ pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory, sample_dir) -> Path:
+def images(tmp_path_factory) -> Path:
     """Seven images of one class, six of the others: 25, not divisible by any batch size of these tests."""
-    folder = tmp_path_factory.mktemp("images")
-    for name in SPECIES:
-        (folder / name).mkdir()
-        for file in sorted((sample_dir / name).iterdir())[: 7 if name == "Maize" else 6]:
-            (folder / name / file.name).write_bytes(file.read_bytes())
-    return folder
+    folder = copy_sample(tmp_path_factory.mktemp("images"), SPECIES, slice(6))
+    return copy_sample(folder, ["Maize"], slice(6, 7))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
+from sample import copy_sample
 from transformers import AutoImageProcessor, TimmWrapperForImageClassification
 
 from seedling_hf.commands import evaluate, predict, run, train
@@ -97,11 +98,8 @@ def test_a_trained_baseline_loads_by_transformers_alone_with_its_classes(model_d
     assert "Loose Silky-bent" in answer.stdout
 
 
-def test_evaluate_and_predict_accept_it_and_agree(model_dir, sample_dir, tmp_path):
-    for name in ("Maize", "Charlock"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for file in sorted((sample_dir / name).iterdir())[:3]:
-            (tmp_path / "images" / name / file.name).symlink_to(file)
+def test_evaluate_and_predict_accept_it_and_agree(model_dir, tmp_path):
+    copy_sample(tmp_path / "images", ("Maize", "Charlock"), slice(3))
     words = ["--model_name_or_path", str(model_dir)]
     images = str(tmp_path / "images")
     assert run(evaluate.main, [*words, "--test_dir", images, "--output_dir", str(tmp_path / "report")]) == 0
