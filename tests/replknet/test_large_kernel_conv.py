@@ -1,7 +1,7 @@
 """Every way of computing the depthwise convolution is the same function: outputs, gradients, gradients of gradients."""
 
 import copy
-import subprocess
+import os
 import sys
 import time
 import types
@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import run_python
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -656,7 +657,7 @@ def test_the_gradient_of_kernels_that_are_left_to_torch_has_their_strides():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory of a process from /proc")
-def test_the_weight_gradient_of_a_large_map_keeps_little_memory():
+def test_the_weight_gradient_of_a_large_map_keeps_little_memory(tmp_path):
     # oneDNN wrote 150 MB of machine code for a kernel of 56×56 in one piece, and kept it.
     code = """
 import torch
@@ -672,5 +673,6 @@ before = used()
 gradient(56)
 print(used() - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python([sys.executable, "-c", code], dict(os.environ), tmp_path)
+    assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 50

@@ -72,7 +72,7 @@ def _make_steps(variant: str, image_size: int, batch_size: int, checkpointing: b
     [("nano", 96, 32, "adamw"), ("nano", 96, 8, "muon"), pytest.param("31B", 224, 4, "adamw", marks=pytest.mark.slow)],
 )
 def test_a_step_takes_the_estimated_memory(variant, image_size, batch_size, optim, checkpointing):
-    with FORKS.Pool(1) as pool:
+    with FORKS.Pool(1, initializer=gc.freeze) as pool:
         measured = pool.apply(measure, (variant, image_size, batch_size, checkpointing, optim))
     estimated = estimate(
         variant, image_size, batch_size, {"copies_moments": False},
