@@ -29,13 +29,7 @@ class Verdict(NamedTuple):
 
 
 class Demo:
-    """Predicts one image after another.
-
-    Args:
-        model: A classifier in evaluation mode.
-        image_processor: What its images go through.
-        threshold: Probability below which the page says "not sure".
-    """
+    """Predicts one image after another with a classifier in evaluation mode; see `build_demo`."""
 
     def __init__(self, model: PreTrainedModel, image_processor: BaseImageProcessor, threshold: float) -> None:
         self.model, self.image_processor, self.threshold = model, image_processor, threshold
@@ -96,12 +90,9 @@ def build_demo(
     """The page of a model, for `launch`.
 
     Args:
-        model_name_or_path: Model folder, or repository on the Hub.
-        revision: Branch, tag or commit of the repository.
-        trust_remote_code: Whether Python code that comes with the model may run. A RepLKNet needs none here.
+        model_name_or_path: See `load_classifier`, as `revision` and `trust_remote_code`.
         threshold: Probability below which the page says "not sure".
-        top_k: Species to show.
-        title: Of the page.
+        top_k: Number of species to show.
 
     Raises:
         InputError: if there is no model.
@@ -137,11 +128,9 @@ def build_demo(
 
 
 def launch(page: gr.Blocks, **options: Any) -> Any:
-    """Serves the page from this machine, with no tunnel, no statistics and nothing from other sites.
+    """Serves a page of `build_demo` from this machine, without a tunnel, statistics or anything from other sites.
 
-    Args:
-        page: That of `build_demo`.
-        **options: Further arguments of gradio's `launch`.
+    The options are further arguments of gradio's `launch`.
     """
     theme = gr.themes.Default(**FONTS)
     return page.launch(share=False, ssr_mode=False, show_error=True, footer_links=[], theme=theme, **options)

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
 import numpy as np
@@ -15,45 +16,19 @@ from accelerate import Accelerator
 from datasets import ClassLabel, Features, List, Value
 from pyarrow import parquet
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.images import list_images
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import Answer
+from seedling_hf.inference.journal import prepare
 from seedling_hf.inference.nearest import METADATA_KEY
 from seedling_hf.inference.prediction import forward
 from seedling_hf.inference.predictor import ImageLoader
 
 ROWS_OF_A_GROUP = 4096
-
-
-class FileBatches(IterableDataset):
-    """Batches of files as they are found in folders, none of them held: for a `DataLoader` of `batch_size=None`.
-
-    Each worker walks the folders and takes its share of the batches, in an order that does not depend on their number.
-
-    Args:
-        paths: Images, and folders that are searched for images.
-        batch_size: Files in a batch.
-    """
-
-    def __init__(self, paths: Sequence[str], batch_size: int) -> None:
-        self.paths, self.batch_size = paths, batch_size
-
-    def __iter__(self) -> Iterator[list[str]]:
-        worker = get_worker_info()
-        share, number = (worker.id, worker.num_workers) if worker else (0, 1)
-        batch = []
-        for i, file in enumerate(list_images(self.paths)):
-            if i // self.batch_size % number == share:
-                batch.append(str(file))
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
 
 
 def hash_weights(model: PreTrainedModel) -> str:
@@ -133,14 +108,17 @@ def write_embeddings(
     Raises:
         InputError: for an image that cannot be decoded, unless it may be skipped, or where there are none.
     """
-    load_batch = ImageLoader(image_processor).load_batch
-    batches = DataLoader(
-        FileBatches(paths, batch_size), batch_size=None, collate_fn=load_batch, num_workers=num_workers
-    )
     failed, path = [], Path(embeddings_file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, EmbeddingsWriter(temporary, paths, weights_hash, normalize) as writer:
-        for batch in batches:
+    with (
+        TemporaryDirectory(prefix="embed-") as folder,
+        replacing(path) as temporary,
+        EmbeddingsWriter(temporary, paths, weights_hash, normalize) as writer,
+    ):
+        # The list of images is on the disk, since there may be millions.
+        journal = prepare(Path(folder), map(str, list_images(paths)), identity={}, batch_size=batch_size, num_parts=1)
+        load_batch = ImageLoader(image_processor).load_batch
+        for batch in DataLoader(journal, batch_size=None, collate_fn=load_batch, num_workers=num_workers):
             rows = list(zip(batch["file"], batch["reason"], strict=True))
             failed += [Answer(file, [], reason) for file, reason in rows if reason is not None]
             if failed and not skip_bad_images:

@@ -31,10 +31,7 @@ except ImportError:  # on Windows, where nothing keeps a second run out
 
 
 class Journal(Sequence):
-    """The batches of a list of images, as lists of files, and the answers to them.
-
-    Args:
-        folder: That of `prepare`.
+    """The batches of a list of images, as lists of files, and the answers to them, in a folder that `prepare` made.
 
     Attributes:
         num_images: Length of the list.
@@ -95,10 +92,6 @@ class Journal(Sequence):
 class Part:
     """The answers of one process, to append to.
 
-    Args:
-        journal: Has the batches.
-        number: Of the process.
-
     Attributes:
         remaining: The batches that have no answers yet; a batch that a kill left incomplete is cut off.
     """
@@ -158,11 +151,9 @@ def prepare(
     """Creates a journal, or opens that of a run that stopped.
 
     Args:
-        folder: Of the journal.
         images: Files in order; ignored where there is a journal.
         identity: All that the answers depend on.
-        batch_size: Images in a batch.
-        num_parts: Processes.
+        num_parts: Number of processes.
 
     Raises:
         InputError: if the run that stopped had another identity.

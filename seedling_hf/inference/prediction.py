@@ -82,10 +82,7 @@ def forward(
 ) -> Any:
     """The outputs of a model for `pixel_values` (N, C, H, W), moved to its device, without gradients.
 
-    Args:
-        model: A model of transformers, in evaluation mode.
-        pixel_values: Images as the model's image processor gives them.
-        autocast: Of an accelerator, for its precision.
+    The model is in evaluation mode; `autocast` is that of an accelerator, for its precision.
     """
     with torch.inference_mode(), autocast():
         return model(pixel_values=pixel_values.to(next(model.parameters()).device))
@@ -101,7 +98,6 @@ def predict_batches(
     Args:
         model: Gives `logits` for `pixel_values`; on the accelerator's device.
         dataloader: Prepared by the accelerator; its batches have `pixel_values` and `index`.
-        accelerator: Gathers from the processes.
 
     Yields:
         Logits (N, C) in float32 and index (N,), both on the CPU and the same on every process.
@@ -148,9 +144,6 @@ class EightSymmetries(torch.nn.Module):
     """Test-time augmentation: the mean of the probabilities over the eight symmetries of the square.
 
     Images from above have no right way up, so each rotation and reflection is an equally good image.
-
-    Args:
-        model: Gives `logits` for `pixel_values`.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

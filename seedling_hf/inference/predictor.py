@@ -28,11 +28,7 @@ def classify_batch(
 
 
 class ImageLoader:
-    """Reads and prepares images; one that cannot be decoded gives a reason, never an error.
-
-    Args:
-        image_processor: What the images go through.
-    """
+    """Reads and prepares images; one that cannot be decoded gives a reason, never an error."""
 
     def __init__(self, image_processor: BaseImageProcessor) -> None:
         self.transform = build_eval_transform(image_processor)
@@ -70,7 +66,7 @@ class ImagePredictor:
     Args:
         classify: Ranks the classes of each of `pixel_values` (N, C, H, W).
         loader: Reads the files of a batch.
-        batch_size: Files in a batch.
+        batch_size: Number of files in a batch.
     """
 
     def __init__(self, classify: Classify, loader: ImageLoader, batch_size: int) -> None:

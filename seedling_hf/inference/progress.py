@@ -13,7 +13,6 @@ class Progress:
     """Counts images on stderr.
 
     Args:
-        total: Images in all.
         done: Images that an earlier run finished.
         quiet: Print nothing, as on all processes but the main one.
     """

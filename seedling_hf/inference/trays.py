@@ -31,12 +31,7 @@ class Tray(NamedTuple):
 
 
 class TrayLoader(ImageLoader):
-    """Reads photographs and finds their plants; one that cannot be decoded gives a reason, never an error.
-
-    Args:
-        image_processor: What each plant goes through, cut out of the photograph.
-        min_side: See `find_plants`.
-    """
+    """Reads photographs and finds their plants; `min_side` as for `find_plants`."""
 
     def __init__(self, image_processor: BaseImageProcessor, min_side: float) -> None:
         super().__init__(image_processor)
@@ -64,8 +59,6 @@ class TrayPredictor(ImagePredictor):
     """Answers photographs of trays one by one, plant by plant.
 
     Args:
-        classify: Ranks the classes of each of `pixel_values` (N, C, H, W).
-        loader: Reads a photograph and cuts out its plants.
         plants_at_once: Plants that are classified in one batch.
         draw: Called for each photograph before its answer is returned, so that a run that is killed draws it again.
     """
