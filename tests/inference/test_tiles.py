@@ -151,11 +151,6 @@ def test_brightness_does_not_change_the_plants(tray):
     assert len(find_plants(darker)) == len(find_plants(tray))
 
 
-def test_excess_green_is_2_for_green_and_0_for_grey_and_black():
-    pixels = np.array([[[0, 255, 0], [90, 90, 90], [0, 0, 0], [255, 0, 0]]], np.uint8)
-    np.testing.assert_allclose(excess_green(pixels), [[2, 0, 0, -1]])
-
-
 def test_boxes_are_drawn_on_a_copy_with_their_names(tray):
     boxes = find_plants(tray)
     before = tray.tobytes()
