@@ -15,7 +15,7 @@ class CompareArguments(ArgumentGroup):
 
     models: list[str] = option(MISSING, "two or more model folders, or repositories on the Hub")
     data_dir: str = option(MISSING, "folder of class folders")
-    output_dir: str = option(MISSING, "folder for comparison.html, comparison.md, comparison.json and answers.csv")
+    output_dir: str = option(MISSING, "folder for comparison.html, comparison.md, comparison.json and predictions.csv")
     trust_remote_code: bool = option(False, "run the Python code of the repositories; a RepLKNet needs none")
     per_device_eval_batch_size: int = option(64, "images a batch on each process")
     dataloader_num_workers: int = option(0, "processes that load images, for each process")

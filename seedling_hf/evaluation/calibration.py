@@ -1,4 +1,4 @@
-"""How far a classifier's probabilities can be trusted: temperature, reliability, coverage and risk, and chance."""
+"""How far a classifier's probabilities can be trusted: temperature, reliability, coverage and risk, and intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,10 @@ import numpy as np
 
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import (
-    CALIBRATION_BINS,
     CONFIDENCE,
-    bin_numbers,
     expected_calibration_error,
     negative_log_likelihood,
+    reliability_bins,
 )
 
 BOOTSTRAP_RESAMPLES = 2000
@@ -21,7 +20,7 @@ CURVE_POINTS = 101
 
 @dataclass(frozen=True)
 class Reliability:
-    """How well probabilities are calibrated; the bins are those of `reliability_bins`."""
+    """How well probabilities are calibrated; the bins are those of `metrics.reliability_bins`."""
 
     expected_calibration_error: float
     loss: float
@@ -131,23 +130,6 @@ def cross_fit(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> np.nd
     return scaled
 
 
-def reliability_bins(
-    confidence: np.ndarray, correct: np.ndarray, num_bins: int = CALIBRATION_BINS
-) -> list[dict[str, float | int]]:
-    """Bins of equal width that hold an image: `low`, `high`, `count`, mean `confidence` and `accuracy`."""
-    bins = bin_numbers(confidence, num_bins)
-    return [
-        {
-            "low": number / num_bins,
-            "high": (number + 1) / num_bins,
-            "count": int((bins == number).sum()),
-            "confidence": float(confidence[bins == number].mean()),
-            "accuracy": float(correct[bins == number].mean()),
-        }
-        for number in np.unique(bins).tolist()
-    ]
-
-
 def calibrate(
     probabilities: np.ndarray,
     labels: np.ndarray,
@@ -175,12 +157,8 @@ def calibrate(
     scaled = scale_probabilities(probabilities, temperature) if fitted else cross_fit(probabilities, labels, seed)
 
     def judge(p: np.ndarray) -> Reliability:
-        confidence, correct = p.max(1), p.argmax(1) == labels
-        return Reliability(
-            expected_calibration_error(confidence, correct),
-            negative_log_likelihood(p, labels),
-            reliability_bins(confidence, correct),
-        )
+        bins = reliability_bins(p.max(1), p.argmax(1) == labels)
+        return Reliability(expected_calibration_error(bins), negative_log_likelihood(p, labels), bins)
 
     num_fitted = len(fitted[1] if fitted else labels)
     return Calibration(temperature, fitted is None, num_fitted, judge(probabilities), judge(scaled), fitted_on)
@@ -208,14 +186,14 @@ def coverage_risk(confidence: np.ndarray, correct: np.ndarray) -> dict[str, np.n
 def area_under_risk(confidence: np.ndarray, correct: np.ndarray) -> float:
     """The mean of the risk over all coverages 1/N to 1 (arXiv 1805.08206, section 3); 0 is best.
 
-    The order of predictions of equal confidence is random: each of them counts with the risk of all.
+    Each of several predictions of equal confidence counts with the risk of all of them.
     """
     curve = coverage_risk(confidence, correct)
     return float(np.average(curve["risk"], weights=np.diff(curve["coverage"], prepend=0.0)))
 
 
 def thin_curve(curve: dict[str, np.ndarray]) -> list[dict[str, float]]:
-    """Points of a curve of `coverage_risk`, at most as many as a figure needs, the last included."""
+    """Points of a curve of `coverage_risk`, no more than a figure needs, including the last."""
     picked = np.unique(np.linspace(0, len(curve["risk"]) - 1, CURVE_POINTS).round().astype(int))
     return [{name: float(values[i]) for name, values in curve.items()} for i in picked]
 

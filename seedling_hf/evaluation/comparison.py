@@ -24,10 +24,10 @@ class Comparison:
         agreement: Share of the images for which all models predict the same class.
         num_differences: The other images.
         num_any_right: Those of them that at least one model gets right.
-        differences: The first of those, by how much the models differ: `file`, `label` and `answers`, one a model.
+        differences: The first of those, by how much the models differ: `file`, `label` and `predictions`, one a model.
         class_names: Of all models, in the order of the first.
         provenance: `data`, `date`, `device` and `versions`.
-        answers: As `differences`, for every image; not part of the JSON.
+        predictions: As `differences`, for every image; not part of the JSON.
     """
 
     models: list[dict[str, Any]]
@@ -39,12 +39,12 @@ class Comparison:
     differences: list[dict[str, Any]]
     class_names: list[str]
     provenance: dict[str, Any]
-    answers: list[dict[str, Any]] = field(repr=False)
+    predictions: list[dict[str, Any]] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain dicts, lists, numbers and strings."""
-        figures = asdict(replace(self, answers=[]))
-        del figures["answers"]
+        figures = asdict(replace(self, predictions=[]))
+        del figures["predictions"]
         return figures
 
 
@@ -96,11 +96,11 @@ def compare_models(names: Sequence[str], reports: Sequence[Report], data_name: s
     """
     _check(names, reports)
     right = np.array([[row.label == row.prediction for row in report.predictions] for report in reports])
-    answers = [
+    predictions = [
         {
             "file": rows[0].file,
             "label": rows[0].label,
-            "answers": [
+            "predictions": [
                 {
                     "model": name,
                     "prediction": row.prediction,
@@ -112,15 +112,15 @@ def compare_models(names: Sequence[str], reports: Sequence[Report], data_name: s
         }
         for rows in zip(*(report.predictions for report in reports), strict=True)
     ]
-    different = [row for row in answers if len({a["prediction"] for a in row["answers"]}) > 1]
-    any_right = [row for row in different if any(a["prediction"] == row["label"] for a in row["answers"])]
+    different = [row for row in predictions if len({a["prediction"] for a in row["predictions"]}) > 1]
+    any_right = [row for row in different if any(a["prediction"] == row["label"] for a in row["predictions"])]
     any_right.sort(key=lambda row: (-_gap(row), row["file"]))
     provenance = reports[0].provenance
     return Comparison(
         models=[_figures(name, report) for name, report in zip(names, reports, strict=True)],
         pairs=_test_pairs(names, right),
-        num_examples=len(answers),
-        agreement=1 - len(different) / len(answers),
+        num_examples=len(predictions),
+        agreement=1 - len(different) / len(predictions),
         num_differences=len(different),
         num_any_right=len(any_right),
         differences=any_right[:SHOWN_DIFFERENCES],
@@ -131,7 +131,7 @@ def compare_models(names: Sequence[str], reports: Sequence[Report], data_name: s
             "device": provenance.device,
             "versions": provenance.versions,
         },
-        answers=answers,
+        predictions=predictions,
     )
 
 
@@ -175,5 +175,5 @@ def _figures(name: str, report: Report) -> dict[str, Any]:
 
 
 def _gap(row: dict[str, Any]) -> float:
-    shares = [answer["label_probability"] for answer in row["answers"]]
+    shares = [p["label_probability"] for p in row["predictions"]]
     return max(shares) - min(shares)

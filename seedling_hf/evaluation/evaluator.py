@@ -59,7 +59,7 @@ class Evaluator:
 
         Args:
             dataset: Each `index` once, in any order.
-            model: Another one that stands for the classifier.
+            model: Predicts in place of the classifier.
             transform: Makes `pixel_values` and `index` of rows, in place of the image processor.
         """
         self.model.to(self.accelerator.device)

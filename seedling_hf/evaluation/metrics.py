@@ -79,23 +79,33 @@ def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> fl
     return float(-np.log(np.maximum(truth, np.finfo(np.float64).tiny)).mean())
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = CALIBRATION_BINS) -> float:
-    """The mean distance of confidence from accuracy over bins of equal width (arXiv 1706.04599, equation 3).
+def reliability_bins(
+    confidence: np.ndarray, correct: np.ndarray, num_bins: int = CALIBRATION_BINS
+) -> list[dict[str, float | int]]:
+    """Bins of equal width that hold an image: `low`, `high`, `count`, mean `confidence` and `accuracy`.
 
     Args:
         confidence: (N,) probability of each prediction.
         correct: (N,) whether the prediction is right.
         num_bins: Bins between 0 and 1; a bin includes its upper edge.
     """
-    gaps = np.bincount(
-        bin_numbers(confidence, num_bins), weights=correct.astype(float) - confidence, minlength=num_bins
-    )
-    return float(np.abs(gaps).sum() / len(confidence))
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    return [
+        {
+            "low": number / num_bins,
+            "high": (number + 1) / num_bins,
+            "count": int((bins == number).sum()),
+            "confidence": float(confidence[bins == number].mean()),
+            "accuracy": float(correct[bins == number].mean()),
+        }
+        for number in np.unique(bins).tolist()
+    ]
 
 
-def bin_numbers(confidence: np.ndarray, num_bins: int) -> np.ndarray:
-    """(N,) the bin of each confidence, among bins of equal width between 0 and 1 that include their upper edge."""
-    return np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+def expected_calibration_error(bins: Sequence[dict[str, float | int]]) -> float:
+    """The mean distance of confidence from accuracy over `reliability_bins` (arXiv 1706.04599, equation 3)."""
+    gaps = [abs(row["accuracy"] - row["confidence"]) for row in bins]
+    return float(np.average(gaps, weights=[row["count"] for row in bins]))
 
 
 def classification_metrics(
@@ -130,7 +140,7 @@ def classification_metrics(
         "macro_f1": float(scores[2][np.union1d(labels, predictions)].mean()),
         "num_examples": len(labels),
         "loss": negative_log_likelihood(probabilities, labels),
-        "expected_calibration_error": expected_calibration_error(probabilities.max(1), correct),
+        "expected_calibration_error": expected_calibration_error(reliability_bins(probabilities.max(1), correct)),
         "per_class": {
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
             for name, p, r, f, n in zip(class_names, *scores, strict=True)

@@ -28,7 +28,7 @@ class Probing:
 
     Attributes:
         num_examples: Images, the same for all probes.
-        guess: Accuracy of an even guess.
+        guess: Accuracy of a random guess.
         seed: Of what is random about probes.
         probes: For each `name`, `title`, `group`, `num_examples`, `accuracy` with its 95 % `interval` (Wilson), and
             `change` against the first with its 95 % `change_interval` (bootstrap over the images).

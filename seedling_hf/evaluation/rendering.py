@@ -1,4 +1,4 @@
-"""Reports as pages, in HTML that needs nothing else (images lie inside, no request leaves the page) and in Markdown."""
+"""Reports as pages: in HTML, with all images inside and no requests, and in Markdown."""
 
 import base64
 import io

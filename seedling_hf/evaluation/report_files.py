@@ -58,15 +58,15 @@ def write_report(
 
 
 def write_comparison(comparison: Comparison, dataset: Dataset, output_dir: str | os.PathLike) -> None:
-    """Writes comparison.html, comparison.md, comparison.json and answers.csv, each atomically."""
+    """Writes comparison.html, comparison.md, comparison.json and predictions.csv, each atomically."""
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     columns = [f"{kind}: {model['name']}" for model in comparison.models for kind in ("prediction", "probability")]
     rows = (
-        [row["file"], row["label"], *(a[kind] for a in row["answers"] for kind in ("prediction", "probability"))]
-        for row in comparison.answers
+        [row["file"], row["label"], *(a[kind] for a in row["predictions"] for kind in ("prediction", "probability"))]
+        for row in comparison.predictions
     )
-    write_csv(output_dir / "answers.csv", ["file", "label", *columns], rows)
+    write_csv(output_dir / "predictions.csv", ["file", "label", *columns], rows)
     write_text(output_dir / "comparison.html", render_comparison(comparison, dataset))
     write_text(output_dir / "comparison.md", markdown_comparison(comparison))
     _write_json(output_dir / "comparison.json", comparison.to_json())

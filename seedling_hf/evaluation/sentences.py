@@ -55,7 +55,7 @@ def describe_fit(calibration: Calibration) -> str:
             "also decided which weights were kept, as the validation images of a training run do, all figures here "
             "are a little optimistic."
         )
-    return f"{start} None of them is judged here, unless a file lies in both folders."
+    return f"{start} None of them is judged here, unless a file is in both folders."
 
 
 def describe_not_sure(not_sure: NotSure) -> str:

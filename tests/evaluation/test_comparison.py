@@ -48,16 +48,16 @@ def test_holms_correction_multiplies_the_smallest_most_and_keeps_the_order():
     assert holm_correction([0.02]) == [0.02]
 
 
-def stub(answers: list[int], names: list[str] = SPECIES) -> SimpleNamespace:
+def stub(predictions: list[int], names: list[str] = SPECIES) -> SimpleNamespace:
     """A report with what a comparison reads; the truth is 0, 1, 2, 3, 0, 1, …"""
-    labels = [i % 4 for i in range(len(answers))]
+    labels = [i % 4 for i in range(len(predictions))]
     return SimpleNamespace(
         class_names=names, accuracy=0.5, macro_f1=0.5, loss=1.0, expected_calibration_error=0.1,
         bootstrap=Bootstrap([0.4, 0.6], [0.4, 0.6], 2000, 42), per_class={n: {"f1": 0.5} for n in names},
         provenance=Provenance("m", "a", 1, "images", "2026-01-01", 1.0, 1.0, "CPU", 1, "no", {}),
         predictions=[
-            Prediction(f"{i}.png", SPECIES[label], SPECIES[answer], 0.6, 0.6 if answer == label else 0.1 + i / 100)
-            for i, (answer, label) in enumerate(zip(answers, labels, strict=True))
+            Prediction(f"{i}.png", SPECIES[label], SPECIES[found], 0.6, 0.6 if found == label else 0.1 + i / 100)
+            for i, (found, label) in enumerate(zip(predictions, labels, strict=True))
         ],
     )  # fmt: skip
 
@@ -110,26 +110,26 @@ def output(models, images, tmp_path_factory) -> Path:
 
 
 def test_the_command_writes_page_text_figures_and_predictions(output):
-    names = {"comparison.html", "comparison.md", "comparison.json", "answers.csv"}
+    names = {"comparison.html", "comparison.md", "comparison.json", "predictions.csv"}
     assert {file.name for file in output.iterdir()} == names
 
 
 def test_scikit_learn_reproduces_every_figure_from_the_predictions(output):
     figures = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
-    with open(output / "answers.csv", encoding="utf-8", newline="") as file:
+    with open(output / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     labels = [row["label"] for row in rows]
-    answers = [[row[f"prediction: {name}"] for row in rows] for name in ("replknet", "timm")]
-    for model, own in zip(figures["models"], answers, strict=True):
+    predictions = [[row[f"prediction: {name}"] for row in rows] for name in ("replknet", "timm")]
+    for model, own in zip(figures["models"], predictions, strict=True):
         assert model["accuracy"] == accuracy_score(labels, own)
         assert model["macro_f1"] == pytest.approx(f1_score(labels, own, average="macro"))
         f1 = f1_score(labels, own, average=None, labels=SPECIES, zero_division=0)
         assert [model["f1"][name] for name in SPECIES] == pytest.approx(f1)
-    right = [np.array(own) == np.array(labels) for own in answers]
+    right = [np.array(own) == np.array(labels) for own in predictions]
     (pair,) = figures["pairs"]
     assert pair["only_first"] == np.sum(right[0] & ~right[1])
     assert pair["difference"] == pytest.approx(right[1].mean() - right[0].mean())
-    assert figures["num_differences"] == np.sum(np.array(answers[0]) != np.array(answers[1]))
+    assert figures["num_differences"] == np.sum(np.array(predictions[0]) != np.array(predictions[1]))
 
 
 def test_the_markdown_names_both_and_says_whether_it_is_chance(output):

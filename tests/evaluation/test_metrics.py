@@ -6,32 +6,27 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_score, recall_score
 
 from seedling_hf.errors import InputError
-from seedling_hf.evaluation.metrics import classification_metrics, expected_calibration_error, wilson_interval
+from seedling_hf.evaluation.metrics import (
+    classification_metrics,
+    expected_calibration_error,
+    reliability_bins,
+    wilson_interval,
+)
 
 NAMES = ["Black-grass", "Charlock", "Fat Hen", "Maize"]
 
 
-@pytest.fixture
-def probabilities() -> np.ndarray:
-    return np.random.default_rng(0).dirichlet(np.full(4, 0.4), size=200)
-
-
-@pytest.fixture
-def labels() -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 4, size=200)
-
-
 def test_every_figure_equals_that_of_scikit_learn(probabilities, labels):
     found = classification_metrics(probabilities, labels, NAMES)
-    answers = probabilities.argmax(1)
-    assert found["accuracy"] == accuracy_score(labels, answers)
-    assert found["macro_f1"] == pytest.approx(f1_score(labels, answers, average="macro"), rel=1e-12)
-    assert found["confusion_matrix"] == confusion_matrix(labels, answers).tolist()
+    predictions = probabilities.argmax(1)
+    assert found["accuracy"] == accuracy_score(labels, predictions)
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"), rel=1e-12)
+    assert found["confusion_matrix"] == confusion_matrix(labels, predictions).tolist()
     assert found["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-12)
     per_class = list(found["per_class"].values())
-    assert [c["precision"] for c in per_class] == precision_score(labels, answers, average=None).tolist()
-    assert [c["recall"] for c in per_class] == recall_score(labels, answers, average=None).tolist()
-    assert [c["f1"] for c in per_class] == f1_score(labels, answers, average=None).tolist()
+    assert [c["precision"] for c in per_class] == precision_score(labels, predictions, average=None).tolist()
+    assert [c["recall"] for c in per_class] == recall_score(labels, predictions, average=None).tolist()
+    assert [c["f1"] for c in per_class] == f1_score(labels, predictions, average=None).tolist()
     assert [c["support"] for c in per_class] == np.bincount(labels).tolist()
 
 
@@ -63,17 +58,24 @@ def test_the_interval_keeps_its_width_when_all_is_right():
     assert low < 0.75
 
 
+def test_bins_include_their_upper_edge_and_empty_ones_are_skipped():
+    bins = reliability_bins(np.array([0.2, 0.4, 0.41, 1.0]), np.array([True, False, True, True]), 5)
+    assert [(row["high"], row["count"]) for row in bins] == [(0.2, 1), (0.4, 1), (0.6, 1), (1.0, 1)]
+
+
 def test_the_calibration_error_of_a_case_computed_by_hand():
     # One bin: (0.9 + 0.92) / 2 confident, half right: off by 0.41. Another: 0.6 confident, all right: off by 0.4.
     confidence, correct = np.array([0.9, 0.92, 0.6, 0.6]), np.array([True, False, True, True])
-    assert expected_calibration_error(confidence, correct, num_bins=10) == pytest.approx(
+    assert expected_calibration_error(reliability_bins(confidence, correct, 10)) == pytest.approx(
         (abs(1 - 0.9) + abs(0 - 0.92) + 2 * 0.4) / 4, abs=1e-12
     ), "0.9 is the upper edge of its own bin"
-    assert expected_calibration_error(confidence, correct, num_bins=5) == pytest.approx((2 * 0.41 + 2 * 0.4) / 4)
+    assert expected_calibration_error(reliability_bins(confidence, correct, 5)) == pytest.approx(
+        (2 * 0.41 + 2 * 0.4) / 4
+    )
 
 
 def test_a_probability_of_one_is_in_the_last_bin_and_zero_in_the_first():
-    assert expected_calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0.0
+    assert expected_calibration_error(reliability_bins(np.array([1.0, 0.0]), np.array([True, False]))) == 0.0
 
 
 def test_a_true_class_of_probability_zero_gives_a_large_but_finite_loss():

@@ -25,7 +25,7 @@ from seedling_hf.inference.prediction import build_accelerator, build_dataloader
 
 @pytest.fixture(scope="module")
 def test_dir(tmp_path_factory) -> Path:
-    """Seven images of one species, six of the others: 25, which no batch size of these tests divides."""
+    """Seven images of one class, six of the others: 25, which no batch size of these tests divides."""
     folder = copy_sample(tmp_path_factory.mktemp("images"), SPECIES, slice(6))
     return copy_sample(folder, ["Maize"], slice(6, 7))
 
@@ -73,11 +73,11 @@ def test_the_figures_are_those_of_the_model_and_its_image_processor_alone(report
     with torch.inference_mode():
         logits = torch.cat([model(**image_processor(Image.open(file), return_tensors="pt")).logits for file in files])
     probabilities = logits.double().softmax(-1).numpy()
-    answers = probabilities.argmax(1)
-    assert 0.3 < report.accuracy < 1, "the test needs right and wrong answers"
-    assert report.accuracy == np.mean(answers == labels)
-    assert report.macro_f1 == pytest.approx(f1_score(labels, answers, average="macro"))
-    assert report.confusion_matrix == confusion_matrix(labels, answers).tolist()
+    predicted = probabilities.argmax(1)
+    assert 0.3 < report.accuracy < 1, "the test needs right and wrong predictions"
+    assert report.accuracy == np.mean(predicted == labels)
+    assert report.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert report.confusion_matrix == confusion_matrix(labels, predicted).tolist()
     # 1e-4: merged kernels and batches sum float32 in another order.
     assert report.loss == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
 
@@ -227,10 +227,10 @@ def test_scikit_learn_reproduces_the_figures_of_each_class(raw, figures):
 
 def test_the_bootstrap_interval_is_that_of_resampled_images(raw, figures):
     probabilities, labels = raw
-    answers, generator = probabilities.argmax(1), np.random.default_rng(0)
+    predicted, generator = probabilities.argmax(1), np.random.default_rng(0)
     draws = [generator.integers(len(labels), size=len(labels)) for _ in range(600)]
-    accuracy = [np.mean(answers[d] == labels[d]) for d in draws]
-    macro_f1 = [f1_score(labels[d], answers[d], average="macro") for d in draws]
+    accuracy = [np.mean(predicted[d] == labels[d]) for d in draws]
+    macro_f1 = [f1_score(labels[d], predicted[d], average="macro") for d in draws]
     # Ends of 600 other draws: their standard error is about 0.01, and an accuracy of 25 images has steps of 0.04.
     assert figures["bootstrap"]["accuracy"] == pytest.approx(np.percentile(accuracy, [2.5, 97.5]), abs=0.041)
     assert figures["bootstrap"]["macro_f1"] == pytest.approx(np.percentile(macro_f1, [2.5, 97.5]), abs=0.041)
@@ -317,9 +317,9 @@ def test_crops_and_weeds_are_counted_from_the_predictions(raw, figures):
 
 def test_the_hard_pair_is_counted_both_ways(raw, figures):
     probabilities, labels = raw
-    answers, pair = probabilities.argmax(1), figures["hard_pair"]
-    assert pair["first_as_second"] == np.sum((labels == 0) & (answers == 2))
-    assert pair["second_as_first"] == np.sum((labels == 2) & (answers == 0))
+    predicted, pair = probabilities.argmax(1), figures["hard_pair"]
+    assert pair["first_as_second"] == np.sum((labels == 0) & (predicted == 2))
+    assert pair["second_as_first"] == np.sum((labels == 2) & (predicted == 0))
     assert pair["share"] == (pair["first_as_second"] + pair["second_as_first"]) / 12
 
 

@@ -3,7 +3,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 import torch
 
 from seedling_hf.evaluation.metrics import classification_metrics
@@ -27,16 +26,6 @@ compute_metrics(np.eye(2), np.arange(2), ["a", "b"])
 assert "evaluate" in sys.modules
 assert states() == before
 """
-
-
-@pytest.fixture
-def probabilities() -> np.ndarray:
-    return np.random.default_rng(0).dirichlet(np.full(4, 0.4), size=200)
-
-
-@pytest.fixture
-def labels() -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 4, size=200)
 
 
 def test_the_metric_of_evaluate_gives_the_same_figures_from_batches(probabilities, labels):
