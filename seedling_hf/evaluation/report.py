@@ -109,7 +109,7 @@ class Report:
         hard_pair: None, as `crop_weed_costs`, where the classes are not those of the plant seedlings.
         predictions: One for each image; not part of the JSON.
         probabilities: (N, C); not part of the JSON.
-        probing: None unless it was requested, and then not part of the JSON.
+        probing: None, and not part of the JSON, unless it was requested.
     """
 
     accuracy: float
