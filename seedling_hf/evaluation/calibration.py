@@ -121,7 +121,7 @@ def halves(num_examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cross_fit(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Probabilities scaled by a temperature that was fitted on the other half: no image judges its own fit."""
+    """Probabilities scaled by a temperature that was fitted on the other half: no image affects its own."""
     scaled = np.empty_like(probabilities)
     first, second = halves(len(labels), seed)
     for fitted, judged in ((first, second), (second, first)):

@@ -49,13 +49,13 @@ def describe_fit(calibration: Calibration) -> str:
     )
     if calibration.cross_fitted:
         return (
-            f"{start} Those are the images that are judged here, so the figures after scaling are cross-fitted: each "
-            "random half of the images is scaled by the temperature of the other half, and no image judges its own "
-            "fit. The temperature of all of them, which the report keeps, is optimistic for these same images. If they "
-            "also decided which weights were kept, as the validation images of a training run do, all figures here "
-            "are a little optimistic."
+            f"{start} They are also evaluated here, so the figures after scaling are cross-fitted: each random half of "
+            "the images is scaled by the temperature of the other half, and no image affects its own temperature. The "
+            "temperature of all of them, which the report keeps, is optimistic for these same images. If they also "
+            "decided which weights were kept, as the validation images of a training run do, all figures here are a "
+            "little optimistic."
         )
-    return f"{start} None of them is judged here, unless a file is in both folders."
+    return f"{start} None of them is evaluated here, unless a file is in both folders."
 
 
 def describe_not_sure(not_sure: NotSure) -> str:

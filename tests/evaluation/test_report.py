@@ -368,13 +368,13 @@ def test_the_report_says_that_its_temperature_was_fitted_on_other_images(model_d
     assert not found.calibration.cross_fitted
     text = markdown_report(found)
     assert "fitted on 12 images: three others a class" in text
-    assert "None of them is judged here" in text
+    assert "None of them is evaluated here" in text
 
 
 def test_the_report_says_that_its_temperature_was_fitted_on_its_own_images(report):
     text = markdown_report(report)
     assert "fitted on 25 images: images." in text
-    assert "no image judges its own fit" in text
+    assert "no image affects its own temperature" in text
 
 
 def test_one_image_has_a_report(model_dir, test_dir, tmp_path):
@@ -383,4 +383,4 @@ def test_one_image_has_a_report(model_dir, test_dir, tmp_path):
     report = evaluate_model(Evaluator(model, image_processor, build_accelerator("no"), batch_size=4), dataset)
     write_report(report, tmp_path, dataset)
     assert report.calibration is None
-    assert "Are its probabilities right?" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Are its probabilities calibrated?" not in (tmp_path / "report.html").read_text(encoding="utf-8")
