@@ -94,7 +94,7 @@ def test_a_real_lack_of_memory_divides_the_batch(tmp_path):
     program = """
 import logging, resource
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from seedling_hf.arguments import TrainArguments
+from seedling_hf.train_arguments import TrainArguments
 from accelerate import Accelerator
 from seedling_hf.training.batch_size import fit_batch_size
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
