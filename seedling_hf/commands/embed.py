@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
 
     from seedling_hf.data.images import list_images
+    from seedling_hf.inference.answers import format_count
     from seedling_hf.inference.embedding import embed_image, hash_weights, write_embeddings
     from seedling_hf.inference.failed_files import print_failed
     from seedling_hf.inference.nearest import check_embeddings, find_nearest, format_nearest
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             normalize=arguments.normalize,
             skip_bad_images=arguments.skip_bad_images,
         )
-        print(f"embeddings of {written:,} images are in {arguments.embeddings_file}")
+        print(f"embeddings of {format_count(written, 'image')} are in {arguments.embeddings_file}")
         print_failed(failed)
     if arguments.query:
         check_embeddings(arguments.embeddings_file, weights_hash)

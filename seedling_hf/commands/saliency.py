@@ -8,6 +8,7 @@ from typing import Any
 from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder
+from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
 
 MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
                 small = (image.resize((256, 256)) for image in (explained.seen, explained.overlay))
                 sheet.append((*small, title, file.parent.name))
     _draw_sheet(sheet, folder / "saliency.png")
-    print(f"overlays of {len(files):,} images are in {folder}, the first {len(sheet)} in {folder / 'saliency.png'}")
+    count = format_count(len(files), "image")
+    print(f"overlays of {count} are in {folder}, the first {len(sheet)} in {folder / 'saliency.png'}")
 
 
 def _explain(arguments: SaliencyArguments, model: Any, image_processor: Any, files: list[Path]) -> Iterator[tuple]:

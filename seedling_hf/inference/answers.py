@@ -39,6 +39,10 @@ def certainty(ranking: Ranking, threshold: float) -> str:
     return SURE if ranking[0][1] >= threshold else NOT_SURE
 
 
+def format_count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class AnswerWriter:
     """Writes answers one after another.
 

@@ -4,7 +4,7 @@ import sys
 from typing import TextIO
 
 from seedling_hf.files import replacing
-from seedling_hf.inference.answers import AnswerWriter, format_table, open_text
+from seedling_hf.inference.answers import AnswerWriter, format_count, format_table, open_text
 from seedling_hf.inference.failed_files import print_failed, print_without_plants, write_failed
 from seedling_hf.inference.journal import Journal
 from seedling_hf.inference.predict_arguments import PredictArguments
@@ -31,8 +31,8 @@ def write_and_show(arguments: PredictArguments, journal: Journal) -> None:
         _write(arguments, journal, sys.stdout)
     if path:
         count = sum(answer.reason is None for answer in journal.answers())
-        predicted = f"{plants:,} plants in {count:,} photographs" if arguments.tiles else f"{count:,} images"
-        print(f"predictions for {predicted} are in {path}")
+        of = f"{format_count(plants, 'plant')} in " if arguments.tiles else ""
+        print(f"predictions for {of}{format_count(count, arguments.noun)} are in {path}")
     if arguments.tiles:
         print_without_plants(journal.answers())
     print_failed(journal.failed(), path)

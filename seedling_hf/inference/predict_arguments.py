@@ -83,6 +83,10 @@ class PredictArguments(InferenceArguments, PredictionArguments):
         return Path(self.output_file) if self.output_file else None
 
     @property
+    def noun(self) -> str:
+        return "photograph" if self.tiles else "image"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """All that the predictions depend on: flags, and the files of a model folder."""
         folder = Path(self.model_name_or_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from seedling_hf.data.images import list_images
 from seedling_hf.errors import InputError
-from seedling_hf.inference.answers import open_text
+from seedling_hf.inference.answers import format_count, open_text
 from seedling_hf.inference.failed_files import print_failed, print_without_plants, write_failed
 from seedling_hf.inference.ledger import Ledger
 from seedling_hf.inference.output import build_writer
@@ -57,8 +57,7 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
         _watch(arguments.images, ledger, answer, predictor.batch_size, stop)
         if path:
             write_failed(path, ledger.failed())
-            kind = "photographs" if arguments.tiles else "images"
-            print(f"predictions for {ledger.count:,} {kind} are in {path}", file=sys.stderr)
+            print(f"predictions for {format_count(ledger.count, arguments.noun)} are in {path}", file=sys.stderr)
         print_failed(ledger.failed(), path)
 
 

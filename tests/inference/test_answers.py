@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from seedling_hf.inference.answers import Answer, AnswerWriter, Plant, format_of, format_table, open_text
+from seedling_hf.inference.answers import Answer, AnswerWriter, Plant, format_count, format_of, format_table, open_text
 
 ANSWERS = [
     Answer("a/1.jpg", [("Maize", 0.75), ("Charlock", 0.25)]),
@@ -97,6 +97,10 @@ def test_a_table_marks_predictions_that_are_not_sure():
 )
 def test_the_suffix_chooses_the_format(name, expected):
     assert format_of(name) == expected
+
+
+def test_one_is_singular():
+    assert [format_count(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
 
 
 def test_a_name_that_is_not_utf8_keeps_its_bytes(tmp_path):

@@ -120,7 +120,7 @@ def test_photographs_without_any_plant_are_not_an_error(model_dir, trays, tmp_pa
     assert predict_tiles(model_dir, trays / "monday" / "bare.png", tmp_path / "a.csv") == 0
     assert (tmp_path / "a.csv").read_text() == "file,plant,left,top,right,bottom,class,probability\n"
     said = capsys.readouterr()
-    assert said.out == f"predictions for 0 plants in 1 photographs are in {tmp_path / 'a.csv'}\n"
+    assert said.out == f"predictions for 0 plants in 1 photograph are in {tmp_path / 'a.csv'}\n"
     assert "no plant found: 1" in said.err
 
 
