@@ -66,7 +66,7 @@ def test_it_does_not_matter_which_of_two_is_the_crop(files, name):
     assert found_pairs([*altered, *files[:6]]) == {(i, i + 6) for i in range(6)}
 
 
-def test_different_seedlings_of_a_class_are_no_duplicates(files):
+def test_different_seedlings_of_a_class_are_not_duplicates(files):
     fingerprints = fingerprint_images(files)
     assert len(fingerprints) == 48
     assert find_near_duplicates(fingerprints) == []
@@ -99,7 +99,7 @@ def test_blank_images_are_near_duplicates_of_nothing():
     assert found_pairs(blank) == set()
 
 
-def test_images_of_16_bits_are_told_apart_where_eight_would_not_do():
+def test_16_bit_images_that_are_equal_in_8_bits_are_different():
     dark, light = (
         encode(Image.fromarray(np.full((8, 8), value, np.uint16)), "PNG") for value in (1000, 60000)
     )  # PIL's own conversion clips both to 255

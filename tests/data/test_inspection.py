@@ -68,7 +68,7 @@ def test_each_flaw_is_found_as_what_it_is(flawed):
     assert inspection.num_images == 17
 
 
-def test_an_outlier_alone_is_no_flaw(tree):
+def test_an_outlier_alone_is_not_a_problem(tree):
     Image.effect_noise((40, 400), 90).convert("RGB").save(tree / "Maize" / "odd.png")
     inspection = inspect_folder(tree)
     assert inspection.outliers
@@ -87,7 +87,7 @@ def test_an_image_in_two_given_splits_is_found(tree, tmp_path):
     assert inspection.classes["validation"] == {"Charlock": 0, "Maize": 1}
 
 
-def test_the_page_asks_for_nothing_but_itself(flawed):
+def test_the_page_loads_nothing_else(flawed):
     page = render_page(inspect_folder(flawed))
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert sources
@@ -132,7 +132,7 @@ def test_the_exit_code_says_whether_something_was_found(which, code, request, tm
     assert (tmp_path / "out" / "inspection.html").exists()
 
 
-def test_a_missing_folder_is_a_mistake_and_not_a_finding(tmp_path, capsys):
+def test_a_missing_folder_is_an_error_and_not_a_finding(tmp_path, capsys):
     assert run(main, ["--train_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]) == 2
     assert "found nothing there" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def shared(flawed, tmp_path):
     return splits_of(train_dir=flawed, split_file=tmp_path / "split.csv")
 
 
-def test_validation_images_are_named_with_their_doubles_in_training(shared, flawed):
+def test_validation_images_are_listed_with_their_duplicates_in_training(shared, flawed):
     first, third = names(flawed, 0, 2)
     assert set(find_shared_images(shared)) == {("Maize/copy.jpg", first), ("Maize/flipped.png", third)}
 
@@ -183,7 +183,7 @@ def test_what_was_not_looked_for_leaves_no_file_behind(shared, tmp_path):
     assert not (tmp_path / "near_duplicates.json").exists()
 
 
-def test_more_images_than_can_be_compared_soon_are_said_to_be_unchecked(shared, tmp_path, caplog, monkeypatch):
+def test_too_many_images_are_reported_as_unchecked(shared, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("seedling_hf.data.inspection.MOST_COMPARED", 10)
     caplog.set_level(logging.INFO)
     report_shared_images(shared, tmp_path / "near_duplicates.json")

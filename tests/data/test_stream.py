@@ -1,4 +1,4 @@
-"""A stream gives each image once a pass, from any place on, on any number of processes."""
+"""A stream gives each image once per epoch, from any place on, on any number of processes."""
 
 from collections import Counter
 from itertools import islice, takewhile
@@ -69,7 +69,7 @@ def indices(batches) -> list[int]:
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 4])
-def test_a_pass_has_each_image_once_on_any_number_of_processes(write, num_processes):
+def test_an_epoch_has_each_image_once_on_any_number_of_processes(write, num_processes):
     name, seen = write(), Counter()
     for rank in range(num_processes):
         stream = stream_of(name, process_index=rank, num_processes=num_processes)
@@ -78,7 +78,7 @@ def test_a_pass_has_each_image_once_on_any_number_of_processes(write, num_proces
     assert set(seen.values()) == {1}
 
 
-def test_the_order_is_another_in_each_pass_and_for_each_seed(write):
+def test_the_order_is_different_in_each_epoch_and_for_each_seed(write):
     name = write()
     twice = indices(islice(stream_of(name), 2 * sum(SHARDS)))
     first, second = twice[: sum(SHARDS)], twice[sum(SHARDS) :]
@@ -92,8 +92,8 @@ def test_the_order_is_another_in_each_pass_and_for_each_seed(write):
 def test_from_any_place_on_the_stream_is_the_same_to_the_bit(write, monkeypatch, block):
     monkeypatch.setattr(streaming, "BLOCK", block)
     name = write()
-    whole = list(islice(stream_of(name, batch_size=4), 20))  # two passes and a half
-    for number in range(19):  # the end of a pass among them
+    whole = list(islice(stream_of(name, batch_size=4), 20))  # two and a half epochs
+    for number in range(19):  # including the end of an epoch
         stream = stream_of(name, batch_size=4)
         stream.set_place(whole[number]["place"])
         for found, expected in zip(stream, whole[number + 1 :], strict=False):
@@ -112,7 +112,7 @@ def test_a_worker_gives_what_the_process_itself_gives(write):
         assert Place(*found["place"]) == expected["place"]
 
 
-def test_a_bad_image_is_named_or_left_out(write):
+def test_a_bad_image_is_refused_or_skipped(write):
     name = write(broken=7)
     with pytest.raises(InputError, match=r"found 7\.jpg: cannot identify image file.*skip such images with"):
         for batch in stream_of(name):

@@ -63,7 +63,7 @@ def test_a_quarter_turn_moves_pixels_and_mixes_none(images):
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
-def test_an_image_that_nothing_random_is_done_to_is_what_the_processor_makes_of_it(images, resample):
+def test_without_random_steps_an_image_is_what_the_processor_makes_of_it(images, resample):
     """Softer images in training than in evaluation cost nano one point in a hundred."""
     processor = RepLKNetImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE, resample=resample)
     nothing_random = AugmentationArguments(
@@ -76,8 +76,8 @@ def test_an_image_that_nothing_random_is_done_to_is_what_the_processor_makes_of_
         torch.testing.assert_close(ours(image), expected, rtol=0, atol=1.01 / 255 / min(STD))
 
 
-def test_an_image_is_made_the_jpeg_that_pillow_makes_and_as_often_as_asked(images):
-    """Nano, trained without, named 542 of 564 images as JPEGs and 552 as PNGs."""
+def test_an_image_is_compressed_as_pillow_does_and_as_often_as_requested(images):
+    """Nano, trained without JPEGs, classifies 552 of 564 images correctly as PNGs, and 542 as JPEGs."""
     processor = RepLKNetImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE)
     nothing = {"min_crop_scale": 1, "horizontal_flip": 0, "vertical_flip": 0, "rotation_degrees": 0, "color_jitter": 0}
 
