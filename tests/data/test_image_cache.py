@@ -207,7 +207,7 @@ def write_on_a_full_disk(split, processor, answer) -> None:
         answer.put(str(error))
 
 
-def test_a_disk_that_is_full_is_told_in_a_sentence_and_nothing_is_left(split, processor, cache_dir):
+def test_a_full_disk_is_reported_in_one_sentence_and_leaves_no_files(split, processor, cache_dir):
     answer = FORK.Queue()
     writer = FORK.Process(target=write_on_a_full_disk, args=(split, processor, answer))
     writer.start()
