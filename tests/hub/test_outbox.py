@@ -6,7 +6,6 @@ import os
 import pytest
 
 from seedling_hf.hub.outbox import Outbox, Target, model_files
-from seedling_hf.inference.classifier import parse_hub_name
 
 TARGET = Target("alice/seedlings", "Step 1", tag="v1")
 
@@ -113,21 +112,3 @@ def test_a_snapshot_that_is_being_pushed_is_not_replaced(folder):
     first, second, third = (outbox.put(model_files(folder), TARGET, f"step-{step}-save") for step in (1, 2, 3))
     outbox.remove_before(third, keep=first)
     assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("alice/seedlings", ("alice/seedlings", None)),
-        ("alice/seedlings@v1", ("alice/seedlings", "v1")),
-        ("alice/seedlings@refs/pr/1", ("alice/seedlings", "refs/pr/1")),
-        ("seedlings", None), ("latest", None), ("a/b/c", None), ("/a/b", None), ("./a", None), ("", None),
-    ],
-)  # fmt: skip
-def test_a_name_on_the_hub_is_distinguished_from_a_path(name, parts):
-    assert parse_hub_name(name) == parts
-
-
-def test_a_folder_that_is_here_goes_before_a_name_on_the_hub(folder, monkeypatch):
-    monkeypatch.chdir(folder.parent)
-    assert parse_hub_name("run/checkpoints") is None

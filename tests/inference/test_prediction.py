@@ -5,16 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from processes import start
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
 from seedling_hf.errors import InputError
-from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import build_accelerator, predict, predict_batches
-from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,16 +34,6 @@ def examples(numbers) -> list[dict]:
 @pytest.fixture
 def accelerator() -> Accelerator:
     return build_accelerator("no")
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    config = RepLKNetConfig.from_variant("tiny", id2label={0: "Charlock", 1: "Fat Hen", 2: "Maize"})
-    RepLKNetForImageClassification(config).save_pretrained(folder)
-    RepLKNetImageProcessor.from_variant("tiny", image_size=64).save_pretrained(folder)
-    return folder
 
 
 def test_logits_come_in_the_order_of_the_example_numbers(accelerator):
@@ -133,56 +119,3 @@ def test_two_processes_predict_eleven_examples_once_each_and_agree(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second == [2, [[list(range(n)), list(range(n))] for n in (11, 8, 1, 3)]]
-
-
-def test_a_merged_model_gives_the_logits_of_the_plain_one(model_dir):
-    plain, image_processor = load_classifier(str(model_dir), merge=False)
-    merged, _ = load_classifier(str(model_dir))
-    pixel_values = image_processor(Image.linear_gradient("L").convert("RGB"), return_tensors="pt")["pixel_values"]
-    with torch.inference_mode():
-        # 1e-4: float32 sums in another order through all layers.
-        torch.testing.assert_close(merged(pixel_values).logits, plain(pixel_values).logits, rtol=1e-4, atol=1e-5)
-    assert merged.config.reparameterized and not plain.config.reparameterized
-    assert not merged.training and not plain.training
-
-
-def test_a_model_saved_in_half_precision_is_used_in_float32(model_dir, tmp_path):
-    load_classifier(str(model_dir), merge=False)[0].to(torch.bfloat16).save_pretrained(tmp_path)
-    RepLKNetImageProcessor.from_pretrained(model_dir).save_pretrained(tmp_path)
-    model, _ = load_classifier(str(tmp_path))
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="nothing there"):
-        load_classifier(str(tmp_path / "absent"))
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"config\.json .* folder without one"):
-        load_classifier(str(tmp_path))
-
-
-def test_a_name_that_is_neither_folder_nor_repository_is_refused():
-    with pytest.raises(InputError, match="expected an image classifier at nobody/nothing"):
-        load_classifier("nobody/nothing")
-
-
-def test_a_model_whose_head_was_never_trained_is_refused(model_dir, tmp_path):
-    for file in model_dir.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = load_file(model_dir / "model.safetensors")
-    save_file(
-        {k: v for k, v in weights.items() if "classifier" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
-    )
-    with pytest.raises(InputError, match="found none that fit for 2, such as classifier"):
-        load_classifier(str(tmp_path))
-
-
-def test_truncated_weights_are_refused_with_the_folder_named(model_dir, tmp_path):
-    for file in model_dir.iterdir():
-        (tmp_path / file.name).write_bytes(
-            file.read_bytes()[:1000] if file.suffix == ".safetensors" else file.read_bytes()
-        )
-    with pytest.raises(InputError, match=tmp_path.name):
-        load_classifier(str(tmp_path))

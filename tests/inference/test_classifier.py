@@ -1,0 +1,112 @@
+"""A classifier is found by folder or by name, and loaded with every trained weight."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from seedling_hf.errors import InputError
+from seedling_hf.inference.classifier import Pretrained, list_classes, load_classifier, parse_hub_name
+from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    config = RepLKNetConfig.from_variant("tiny", id2label={0: "Charlock", 1: "Fat Hen", 2: "Maize"})
+    RepLKNetForImageClassification(config).save_pretrained(folder)
+    RepLKNetImageProcessor.from_variant("tiny", image_size=64).save_pretrained(folder)
+    return folder
+
+
+def test_a_merged_model_gives_the_logits_of_the_plain_one(model_dir):
+    plain, image_processor = load_classifier(str(model_dir), merge=False)
+    merged, _ = load_classifier(str(model_dir))
+    pixel_values = image_processor(Image.linear_gradient("L").convert("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        # 1e-4: float32 sums in another order through all layers.
+        torch.testing.assert_close(merged(pixel_values).logits, plain(pixel_values).logits, rtol=1e-4, atol=1e-5)
+    assert merged.config.reparameterized and not plain.config.reparameterized
+    assert not merged.training and not plain.training
+
+
+def test_a_model_saved_in_half_precision_is_used_in_float32(model_dir, tmp_path):
+    load_classifier(str(model_dir), merge=False)[0].to(torch.bfloat16).save_pretrained(tmp_path)
+    RepLKNetImageProcessor.from_pretrained(model_dir).save_pretrained(tmp_path)
+    model, _ = load_classifier(str(tmp_path))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="nothing there"):
+        load_classifier(str(tmp_path / "absent"))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json .* folder without one"):
+        load_classifier(str(tmp_path))
+
+
+def test_a_name_that_is_neither_folder_nor_repository_is_refused():
+    with pytest.raises(InputError, match="expected an image classifier at nobody/nothing"):
+        load_classifier("nobody/nothing")
+
+
+def test_a_model_whose_head_was_never_trained_is_refused(model_dir, tmp_path):
+    for file in model_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(model_dir / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "classifier" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(InputError, match="found none that fit for 2, such as classifier"):
+        load_classifier(str(tmp_path))
+
+
+def test_truncated_weights_are_refused_with_the_folder_named(model_dir, tmp_path):
+    for file in model_dir.iterdir():
+        (tmp_path / file.name).write_bytes(
+            file.read_bytes()[:1000] if file.suffix == ".safetensors" else file.read_bytes()
+        )
+    with pytest.raises(InputError, match=tmp_path.name):
+        load_classifier(str(tmp_path))
+
+
+def test_classes_are_listed_in_the_order_of_the_logits():
+    assert list_classes(RepLKNetConfig(id2label={1: "b", 0: "a", 2: "c"})) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "found"),
+    [("alice/seedlings@v1", None, "v1"), ("alice/seedlings", "v2", "v2"), ("alice/seedlings", None, "main")],
+)
+def test_a_revision_comes_from_the_name_or_from_its_flag(name, flag, found):
+    source = Pretrained(name, flag)
+    assert (source.name, source.options["revision"]) == ("alice/seedlings", found)
+
+
+def test_two_revisions_are_refused():
+    with pytest.raises(InputError, match="expected one revision, found v1 in --model_name_or_path and v2 in"):
+        Pretrained("alice/seedlings@v1", "v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("alice/seedlings", ("alice/seedlings", None)),
+        ("alice/seedlings@v1", ("alice/seedlings", "v1")),
+        ("alice/seedlings@refs/pr/1", ("alice/seedlings", "refs/pr/1")),
+        ("seedlings", None), ("latest", None), ("a/b/c", None), ("/a/b", None), ("./a", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_name_on_the_hub_is_distinguished_from_a_path(name, parts):
+    assert parse_hub_name(name) == parts
+
+
+def test_an_existing_folder_takes_precedence_over_a_name_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert parse_hub_name("run/checkpoints") is None

@@ -1,0 +1,59 @@
+"""The model that a run trains has the classes of its data, and starts from weights that can be trained."""
+
+import pytest
+import torch
+
+from seedling_hf.arguments import parse_arguments
+from seedling_hf.errors import InputError
+from seedling_hf.inference.classifier import list_classes, load_classifier
+from seedling_hf.train_arguments import TrainArguments
+from seedling_hf.training.models import build_trainable_model, load_replknet_config
+
+
+def arguments(*flags: str) -> TrainArguments:
+    return parse_arguments(
+        TrainArguments, ["--train_dir", "x", "--output_dir", "y", *flags], prog="train", description="Trains."
+    )
+
+
+def test_pretrained_weights_get_the_classes_of_the_data_in_their_order(model_dir):
+    names = ["d", "c", "b", "a"]
+    model, _ = build_trainable_model(
+        arguments("--model_name_or_path", str(model_dir), "--drop_path_rate", "0.3"), names
+    )
+    trained, _ = load_classifier(str(model_dir), merge=False)
+    assert list_classes(model.config) == names and model.config.label2id == {"d": 0, "c": 1, "b": 2, "a": 3}
+    assert model.config.drop_path_rate == 0.3
+    expected = trained.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_another_number_of_classes_is_refused_without_a_new_head(model_dir):
+    flags = ["--model_name_or_path", str(model_dir)]
+    with pytest.raises(
+        InputError, match=r"expected a model of 2 classes, found one of 4 in .*--ignore_mismatched_sizes"
+    ):
+        build_trainable_model(arguments(*flags), ["a", "b"])
+    model, _ = build_trainable_model(arguments(*flags, "--ignore_mismatched_sizes"), ["a", "b"])
+    assert model.classifier.weight.shape[0] == 2
+
+
+def test_a_merged_model_is_refused(model_dir, tmp_path):
+    model, image_processor = load_classifier(str(model_dir))
+    model.save_pretrained(tmp_path)
+    image_processor.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="expected a model that can be trained, found a merged one"):
+        build_trainable_model(arguments("--model_name_or_path", str(tmp_path)), list_classes(model.config))
+
+
+def test_a_missing_folder_is_refused_as_in_inference(tmp_path):
+    flags = arguments("--model_name_or_path", str(tmp_path / "missing"))
+    with pytest.raises(InputError, match=r"expected a model folder at .*missing, found nothing there"):
+        build_trainable_model(flags, ["a", "b"])
+    with pytest.raises(InputError, match=r"expected a model folder at .*missing, found nothing there"):
+        load_replknet_config(flags, num_labels=2)
+
+
+def test_the_memory_estimate_reads_the_config_of_a_trained_model(model_dir):
+    config, side = load_replknet_config(arguments("--model_name_or_path", str(model_dir)), num_labels=12)
+    assert (config.num_labels, side) == (4, 64)
