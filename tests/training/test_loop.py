@@ -13,16 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from training_runs import FLAGS, Run, kill
 
-from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpointing import Checkpoints
-from seedling_hf.training.loaders import TimedLoader
 from seedling_hf.training.loop import Training
-from seedling_hf.training.models import build_trainable_model
-from seedling_hf.training.run_log import Timing
 
 UNCHANGING = {"drop_path_rate": 0.0, "max_steps": 20, "resume_from_checkpoint": "latest"}
 
@@ -134,36 +129,6 @@ def test_epochs_are_saved_only_while_saving_is_cheap(monkeypatch):
     assert training._is_save_due()
 
 
-def test_the_waiting_time_is_that_of_the_loader_and_its_start():
-    class Slow:
-        dataset = range(2)
-
-        def __iter__(self):
-            time.sleep(0.2)
-            for batch in self.dataset:
-                time.sleep(0.1)
-                yield batch
-
-    timing = Timing(evaluation_wait=1.0)
-    batches = []
-    for batch in TimedLoader(Slow(), timing):
-        time.sleep(0.5)
-        batches.append(batch)
-    assert batches == [0, 1]
-    assert timing.evaluation_wait == pytest.approx(1.4, abs=0.09)  # without the 0.5 of the consumer
-
-
-def test_crop_pct_evaluates_the_middle_of_an_image():
-    arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=96, crop_pct=0.857)
-    _, image_processor = build_trainable_model(arguments, ["a", "b"])
-    assert image_processor.size["shortest_edge"] == 112
-    image = Image.new("RGB", (150, 150), "white")
-    image.paste("black", (16, 16, 134, 134))  # the middle 118 pixels
-    pixels = image_processor(image, do_normalize=False, return_tensors="pt")["pixel_values"]
-    assert pixels.shape == (1, 3, 96, 96)
-    assert pixels[0, :, 8:-8, 8:-8].max() == 0 and pixels[0, :, 0, 0].min() > 0
-
-
 def _note_sizes() -> None:
     step = Training.optimization_step
 
@@ -189,11 +154,3 @@ def test_images_grow_over_the_epochs_and_after_resuming_too(tmp_path, images):
     assert "resumed at step" in cut.output
     assert dict(line.split() for line in (cut.folder / "sizes.txt").read_text().splitlines()) == sizes
     assert losses(cut) == losses(whole)
-
-
-def test_images_that_would_shrink_are_refused():
-    arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=64, image_size_start=96)
-    with pytest.raises(InputError, match=r"expected --image_size_start of at most 64, .* found 96"):
-        build_trainable_model(arguments, ["a", "b"])
-    with pytest.raises(InputError, match="expected images of one size with --auto_find_batch_size"):
-        TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size_start=32, auto_find_batch_size=True)

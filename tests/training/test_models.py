@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from seedling_hf.arguments import parse_arguments
 from seedling_hf.errors import InputError
@@ -57,3 +58,22 @@ def test_a_missing_folder_is_refused_as_in_inference(tmp_path):
 def test_the_memory_estimate_reads_the_config_of_a_trained_model(model_dir):
     config, side = load_replknet_config(arguments("--model_name_or_path", str(model_dir)), num_labels=12)
     assert (config.num_labels, side) == (4, 64)
+
+
+def test_crop_pct_evaluates_the_middle_of_an_image():
+    arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=96, crop_pct=0.857)
+    _, image_processor = build_trainable_model(arguments, ["a", "b"])
+    assert image_processor.size["shortest_edge"] == 112
+    image = Image.new("RGB", (150, 150), "white")
+    image.paste("black", (16, 16, 134, 134))  # the middle 118 pixels
+    pixels = image_processor(image, do_normalize=False, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 96, 96)
+    assert pixels[0, :, 8:-8, 8:-8].max() == 0 and pixels[0, :, 0, 0].min() > 0
+
+
+def test_images_that_would_shrink_are_refused():
+    arguments = TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size=64, image_size_start=96)
+    with pytest.raises(InputError, match=r"expected --image_size_start of at most 64, .* found 96"):
+        build_trainable_model(arguments, ["a", "b"])
+    with pytest.raises(InputError, match="expected images of one size with --auto_find_batch_size"):
+        TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size_start=32, auto_find_batch_size=True)
