@@ -25,10 +25,7 @@ def fit_batch_size(
     the smallest batch that any of them found.
 
     Args:
-        arguments: The flags of the run.
-        model: The model to train, not yet on its device.
         image_size: Side of the images in pixels.
-        accelerator: Decides about device and precision.
 
     Returns:
         The arguments with the batch that fits.

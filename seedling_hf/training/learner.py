@@ -22,15 +22,7 @@ from seedling_hf.training.sharding import gather, load_model_state, load_optimiz
 
 
 class Learner:
-    """A model that learns, on all processes.
-
-    Args:
-        arguments: The flags of `train`.
-        model: In float32, not yet on its device.
-        accelerator: Decides about device, processes and precision.
-        num_steps: Optimizer steps of the run.
-        teachers: Whose predictions become part of the targets.
-    """
+    """A model that learns, on all processes; it is given in float32 and not yet on its device."""
 
     def __init__(
         self,
@@ -72,11 +64,7 @@ class Learner:
         return max(self.scheduler.get_last_lr())
 
     def accumulate_gradients(self, batches: list[dict[str, Tensor]], stop: StopSignal) -> tuple[Tensor, bool]:
-        """Forward and backward passes over the batches of this process.
-
-        Args:
-            batches: Of one optimizer step.
-            stop: The signal that may ask this process to stop.
+        """Forward and backward passes over the batches of one optimizer step on this process.
 
         Returns:
             The mean loss of each process, (num_processes,), and whether any of them was asked to stop.

@@ -34,13 +34,7 @@ GROWTH_STEP = 16  # pixels by which training images grow at a time
 class TrainingBatches:
     """The training batches of one process, grouped by optimizer steps; any step of the run is reached at once.
 
-    Args:
-        arguments: The flags of `train`.
-        train: The training images, on the disk or streamed.
-        image_processor: Of the model; gives size and normalisation.
-        accelerator: Decides about processes and device.
-        num_labels: Number of classes.
-        timing: The time spent waiting for images is added to it.
+    The time spent waiting for images is added to `timing`.
 
     Attributes:
         global_batch_size: Images of an optimizer step, on all processes together.

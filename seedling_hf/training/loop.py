@@ -48,11 +48,9 @@ class Training:
     seed, epoch and step.
 
     Args:
-        arguments: The flags of `train`.
         model: In float32, with `id2label` in its config.
         image_processor: Saved with the model; evaluation uses it too.
         splits: `train` and `validation`, as `dataset.load_splits` returns them.
-        accelerator: Decides about devices, processes and precision.
         pusher: Pushes the run to the Hub; on the main process only.
     """
 

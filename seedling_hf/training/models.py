@@ -44,7 +44,6 @@ def load_replknet_config(arguments: TrainArguments, num_labels: int) -> tuple[Re
     """The configuration of the RepLKNet that the flags name, and the side of its images in pixels.
 
     Args:
-        arguments: The flags of `train`.
         num_labels: Classes of a model from scratch.
 
     Raises:

@@ -59,12 +59,7 @@ class Timing:
 
 
 class RunLog:
-    """The log of a run: one line of metrics.jsonl per entry, and the same to the trackers.
-
-    Args:
-        output_dir: Folder of the run.
-        accelerator: Knows the trackers and the main process, which alone writes.
-    """
+    """The log of a run: one line of metrics.jsonl per entry, and the same to the trackers of the accelerator."""
 
     def __init__(self, output_dir: Path, accelerator: Accelerator) -> None:
         self.path, self.accelerator = output_dir / "metrics.jsonl", accelerator

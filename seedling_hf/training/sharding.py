@@ -26,10 +26,6 @@ def configure_sharding(accelerator: Accelerator, arguments: OptimizationArgument
     and the loss to bfloat16 as well. And every process reads the weights from the disk, since reading on a single one
     does not work for a model with buffers.
 
-    Args:
-        accelerator: Before anything is prepared.
-        arguments: Batch size and optimizer.
-
     Raises:
         InputError: for DeepSpeed and Megatron-LM, for version 1 of FSDP, and for what version 2 does not support here.
     """
