@@ -99,6 +99,12 @@ def test_the_first_page_is_short():
 
 
 @pytest.mark.parametrize("name", FIRST_PAGES)
+def test_the_tree_of_the_package_has_every_folder(name):
+    folders = {path.name for path in (ROOT / "seedling_hf").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(re.findall(r"^├── (\w+)/", page(name), re.MULTILINE)) == folders
+
+
+@pytest.mark.parametrize("name", FIRST_PAGES)
 def test_each_command_has_its_row(name):
     rows = re.findall(r"^\| `(\w+)` \|", page(name), re.MULTILINE)
     assert rows == [*COMMANDS]
