@@ -51,12 +51,12 @@ class DataArguments(SplitArguments):
     _argument_group_name = "Data"
 
     train_dir: str | None = option(None, "folder of class folders, or one with train/, val/ and test/ inside")
-    dataset_name: str | None = option(None, "data set on the Hub instead of a folder")
-    dataset_config_name: str | None = option(None, "configuration of that data set")
-    dataset_revision: str | None = option(None, "branch, tag or commit of that data set")
+    dataset_name: str | None = option(None, "dataset on the Hub instead of a folder")
+    dataset_config_name: str | None = option(None, "configuration of that dataset")
+    dataset_revision: str | None = option(None, "branch, tag or commit of that dataset")
     streaming: bool = option(False, "stream its training images instead of downloading them")
-    image_column_name: str = option("image", "column of images in that data set")
-    label_column_name: str = option("label", "column of classes in that data set")
+    image_column_name: str = option("image", "column of images in that dataset")
+    label_column_name: str = option("label", "column of classes in that dataset")
     no_duplicate_check: bool = option(False, "do not search for validation images that are also in training")
     dataloader_num_workers: int = option(0, "image-loading processes for each training process")
     cache_images: int | None = option(

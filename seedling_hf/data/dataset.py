@@ -1,4 +1,4 @@
-"""Class folders, or a Hub data set, become a DatasetDict, in named steps.
+"""Class folders, or a Hub dataset, become a DatasetDict, in named steps.
 
 list the images → name the classes → check that they can be decoded → find duplicates → split → build. Classes are named
 before anything is decoded, because a wrong folder is then reported at once. The columns are `image`, `label`, `file`
@@ -31,7 +31,7 @@ def load_splits(arguments: SplitArguments) -> DatasetDict:
     """Loads the images of a run and splits them, the same way on every process.
 
     Args:
-        arguments: A folder and its split; `DataArguments` without `train_dir` name a data set of the Hub.
+        arguments: A folder and its split; `DataArguments` without `train_dir` name a dataset of the Hub.
 
     Returns:
         `train`, `validation` and perhaps `test`; columns `image`, `label` (ClassLabel, names in byte order), `file`

@@ -1,4 +1,4 @@
-"""A data set on the Hub becomes the same pools of images as class folders do, or a stream of training images."""
+"""A dataset on the Hub becomes the same pools of images as class folders do, or a stream of training images."""
 
 import logging
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def list_hub(arguments: DataArguments) -> dict[str, ImagePool]:
-    """The images of the splits of a Hub data set, decodable or not.
+    """The images of the splits of a Hub dataset, decodable or not.
 
     Raises:
-        InputError: for a data set without a train split, columns of images and classes, or a label for each image.
+        InputError: for a dataset without a train split, columns of images and classes, or a label for each image.
     """
     name = arguments.dataset_name
     with _opening(name):
@@ -39,13 +39,13 @@ def list_hub(arguments: DataArguments) -> dict[str, ImagePool]:
 
 
 def load_streamed(arguments: DataArguments) -> dict[str, IterableDataset | Dataset]:
-    """The training images of a Hub data set as a stream, and its validation images on the disk.
+    """The training images of a Hub dataset as a stream, and its validation images on the disk.
 
     Returns:
         `train` with columns `image`, undecoded, and `label`; `validation` as `load_splits` gives it.
 
     Raises:
-        InputError: for a data set without these splits or columns, or whose features do not name the classes.
+        InputError: for a dataset without these splits or columns, or whose features do not name the classes.
     """
     name = arguments.dataset_name
     with _opening(name):
@@ -87,11 +87,11 @@ def _opening(name: str) -> Iterator[None]:
     except InputError:
         raise
     except (DatasetNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"expected a data set at {name}, found none: {str(error).splitlines()[0]}") from error
+        raise InputError(f"expected a dataset at {name}, found none: {str(error).splitlines()[0]}") from error
 
 
 def _load(arguments: DataArguments, *, streaming: bool) -> dict[str, Any]:
-    """The splits of the data set, by our names."""
+    """The splits of the dataset, by our names."""
     from datasets import load_dataset
 
     loaded = load_dataset(
@@ -136,7 +136,7 @@ def _is_labelled(dataset: Dataset, column: str) -> bool:
 
 
 def _file_names(dataset: Dataset, images: Dataset, split: str) -> list[str]:
-    """The names of the images in a data set, or numbers if the names are not unique."""
+    """The names of the images in a dataset, or numbers if the names are not unique."""
     if "file" in dataset.column_names:
         names = list(dataset["file"])
     else:

@@ -1,7 +1,7 @@
 """Images decoded once and kept on the disk, so that an epoch reads pixels instead of decoding files.
 
 A cache is an Arrow file of `datasets`, memory-mapped and shared by all runs and processes that need the same images.
-Its key depends on the images (path, size and modification time, or the bytes if a data set holds them) and on how they
+Its key depends on the images (path, size and modification time, or the bytes if a dataset holds them) and on how they
 were prepared. `Dataset.from_generator` writes it under a lock into a temporary folder, which is renamed when it is
 complete: the first process writes, the others wait, and what a killed process has written is never read.
 """

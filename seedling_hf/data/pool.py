@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImagePool:
-    """The images of a tree of class folders, or of a split of a Hub data set.
+    """The images of a tree of class folders, or of a split of a Hub dataset.
 
     Attributes:
         where: The place, for messages.
@@ -110,7 +110,7 @@ def name_classes(pools: Mapping[str, ImagePool]) -> list[str]:
 
 
 def image_sources(dataset: Dataset) -> Iterator[Path | bytes]:
-    """The images of a dataset as they are stored, in its order: paths, or bytes where the data set holds them."""
+    """The images of a dataset as they are stored, in its order: paths, or bytes where the dataset holds them."""
     for batch in dataset.select_columns("image").cast_column("image", Image(decode=False)).iter(256):
         for image in batch["image"]:
             yield Path(image["path"]) if image["bytes"] is None else image["bytes"]

@@ -1,6 +1,6 @@
-"""Training images streamed from the Hub, for data sets that are too large for the disk, from any place on.
+"""Training images streamed from the Hub, for datasets that are too large for the disk, from any place on.
 
-An epoch reads the shards of the data set in an order that depends only on (seed, epoch), divided among the processes;
+An epoch reads the shards of the dataset in an order that depends only on (seed, epoch), divided among the processes;
 if there are fewer shards than processes, each process reads all shards and takes its share of the rows. Within a shard
 images are shuffled block by block, so a place in the stream is four numbers. To resume there, one shard is opened and
 its rows before the block are skipped undecoded; nothing else is repeated.
@@ -43,7 +43,7 @@ class TrainingStream(torch.utils.data.IterableDataset):
     """Batches of one process, epoch after epoch without end, for a DataLoader with `batch_size=None`.
 
     Args:
-        dataset: A streamed data set with columns `image`, undecoded, and `label`.
+        dataset: A streamed dataset with columns `image`, undecoded, and `label`.
         transform: Makes an example of an image.
         collator: Makes a batch of examples.
         batch_size: Images in a batch.
@@ -101,7 +101,7 @@ class TrainingStream(torch.utils.data.IterableDataset):
             if not found:
                 raise InputError(
                     "expected training images that can be decoded in the stream, found none in a whole epoch for "
-                    f"process {self.process_index}; check the data set"
+                    f"process {self.process_index}; check the dataset"
                 )
             place = Place(place.epoch + 1)
 

@@ -55,7 +55,7 @@ class Evaluator:
     def predict(
         self, dataset: Dataset, *, model: torch.nn.Module | None = None, transform: Callable[..., Any] | None = None
     ) -> LabelledProbabilities:
-        """Predicts a data set with columns `image`, `file`, `label` (numbered as the model's classes) and `index`.
+        """Predicts a dataset with columns `image`, `file`, `label` (numbered as the model's classes) and `index`.
 
         Args:
             dataset: Each `index` once, in any order.

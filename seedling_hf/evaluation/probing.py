@@ -41,7 +41,7 @@ class Probing:
 
 
 class ProbeTransform:
-    """Makes `pixel_values` and `index` of the rows of a data set, altered by a probe, for `Dataset.with_transform`."""
+    """Makes `pixel_values` and `index` of the rows of a dataset, altered by a probe, for `Dataset.with_transform`."""
 
     def __init__(self, probe: Probe, image_processor: BaseImageProcessor, seed: int = 0) -> None:
         self.probe, self.transform, self.seed = probe, build_eval_transform(image_processor), seed

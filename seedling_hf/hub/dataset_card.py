@@ -1,4 +1,4 @@
-"""The card of a data set: classes, split, duplicates, licence; its text is `dataset_card.md`."""
+"""The card of a dataset: classes, split, duplicates, licence; its text is `dataset_card.md`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ def render_dataset_card(
 
     Args:
         splits: As `load_splits` gives them.
-        repo_id: Where the data set is published.
+        repo_id: Where the dataset is published.
         split_hash: As `hash_split` gives it.
         duplicates: As `find_duplicates` gives them.
         arguments: The flags that drew the split, and `license` and `source`.

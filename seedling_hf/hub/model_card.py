@@ -129,7 +129,7 @@ def _eval_results(report: dict[str, Any], arguments: dict[str, Any], dataset: st
 
 
 def _names_of_data(arguments: dict[str, Any], report: dict[str, Any] | None) -> tuple[str, str | None]:
-    """The name of the data set, and what the report is about, without the folders of this machine."""
+    """The name of the dataset, and what the report is about, without the folders of this machine."""
     folder = arguments.get("train_dir")
     dataset = arguments.get("dataset_name") or (Path(folder).name if folder else "seedlings")
     data_name = report and (report.get("provenance") or {}).get("data", "labelled images")

@@ -41,7 +41,7 @@ def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **
 
 
 class InferenceTransform:
-    """Makes `pixel_values` and `index` of the rows of a data set, labelled or not, for `Dataset.with_transform`."""
+    """Makes `pixel_values` and `index` of the rows of a dataset, labelled or not, for `Dataset.with_transform`."""
 
     def __init__(self, image_processor: BaseImageProcessor) -> None:
         self.transform = build_eval_transform(image_processor)
@@ -59,7 +59,7 @@ def build_dataloader(
     num_workers: int,
     transform: Callable[..., Any] | None = None,
 ) -> DataLoader:
-    """Batches of a data set's images as the image processor gives them, distributed among the processes.
+    """Batches of a dataset's images as the image processor gives them, distributed among the processes.
 
     Args:
         dataset: Columns `image` and `index`.
@@ -124,7 +124,7 @@ def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Acceler
         Logits (N, C) in float32 and index (N,) in int64, on the CPU.
 
     Raises:
-        RuntimeError: if not every example of the data set came exactly once.
+        RuntimeError: if not every example of the dataset came exactly once.
     """
     batches = list(predict_batches(model, dataloader, accelerator))
     if not batches:

@@ -106,7 +106,7 @@ def report_run(training: Training) -> None:
 
 
 def example_image(images: Dataset) -> str:
-    """Path of one of the images, for a first prediction; a placeholder for a data set without files."""
+    """Path of one of the images, for a first prediction; a placeholder for a dataset without files."""
     images = images.cast_column("image", Image(decode=False))
     path = images[len(images) // 2]["image"]["path"]
     return path if path and Path(path).is_file() else "IMAGE.jpg"

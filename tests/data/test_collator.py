@@ -93,7 +93,7 @@ def test_the_last_short_batch_of_an_epoch_is_mixed_within_itself():
     assert short["index"].tolist() == [8, 9]
 
 
-def test_mixing_keeps_the_images_of_the_data_set_as_they_are():
+def test_mixing_keeps_the_images_of_the_dataset_as_they_are():
     batch = examples(6)
     collate(batch)
     assert all(example["pixel_values"].eq(example["index"]).all() for example in batch)

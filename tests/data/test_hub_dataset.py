@@ -1,4 +1,4 @@
-"""Data sets of the Hub, as Parquet files in a folder."""
+"""Datasets of the Hub, as Parquet files in a folder."""
 
 import logging
 from collections import Counter
@@ -42,7 +42,7 @@ def images(count: int, prefix: str = "", name: str | None = None, path: bool = T
     ]  # fmt: skip
 
 
-def test_a_hub_data_set_keeps_its_classes_splits_and_path_names(hub):
+def test_a_hub_dataset_keeps_its_classes_splits_and_path_names(hub):
     splits = splits_of(dataset_name=hub(train=images(6), validation=images(4, "v"), test=images(2, "t")))
     assert {s: len(split) for s, split in splits.items()} == {"train": 6, "validation": 4, "test": 2}
     assert splits["train"].features["label"].names == ["Maize", "Charlock"]
@@ -51,7 +51,7 @@ def test_a_hub_data_set_keeps_its_classes_splits_and_path_names(hub):
     assert splits["validation"][0]["image"].size == (150, 150)
 
 
-def test_a_hub_data_set_without_validation_is_split_as_a_folder_is(hub, tmp_path):
+def test_a_hub_dataset_without_validation_is_split_as_a_folder_is(hub, tmp_path):
     name = hub(train=images(20))
     splits = splits_of(dataset_name=name, split_seed=3)
     assert Counter(rows_label for _, rows_label in rows(splits["validation"])) == {"Maize": 3, "Charlock": 3}
@@ -109,7 +109,7 @@ def test_a_bad_image_of_the_hub_is_refused_by_name_or_skipped(hub):
     ],
     ids=["image column", "label column", "no images", "no label", "one class", "no train"],
 )
-def test_a_hub_data_set_that_cannot_be_trained_on_is_refused(hub, data, flags, message):
+def test_a_hub_dataset_that_cannot_be_trained_on_is_refused(hub, data, flags, message):
     with pytest.raises(InputError, match=message):
         splits_of(dataset_name=hub(**data), **flags)
 
@@ -120,6 +120,6 @@ def test_a_hub_class_without_training_images_is_refused_by_name(hub):
         splits_of(dataset_name=name)
 
 
-def test_a_data_set_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"expected a data set at .*nowhere, found none: "):
+def test_a_dataset_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"expected a dataset at .*nowhere, found none: "):
         splits_of(dataset_name=str(tmp_path / "nowhere"))

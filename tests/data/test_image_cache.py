@@ -141,7 +141,7 @@ def test_other_images_and_other_settings_have_a_cache_of_their_own(folder, proce
         assert restored(after)[0].getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_images_inside_a_data_set_are_known_by_their_bytes(split, processor, tmp_path):
+def test_images_inside_a_dataset_are_known_by_their_bytes(split, processor, tmp_path):
     images = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths(split)]
     caches = []
     for changed in (False, False, True):

@@ -128,7 +128,7 @@ def test_a_stream_of_bad_images_only_ends(write):
     assert "found none in a whole epoch" in batch["error"]
 
 
-def test_a_data_set_without_validation_is_refused(write, tmp_path):
+def test_a_dataset_without_validation_is_refused(write, tmp_path):
     name = write()
     (tmp_path / "hub" / "validation-0.parquet").unlink()
     with pytest.raises(InputError, match=r"expected splits for train and validation in .*found train; a stream cannot"):

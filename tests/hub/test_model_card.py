@@ -234,7 +234,7 @@ def test_the_card_says_what_the_model_started_from(folder, start, base_model, sh
     assert f"| started from | {shown} |" in section(card, "model")
 
 
-def test_the_card_names_the_data_set_on_the_hub(folder):
+def test_the_card_names_the_dataset_on_the_hub(folder):
     arguments = yaml.safe_load((folder / "arguments.yaml").read_text())
     changes = {"train_dir": None, "dataset_name": "alice/seedlings", "dataset_revision": "v1"}
     (folder / "arguments.yaml").write_text(yaml.safe_dump(arguments | changes))
