@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = ["usage: seedling-hf COMMAND [flags]"]
+    lines = ["usage: seedling-hf COMMAND [flags]", ""]
     for group, commands in GROUPS.items():
         lines += [f"{group}:", *(f"  {name:{width}}  {text}" for name, text in commands.items())]
-    return "\n".join([*lines, "seedling-hf COMMAND --help lists the flags of a command."])
+    return "\n".join([*lines, "", "seedling-hf COMMAND --help lists the flags of a command."])

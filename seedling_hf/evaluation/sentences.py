@@ -31,7 +31,7 @@ def headline(report: Report) -> list[tuple[str, str, str]]:
         ),
         ("macro-F1", f"{report.macro_f1:.3f}", "95% interval, bootstrap {:.3f} to {:.3f}".format(*bootstrap.macro_f1)),
         ("calibration error", f"{report.expected_calibration_error:.3f}", "0 if the probabilities are right"),
-        ("loss", f"{report.loss:.3f}", f"an even guess gives {math.log(len(report.class_names)):.3f}"),
+        ("loss", f"{report.loss:.3f}", f"a uniform guess gives {math.log(len(report.class_names)):.3f}"),
     ]
 
 
