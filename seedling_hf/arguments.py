@@ -6,13 +6,14 @@ are checked by the same code (and `1e-3`, a string to YAML, is a number here).
 
 import difflib
 import itertools
-import math
+import operator
 import os
 import shutil
 import sys
-from argparse import SUPPRESS, HelpFormatter
+from argparse import SUPPRESS, ArgumentParser, HelpFormatter
 from collections.abc import Sequence, Set
-from dataclasses import asdict, field, is_dataclass
+from copy import copy
+from dataclasses import Field, asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -20,37 +21,50 @@ import yaml
 from transformers.hf_argparser import HfArgumentParser
 
 from seedling_hf.errors import InputError
-from seedling_hf.files import write_text
+from seedling_hf.files import check_writable_folder, write_text
 
 T = TypeVar("T")
+
+
+# Ranges of numbers, as they are declared and as they are reported.
+RANGES = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """A dataclass field that is a flag: its default, one line of help, and `choices` if any.
 
-    With `MISSING` the flag is required; with `list` it is an empty list.
+    With `MISSING` the flag is required; with `list` it is an empty list. `ArgumentGroup` checks the bounds of numbers
+    (`least`, `above`, `most`, `below`), and with `writable=True` that a folder or file can be written.
     """
     return field(**{"default_factory" if default is list else "default": default}, metadata={"help": help, **metadata})
-
-
-def check_range(
-    arguments: Any, name: str, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf,
-    below: float = math.inf,
-) -> None:  # fmt: skip
-    """Refuses a number outside its range; None passes."""
-    value = getattr(arguments, name)
-    if value is None or (least <= value <= most and above < value < below):
-        return
-    bounds = {"at least": least, "above": above, "at most": most, "below": below}
-    limits = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
-    raise InputError(f"expected --{name} {' and '.join(limits)}, found {value}")
 
 
 class ArgumentGroup:
     """A group of flags; the dataclass of a command inherits from its groups, and each group checks its own values."""
 
     def __post_init__(self) -> None:
-        pass
+        """Checks what the fields declare; None passes.
+
+        Raises:
+            InputError: for a number outside its range, or a path that cannot be written.
+        """
+        for flag in fields(self):
+            value = getattr(self, flag.name)
+            if value is None:
+                continue
+            limits = [(*RANGES[key], flag.metadata[key]) for key in RANGES if key in flag.metadata]
+            if not all(inside(value, bound) for _, inside, bound in limits):
+                expected = " and ".join(f"{words} {bound:g}" for words, _, bound in limits)
+                raise InputError(f"expected --{flag.name} {expected}, found {value}")
+            if flag.metadata.get("writable"):
+                check_writable_folder(
+                    Path(value).parent if flag.name.endswith("_file") else Path(value), f"--{flag.name}"
+                )
 
 
 class _HelpFormatter(HelpFormatter):
@@ -78,6 +92,12 @@ class _HelpFormatter(HelpFormatter):
 
 
 class _Parser(HfArgumentParser):
+    @staticmethod
+    def _parse_dataclass_field(parser: ArgumentParser, field: Field) -> None:
+        field = copy(field)
+        field.metadata = {k: v for k, v in field.metadata.items() if k not in (*RANGES, "writable")}
+        HfArgumentParser._parse_dataclass_field(parser, field)
+
     def error(self, message: str) -> NoReturn:
         for action in self._actions:  # argparse lists every spelling of a flag; one is enough
             message = message.replace("/".join(action.option_strings), action.option_strings[0])

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option
+from seedling_hf.arguments import ArgumentGroup, option
 from seedling_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,19 +22,22 @@ class SplitArguments(ArgumentGroup):
         "tutorial (sorted files, state 42); mle_bench, as its test set (14 percent, state 0)",
         choices=["stratified", "grouped", "random", "mle_bench"],
     )
-    train_val_split: float = option(0.3, "fraction of the images used for validation, above 0 and below 1")
+    train_val_split: float = option(
+        0.3, "fraction of the images used for validation, above 0 and below 1", above=0, below=1
+    )
     fold: str | None = option(None, "i/n: validate on fold i of n instead of a fraction; stratified or grouped")
     split_seed: int = option(42, "seed of the split, separate from that of the run")
     split_file: str | None = option(None, "split.csv of an earlier run, to use exactly its split")
-    max_train_samples: int | None = option(None, "use at most this many training images, evenly from the classes")
-    max_eval_samples: int | None = option(None, "use at most this many validation images, evenly from the classes")
+    max_train_samples: int | None = option(
+        None, "use at most this many training images, evenly from the classes", least=1
+    )
+    max_eval_samples: int | None = option(
+        None, "use at most this many validation images, evenly from the classes", least=1
+    )
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "train_val_split", above=0, below=1)
-        for name in ("max_train_samples", "max_eval_samples"):
-            check_range(self, name, least=1)
         if self.fold is None:
             return
         if self.split_strategy not in ("stratified", "grouped"):
@@ -58,11 +61,12 @@ class DataArguments(SplitArguments):
     image_column_name: str = option("image", "column of images in that dataset")
     label_column_name: str = option("label", "column of classes in that dataset")
     no_duplicate_check: bool = option(False, "do not search for validation images that are also in training")
-    dataloader_num_workers: int = option(0, "image-loading processes for each training process")
+    dataloader_num_workers: int = option(0, "image-loading processes for each training process", least=0)
     cache_images: int | None = option(
         None,
         "cache decoded images on the disk; larger training images are resized to this shorter side in pixels (at least "
         "image_size; with 1.5 times that, default crops are never enlarged)",
+        least=32,
     )
 
     def __post_init__(self) -> None:
@@ -81,8 +85,6 @@ class DataArguments(SplitArguments):
             raise InputError(
                 "expected --cache_images without --streaming, which keeps nothing on the disk, found both; drop one"
             )
-        check_range(self, "dataloader_num_workers", least=0)
-        check_range(self, "cache_images", least=32)
 
 
 @dataclass(kw_only=True)
@@ -100,12 +102,14 @@ class ModelArguments(ArgumentGroup):
     kernel_sizes: list[int] | None = option(None, "large kernels of the RepLKNet, one for all stages or one per stage")
     depths: list[int] | None = option(None, "layers per stage")
     hidden_sizes: list[int] | None = option(None, "channels per stage")
-    image_size: int | None = option(None, "side of the images in pixels (default: that of the model)")
+    image_size: int | None = option(None, "side of the images in pixels (default: that of the model)", least=32)
     image_size_start: int | None = option(
-        None, "initial side of the training images; grows to image_size in 2/3 of the epochs"
+        None, "initial side of the training images; grows to image_size in 2/3 of the epochs", least=32
     )
-    crop_pct: float = option(1.0, "fraction of the side kept by the centre crop of evaluation")
-    drop_path_rate: float | None = option(None, "stochastic depth of the last block (default: that of the model)")
+    crop_pct: float = option(1.0, "fraction of the side kept by the centre crop of evaluation", above=0, most=1)
+    drop_path_rate: float | None = option(
+        None, "stochastic depth of the last block (default: that of the model)", least=0, below=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,10 +122,6 @@ class ModelArguments(ArgumentGroup):
         shaped = [f"--{name}" for name in self.shape if getattr(self, name) is not None]
         if shaped and self.variant is None:
             raise InputError(f"expected --variant with {shaped[0]}, found {found[0]}; remove {shaped[0]}")
-        check_range(self, "image_size", least=32)
-        check_range(self, "image_size_start", least=32)
-        check_range(self, "crop_pct", above=0, most=1)
-        check_range(self, "drop_path_rate", least=0, below=1)
 
     def build_variant_config(self, **values: Any) -> "RepLKNetConfig":
         """The configuration of `variant` with the kernels, depths and channels of the flags, and other `values`.
@@ -142,35 +142,25 @@ class ModelArguments(ArgumentGroup):
 class AugmentationArguments(ArgumentGroup):
     _argument_group_name = "Augmentation"
 
-    min_crop_scale: float = option(0.6, "smallest area fraction of a random resized crop; 1 is off")
-    horizontal_flip: float = option(0.5, "probability of a horizontal flip")
-    vertical_flip: float = option(0.5, "probability of a vertical flip")
-    quarter_turns: float = option(0.0, "probability of a rotation by 0, 90, 180 or 270 degrees")
-    rotation_degrees: float = option(180.0, "largest rotation in either direction")
-    color_jitter: float = option(0.2, "strength of brightness, contrast and saturation jitter")
-    randaugment_num_ops: int = option(0, "RandAugment operations per image; 0 is off")
-    randaugment_magnitude: int = option(7, "RandAugment magnitude, 0 to 30")
-    jpeg_prob: float = option(0.0, "probability of JPEG compression with a quality of 50 to 100")
-    random_erasing: float = option(0.0, "probability of Random Erasing")
-    cutout_size: int = option(0, "side of Cutout's square in pixels; 0 is off")
-    mixup_alpha: float = option(0.8, "alpha of MixUp's beta distribution; 0 is off")
-    cutmix_alpha: float = option(1.0, "alpha of CutMix's beta distribution; 0 is off")
-    mixup_prob: float = option(0.1, "probability that a batch, pair or image is mixed")
-    mixup_switch_prob: float = option(0.5, "probability of CutMix instead of MixUp if both are on")
+    min_crop_scale: float = option(0.6, "smallest area fraction of a random resized crop; 1 is off", above=0, most=1)
+    horizontal_flip: float = option(0.5, "probability of a horizontal flip", least=0, most=1)
+    vertical_flip: float = option(0.5, "probability of a vertical flip", least=0, most=1)
+    quarter_turns: float = option(0.0, "probability of a rotation by 0, 90, 180 or 270 degrees", least=0, most=1)
+    rotation_degrees: float = option(180.0, "largest rotation in either direction", least=0, most=180)
+    color_jitter: float = option(0.2, "strength of brightness, contrast and saturation jitter", least=0, most=1)
+    randaugment_num_ops: int = option(0, "RandAugment operations per image; 0 is off", least=0)
+    randaugment_magnitude: int = option(7, "RandAugment magnitude, 0 to 30", least=0, most=30)
+    jpeg_prob: float = option(0.0, "probability of JPEG compression with a quality of 50 to 100", least=0, most=1)
+    random_erasing: float = option(0.0, "probability of Random Erasing", least=0, most=1)
+    cutout_size: int = option(0, "side of Cutout's square in pixels; 0 is off", least=0)
+    mixup_alpha: float = option(0.8, "alpha of MixUp's beta distribution; 0 is off", least=0)
+    cutmix_alpha: float = option(1.0, "alpha of CutMix's beta distribution; 0 is off", least=0)
+    mixup_prob: float = option(0.1, "probability that a batch, pair or image is mixed", least=0, most=1)
+    mixup_switch_prob: float = option(0.5, "probability of CutMix instead of MixUp if both are on", least=0, most=1)
     mixup_mode: str = option("batch", "what shares a mixing weight", choices=["batch", "pair", "elem"])
-    label_smoothing_factor: float = option(0.1, "fraction of the target that is spread over all classes")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "min_crop_scale", above=0, most=1)
-        probabilities = ("horizontal_flip", "vertical_flip", "quarter_turns", "jpeg_prob", "random_erasing")
-        for name in (*probabilities, "mixup_prob", "mixup_switch_prob", "color_jitter"):
-            check_range(self, name, least=0, most=1)
-        check_range(self, "rotation_degrees", least=0, most=180)
-        check_range(self, "randaugment_magnitude", least=0, most=30)
-        for name in ("randaugment_num_ops", "cutout_size", "mixup_alpha", "cutmix_alpha"):
-            check_range(self, name, least=0)
-        check_range(self, "label_smoothing_factor", least=0, below=1)
+    label_smoothing_factor: float = option(
+        0.1, "fraction of the target that is spread over all classes", least=0, below=1
+    )
 
 
 @dataclass(kw_only=True)
@@ -178,52 +168,35 @@ class DistillationArguments(ArgumentGroup):
     _argument_group_name = "Distillation"
 
     teacher_model_name_or_path: list[str] = option(list, "models whose mean prediction becomes part of the targets")
-    distillation_alpha: float = option(0.5, "share of the teachers in the targets")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "distillation_alpha", above=0, most=1)
+    distillation_alpha: float = option(0.5, "share of the teachers in the targets", above=0, most=1)
 
 
 @dataclass(kw_only=True)
 class OptimizationArguments(ArgumentGroup):
     _argument_group_name = "Optimization"
 
-    num_train_epochs: float = option(30.0, "epochs")
+    num_train_epochs: float = option(30.0, "epochs", above=0)
     max_steps: int = option(-1, "optimizer steps; above 0, overrides num_train_epochs")
-    per_device_train_batch_size: int = option(32, "training images in a batch, per process")
-    per_device_eval_batch_size: int = option(64, "validation images in a batch, per process")
-    gradient_accumulation_steps: int = option(1, "batches per optimizer step")
+    per_device_train_batch_size: int = option(32, "training images in a batch, per process", least=1)
+    per_device_eval_batch_size: int = option(64, "validation images in a batch, per process", least=1)
+    gradient_accumulation_steps: int = option(1, "batches per optimizer step", least=1)
     auto_find_batch_size: bool = option(False, "use smaller batches, and more of them per step, if memory is short")
     optim: str = option("adamw", "adamw, or muon for matrices with adamw for the rest", choices=["adamw", "muon"])
-    learning_rate: float = option(1e-3, "peak learning rate")
-    weight_decay: float = option(0.05, "weight decay, not applied to biases and normalization")
-    adam_beta1: float = option(0.9, "AdamW's beta1")
-    adam_beta2: float = option(0.999, "AdamW's beta2")
+    learning_rate: float = option(1e-3, "peak learning rate", above=0)
+    weight_decay: float = option(0.05, "weight decay, not applied to biases and normalization", least=0)
+    adam_beta1: float = option(0.9, "AdamW's beta1", least=0, below=1)
+    adam_beta2: float = option(0.999, "AdamW's beta2", least=0, below=1)
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
-    layer_decay: float = option(1.0, "learning rate of a block relative to the next one; 1 is off")
+    layer_decay: float = option(1.0, "learning rate of a block relative to the next one; 1 is off", above=0, most=1)
     lr_scheduler_type: str = option("cosine", "schedule after warm-up", choices=["cosine", "linear", "constant"])
-    warmup_steps: int = option(0, "steps of linear warm-up")
-    warmup_ratio: float = option(0.0, "warm-up as a fraction of all steps, if warmup_steps is 0")
-    max_grad_norm: float = option(5.0, "gradients are clipped to this norm; 0 is off")
-    ema_decay: float = option(0.0, "evaluate and save averaged weights with this decay; 0 is off")
-    early_stopping_patience: int | None = option(None, "stop after this many evaluations without improvement")
+    warmup_steps: int = option(0, "steps of linear warm-up", least=0)
+    warmup_ratio: float = option(0.0, "warm-up as a fraction of all steps, if warmup_steps is 0", least=0, below=1)
+    max_grad_norm: float = option(5.0, "gradients are clipped to this norm; 0 is off", least=0)
+    ema_decay: float = option(0.0, "evaluate and save averaged weights with this decay; 0 is off", least=0, below=1)
+    early_stopping_patience: int | None = option(None, "stop after this many evaluations without improvement", least=1)
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
     gradient_checkpointing: bool = option(False, "save memory by computing each layer twice")
     sync_bn: bool = option(False, "synchronize BatchNorm between GPUs")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "num_train_epochs", above=0)
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            check_range(self, name, least=1)
-        check_range(self, "learning_rate", above=0)
-        check_range(self, "layer_decay", above=0, most=1)
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
-            check_range(self, name, least=0)
-        for name in ("warmup_ratio", "ema_decay", "adam_beta1", "adam_beta2"):
-            check_range(self, name, least=0, below=1)
-        check_range(self, "early_stopping_patience", least=1)
 
 
 @dataclass(kw_only=True)
@@ -233,20 +206,17 @@ class RunArguments(ArgumentGroup):
     output_dir: str = option(MISSING, "folder for the model, its report and its checkpoints")
     overwrite_output_dir: bool = option(False, "discard the run that the folder holds")
     seed: int = option(42, "seed of weights, order and augmentation")
-    eval_steps: int | None = option(None, "steps between evaluations (default: every epoch)")
-    save_steps: int | None = option(None, "steps between checkpoints (default: every epoch if saving takes under 2 %%)")
-    save_total_limit: int | None = option(2, "checkpoints to keep besides the best")
-    logging_steps: int = option(10, "steps between lines of metrics.jsonl")
+    eval_steps: int | None = option(None, "steps between evaluations (default: every epoch)", least=1)
+    save_steps: int | None = option(
+        None, "steps between checkpoints (default: every epoch if saving takes under 2 %%)", least=1
+    )
+    save_total_limit: int | None = option(2, "checkpoints to keep besides the best", least=1)
+    logging_steps: int = option(10, "steps between lines of metrics.jsonl", least=1)
     report_to: list[str] = option(list, "trackers of accelerate, such as tensorboard or wandb")
     run_name: str | None = option(None, "name of the run in the trackers")
     resume_from_checkpoint: str | None = option(None, "latest, a checkpoint folder, or a Hub repository")
     allow_changed_arguments: bool = option(False, "resume even if flags that change the results differ")
-    ddp_timeout: int = option(600, "seconds to wait for a process that hangs")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("eval_steps", "save_steps", "logging_steps", "save_total_limit", "ddp_timeout"):
-            check_range(self, name, least=1)
+    ddp_timeout: int = option(600, "seconds to wait for a process that hangs", least=1)
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.commands import run
 from seedling_hf.errors import InputError
 
@@ -22,11 +22,10 @@ class StudyArguments(ArgumentGroup):
     output_dir: str = option("outputs/study", "folder for the runs")
     results_file: str | None = option(None, "CSV of the results (default: results.csv beside the plan)")
     costs_only: bool = option(False, "measure the CPU time of a step, again if it is known; train nothing")
-    num_jobs: int = option(1, "runs at a time, each on one thread")
+    num_jobs: int = option(1, "runs at a time, each on one thread", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "num_jobs", least=1)
         if self.train_dir is not None and not Path(self.train_dir).is_dir():
             raise InputError(f"expected --train_dir to be a folder of class folders, found none at {self.train_dir}")
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.files import check_writable_folder, write_text
+from seedling_hf.files import write_text
 
 PARTS = ("layers", "training", "inference", "memory", "growth", "loading")
 
@@ -17,30 +17,26 @@ PARTS = ("layers", "training", "inference", "memory", "growth", "loading")
 class BenchmarkArguments(ArgumentGroup):
     """Flags of `benchmark`."""
 
-    output_dir: str = option(MISSING, "folder for benchmark.json, benchmark.md and growth.png")
+    output_dir: str = option(MISSING, "folder for benchmark.json, benchmark.md and growth.png", writable=True)
     variant: str = option("31B", "model", choices=["nano", "tiny", "31B", "31L", "XL"])
     parts: str = option("layers,training,inference,memory", f"what to measure, separated by commas: {', '.join(PARTS)}")
     train_dir: str | None = option(None, "class folders for the part `loading`")
     cache_images: int | None = option(None, "shorter side of the images in its cache (default: 1.5 times image_size)")
-    image_size: int = option(224, "side of the images in pixels")
-    batch_size: int = option(4, "images in a batch")
-    repeats: int = option(5, "measured rounds, after one for warm-up")
+    image_size: int = option(224, "side of the images in pixels", least=32)
+    batch_size: int = option(4, "images in a batch", least=1)
+    repeats: int = option(5, "measured rounds, after one for warm-up", least=1)
     dtype: str = option("float32", "precision of the parts `layers` and `training`", choices=["float32", "bfloat16"])
     device: str | None = option(None, "device (default: a GPU if available)", choices=["cpu", "cuda"])
-    num_threads: int | None = option(None, "CPU threads (default: torch's own number)")
+    num_threads: int | None = option(None, "CPU threads (default: torch's own number)", least=1)
     seed: int = option(0, "seed of weights and images")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "image_size", least=32)
-        for name in ("batch_size", "repeats", "num_threads"):
-            check_range(self, name, least=1)
         unknown = set(self.parts.split(",")) - set(PARTS)
         if unknown:
             raise InputError(f"expected --parts of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
         if "loading" in self.parts.split(",") and self.train_dir is None:
             raise InputError("expected --train_dir with --parts loading, found none; give class folders of images")
-        check_writable_folder(Path(self.output_dir), "--output_dir")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

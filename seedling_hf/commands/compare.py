@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.files import check_writable_folder
 
 
 @dataclass(kw_only=True)
@@ -15,13 +14,15 @@ class CompareArguments(ArgumentGroup):
 
     models: list[str] = option(MISSING, "two or more model folders, or repositories on the Hub")
     data_dir: str = option(MISSING, "folder of class folders")
-    output_dir: str = option(MISSING, "folder for comparison.html, comparison.md, comparison.json and predictions.csv")
+    output_dir: str = option(
+        MISSING, "folder for comparison.html, comparison.md, comparison.json and predictions.csv", writable=True
+    )
     trust_remote_code: bool = option(False, "run the Python code of the repositories; a RepLKNet needs none")
-    per_device_eval_batch_size: int = option(64, "images a batch on each process")
-    dataloader_num_workers: int = option(0, "processes that load images, for each process")
+    per_device_eval_batch_size: int = option(64, "images a batch on each process", least=1)
+    dataloader_num_workers: int = option(0, "processes that load images, for each process", least=0)
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
-    seed: int = option(42, "seed of the bootstrap")
+    seed: int = option(42, "seed of the bootstrap", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,10 +30,6 @@ class CompareArguments(ArgumentGroup):
             raise InputError(f"expected two or more --models, found {len(self.models)}; add another folder")
         if len({str(Path(model)) for model in self.models}) < len(self.models):
             raise InputError(f"expected --models that differ, found one twice: {', '.join(self.models)}")
-        check_range(self, "per_device_eval_batch_size", least=1)
-        check_range(self, "dataloader_num_workers", least=0)
-        check_range(self, "seed", least=0)
-        check_writable_folder(Path(self.output_dir), "--output_dir")
 
 
 def short_names(models: Sequence[str]) -> list[str]:

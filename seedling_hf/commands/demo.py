@@ -3,24 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seedling_hf.arguments import check_range, option, parse_arguments
+from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError, require_package
 from seedling_hf.inference.classifier import ClassifierArguments
 
 
 @dataclass(kw_only=True)
 class DemoArguments(ClassifierArguments):
-    threshold: float = option(0.5, "probability below which the page says that the model is not sure")
-    top_k: int = option(5, "classes to show")
+    threshold: float = option(0.5, "probability below which the page says that the model is not sure", least=0, most=1)
+    top_k: int = option(5, "classes to show", least=1)
     host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
-    port: int | None = option(None, "port to serve (default: the first free one from 7860)")
+    port: int | None = option(None, "port to serve (default: the first free one from 7860)", least=1, most=65535)
     open_browser: bool = option(False, "open the page in this machine's browser")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "threshold", least=0, most=1)
-        check_range(self, "top_k", least=1)
-        check_range(self, "port", least=1, most=65535)
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
-from seedling_hf.files import check_writable_folder, write_text
+from seedling_hf.files import write_text
 
 MOST_SIZES = 8
 
@@ -18,13 +18,8 @@ class DescribeArguments(ArgumentGroup):
     """Flags of `describe_dataset`."""
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
-    output_file: str | None = option(None, "JSON file for the same statistics")
+    output_file: str | None = option(None, "JSON file for the same statistics", writable=True)
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.output_file is not None:
-            check_writable_folder(Path(self.output_file).parent, "--output_file")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder
 from seedling_hf.inference.classifier import InferenceArguments
@@ -18,11 +18,10 @@ class EmbeddingArguments(ArgumentGroup):
     images: list[str] = option(list, "images to embed, or folders that are searched for images")
     normalize: bool = option(False, "give every embedding the length 1")
     query: str | None = option(None, "image to search the Parquet file for: prints the most similar images")
-    top_k: int = option(5, "number of similar images to print")
+    top_k: int = option(5, "number of similar images to print", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "top_k", least=1)
         if not (self.images or self.query):
             raise InputError("expected --images to embed or --query to search for, found neither; give one of them")
         if self.query is not None and not Path(self.query).is_file():

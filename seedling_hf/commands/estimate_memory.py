@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.train_arguments import TrainArguments
 
 NUM_CLASSES = 12  # of Plant Seedlings, since the data need not be here
@@ -23,12 +23,8 @@ PARTS = {
 class LaunchArguments(ArgumentGroup):
     _argument_group_name = "Launch"
 
-    num_processes: int = option(1, "processes, as for `accelerate launch`")
+    num_processes: int = option(1, "processes, as for `accelerate launch`", least=1)
     use_fsdp: bool = option(False, "shard the model across them, as with `accelerate launch`")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "num_processes", least=1)
 
 
 @dataclass(kw_only=True)

@@ -5,8 +5,7 @@ from dataclasses import MISSING, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.files import check_writable_folder
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.inference.classifier import InferenceArguments
 
 
@@ -15,23 +14,19 @@ class EvaluationArguments(ArgumentGroup):
     _argument_group_name = "Evaluation"
 
     test_dir: str = option(MISSING, "folder of class folders")
-    output_dir: str = option(MISSING, "folder for report.html, report.md, report.json and their figures")
+    output_dir: str = option(MISSING, "folder for report.html, report.md, report.json and their figures", writable=True)
     calibration_dir: str | None = option(
         None, "class folders to fit the temperature on (default: either half of test_dir for the other)"
     )
-    not_sure_accuracy: float = option(0.95, "accuracy of the predictions that the threshold for 'not sure' keeps")
+    not_sure_accuracy: float = option(
+        0.95, "accuracy of the predictions that the threshold for 'not sure' keeps", above=0, most=1
+    )
     test_time_augmentation: bool = option(
         False, "also predict the mean over the eight symmetries of the square, and report gain and cost"
     )
     saliency: bool = option(False, "show where the model looked at the worst mistakes (needs captum)")
     probes: bool = option(False, "also measure the accuracy on altered images, as the command probe does")
-    seed: int = option(42, "seed of the bootstrap, the halves and the probes")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "not_sure_accuracy", above=0, most=1)
-        check_range(self, "seed", least=0)
-        check_writable_folder(Path(self.output_dir), "--output_dir")
+    seed: int = option(42, "seed of the bootstrap, the halves and the probes", least=0)
 
 
 @dataclass(kw_only=True)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import check_range, option, parse_arguments
+from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.files import check_writable_folder
 from seedling_hf.inference.classifier import ClassifierArguments
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
@@ -16,7 +15,7 @@ SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
 class ExportArguments(ClassifierArguments):
     """Flags of `export`."""
 
-    output_file: str = option(MISSING, "file to write, .onnx or .pt2; for the format half a folder")
+    output_file: str = option(MISSING, "file to write, .onnx or .pt2; for the format half a folder", writable=True)
     format: str = option(
         "onnx",
         "ONNX, a program for torch.export.load, or a model folder in float16, half the size",
@@ -24,18 +23,15 @@ class ExportArguments(ClassifierArguments):
     )
     include_preprocessing: bool = option(False, "take uint8 (N, height, width, 3) and normalize inside the file")
     images: list[str] = option(list, "images or folders to check the file on (default: --eval_dir or --train_dir)")
-    max_check_samples: int = option(200, "check on at most this many of them")
-    tolerance: float = option(1e-4, "largest allowed difference from PyTorch's logits")
+    max_check_samples: int = option(200, "check on at most this many of them", least=1)
+    tolerance: float = option(1e-4, "largest allowed difference from PyTorch's logits", above=0)
     int8: bool = option(False, "also write the model in int8, calibrated on images of --train_dir")
     train_dir: str | None = option(None, "folder of training images, for --int8")
-    max_calibration_samples: int = option(256, "calibrate int8 on at most this many of them")
+    max_calibration_samples: int = option(256, "calibrate int8 on at most this many of them", least=1)
     eval_dir: str | None = option(None, "class folders for the accuracy of PyTorch and of each file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "max_check_samples", least=1)
-        check_range(self, "max_calibration_samples", least=1)
-        check_range(self, "tolerance", above=0)
         suffix = SUFFIXES[self.format]
         if suffix and (Path(self.output_file).suffix != suffix or Path(self.output_file).is_dir()):
             raise InputError(f"expected --output_file to be a file NAME{suffix}, found {self.output_file}")
@@ -44,7 +40,6 @@ class ExportArguments(ClassifierArguments):
             raise InputError(f"expected --train_dir and --format onnx for --int8, found {found}")
         if self.format != "half" and not (self.images or self.eval_dir or self.train_dir):
             raise InputError("expected images to check the file on, found none; give --images or --eval_dir")
-        check_writable_folder(Path(self.output_file).parent, "--output_file")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.files import check_writable_folder
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 
 FOUND_EXIT_CODE = 1
 
@@ -16,13 +15,8 @@ class InspectArguments(ArgumentGroup):
     """Flags of `inspect_dataset`."""
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
-    output_dir: str = option(MISSING, "folder for inspection.html and inspection.json")
-    num_threads: int | None = option(None, "threads that decode (default: one for each core)")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "num_threads", least=1)
-        check_writable_folder(Path(self.output_dir), "--output_dir")
+    output_dir: str = option(MISSING, "folder for inspection.html and inspection.json", writable=True)
+    num_threads: int | None = option(None, "threads that decode (default: one for each core)", least=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,8 +7,7 @@ from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.files import check_writable_folder
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.train_arguments import AugmentationArguments
 
 if TYPE_CHECKING:
@@ -32,17 +31,10 @@ class PreviewOptions(ArgumentGroup):
     _argument_group_name = "Preview"
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/ inside")
-    output_dir: str = option(MISSING, "folder for the PNG files")
-    image_size: int = option(128, "side of the images in pixels")
-    num_examples: int = option(6, "augmented versions of each image")
-    seed: int = option(42, "seed of the augmentation")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "image_size", least=32)
-        check_range(self, "num_examples", least=1, most=20)
-        check_range(self, "seed", least=0)
-        check_writable_folder(Path(self.output_dir), "--output_dir")
+    output_dir: str = option(MISSING, "folder for the PNG files", writable=True)
+    image_size: int = option(128, "side of the images in pixels", least=32)
+    num_examples: int = option(6, "augmented versions of each image", least=1, most=20)
+    seed: int = option(42, "seed of the augmentation", least=0)
 
 
 @dataclass(kw_only=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
-from seedling_hf.files import check_writable_folder, write_text
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.files import write_text
 from seedling_hf.inference.classifier import InferenceArguments
 
 EXAMPLES_ON_THE_SHEET = 6
@@ -17,15 +17,9 @@ class ProbeOptions(ArgumentGroup):
     _argument_group_name = "Probes"
 
     test_dir: str = option(MISSING, "folder of class folders")
-    output_dir: str = option(MISSING, "folder for probes.json, probes.md, probes.png and examples.png")
-    max_samples: int | None = option(None, "use at most this many images, evenly spaced")
-    seed: int = option(0, "seed of the order of patches and of what covers plants")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "max_samples", least=1)
-        check_range(self, "seed", least=0)
-        check_writable_folder(Path(self.output_dir), "--output_dir")
+    output_dir: str = option(MISSING, "folder for probes.json, probes.md, probes.png and examples.png", writable=True)
+    max_samples: int | None = option(None, "use at most this many images, evenly spaced", least=1)
+    seed: int = option(0, "seed of the order of patches and of what covers plants", least=0)
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError, require_package
 from seedling_hf.hub.outbox import Snapshot, Target
 from seedling_hf.inference.classifier import parse_hub_name
@@ -17,13 +17,12 @@ class PushSpaceArguments(ArgumentGroup):
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     hub_space_id: str = option(MISSING, "the Space, user/name")
     hub_private_repo: bool | None = option(None, "make a new Space private")
-    threshold: float = option(0.5, "probability below which the demo answers that it is not sure")
+    threshold: float = option(0.5, "probability below which the demo answers that it is not sure", least=0, most=1)
     title: str = option("Which seedling is it?", "title of the Space")
     dry_run: bool = option(False, "only list the files")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "threshold", least=0, most=1)
         is_folder = (Path(self.model_name_or_path) / "config.json").is_file()
         if not is_folder and parse_hub_name(self.model_name_or_path) is None:
             raise InputError(

@@ -5,9 +5,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.files import check_writable_folder
 from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
 
@@ -19,18 +18,16 @@ class SaliencyOptions(ArgumentGroup):
     _argument_group_name = "Saliency"
 
     images: list[str] = option(MISSING, "images, or folders that are searched for images")
-    output_dir: str = option(MISSING, "folder for a PNG of each image and saliency.png with the first 24")
+    output_dir: str = option(
+        MISSING, "folder for a PNG of each image and saliency.png with the first 24", writable=True
+    )
     target: str | None = option(None, "class to explain instead of the predicted one")
     stage: int | None = option(
-        None, "stage of the maps: -1 is the last, -2 is finer but less reliable (default: the last of 4×4 or more)"
+        None,
+        "stage of the maps: -1 is the last, -2 is finer but less reliable (default: the last of 4×4 or more)",
+        most=-1,
     )
-    max_samples: int | None = option(None, "largest number of images, evenly chosen")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "max_samples", least=1)
-        check_range(self, "stage", most=-1)
-        check_writable_folder(Path(self.output_dir), "--output_dir")
+    max_samples: int | None = option(None, "largest number of images, evenly chosen", least=1)
 
 
 @dataclass(kw_only=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.files import check_writable_folder, replacing, write_csv
+from seedling_hf.files import replacing, write_csv
 
 IMAGES_THAT_SETTLE = 8
 
@@ -18,23 +18,20 @@ class ErfArguments(ArgumentGroup):
     """Flags of `visualize_erf`."""
 
     images: list[str] = option(MISSING, "images, or folders that are searched for images")
-    output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz")
+    output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz", writable=True)
     model_name_or_path: list[str] = option(list, "model folders or Hub repositories to compare")
     untrained: list[str] = option(
         list, "RepLKNets with random weights: nano, or with other kernels nano:3 or nano:7,7,7,5"
     )
     trust_remote_code: bool = option(False, "run the Python code of those repositories; a RepLKNet needs none")
-    image_size: int = option(1024, "side to which images are squeezed, in pixels, as in the paper")
-    max_samples: int = option(50, "largest number of images, evenly chosen; as in the paper")
+    image_size: int = option(1024, "side to which images are squeezed, in pixels, as in the paper", least=32)
+    max_samples: int = option(50, "largest number of images, evenly chosen; as in the paper", least=1)
     seed: int = option(0, "seed of random weights")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.model_name_or_path and not self.untrained:
             raise InputError("expected --model_name_or_path or --untrained, found neither; name at least one model")
-        check_range(self, "image_size", least=32)
-        check_range(self, "max_samples", least=1)
-        check_writable_folder(Path(self.output_dir), "--output_dir")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

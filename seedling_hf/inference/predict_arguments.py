@@ -7,9 +7,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from seedling_hf.arguments import ArgumentGroup, check_range, option
+from seedling_hf.arguments import ArgumentGroup, option
 from seedling_hf.errors import InputError
-from seedling_hf.files import check_writable_folder
 from seedling_hf.inference.answers import FORMATS, format_of
 from seedling_hf.inference.classifier import InferenceArguments
 
@@ -20,7 +19,9 @@ class PredictionArguments(ArgumentGroup):
 
     images: list[str] = option(MISSING, "images, or folders that are searched for images")
     output_file: str | None = option(
-        None, "file to write (default: the terminal); the same command resumes a run that was stopped or killed"
+        None,
+        "file to write (default: the terminal); the same command resumes a run that was stopped or killed",
+        writable=True,
     )
     output_format: str | None = option(
         None,
@@ -30,7 +31,9 @@ class PredictionArguments(ArgumentGroup):
         aliases=["--format"],
     )
     top_k: int = option(1, "classes to list for each image, the most probable first")
-    threshold: float | None = option(None, "probability below which a prediction is marked as not sure")
+    threshold: float | None = option(
+        None, "probability below which a prediction is marked as not sure", least=0, most=1
+    )
     test_time_augmentation: bool = option(
         False, "predict the mean over the eight symmetries of the square, in eight times the time"
     )
@@ -40,9 +43,14 @@ class PredictionArguments(ArgumentGroup):
     tiles: bool = option(
         False, "classify each green plant of photographs of trays: adds its number and its box in pixels"
     )
-    boxes_dir: str | None = option(None, "folder for the photographs of --tiles with boxes and classes drawn")
+    boxes_dir: str | None = option(
+        None, "folder for the photographs of --tiles with boxes and classes drawn", writable=True
+    )
     min_plant_side: float | None = option(
-        None, "smallest plant that --tiles classifies, as a fraction of the photograph's shorter side (default: 0.02)"
+        None,
+        "smallest plant that --tiles classifies, as a fraction of the photograph's shorter side (default: 0.02)",
+        above=0,
+        most=1,
     )
 
     def __post_init__(self) -> None:
@@ -51,26 +59,19 @@ class PredictionArguments(ArgumentGroup):
         if self.top_k < 1 or (self.output_format == "kaggle" and self.top_k > 1):
             most = "1, which is all that Kaggle takes" if self.output_format == "kaggle" else "1 or more"
             raise InputError(f"expected --top_k of {most}, found {self.top_k}")
-        check_range(self, "threshold", least=0, most=1)
         if self.output_format == "kaggle":
             for name in ("threshold", "watch", "tiles"):
                 if getattr(self, name) not in (None, False):
                     raise InputError(f"expected no --{name} for Kaggle's file, found it; use csv or jsonl")
         if self.watch and not any(Path(path).is_dir() for path in self.images):
             raise InputError(f"expected a folder to --watch, found {', '.join(self.images)}; name one")
-        check_range(self, "min_plant_side", above=0, most=1)
         for name in ("boxes_dir", "min_plant_side"):
             if getattr(self, name) is not None and not self.tiles:
                 raise InputError(f"expected --tiles for --{name}, found it without; add --tiles or remove --{name}")
         if self.boxes_dir is not None:
-            check_writable_folder(Path(self.boxes_dir), "--boxes_dir")
             _check_apart(Path(self.boxes_dir), self.images)
-        if self.output_file is not None:
-            if Path(self.output_file).is_dir():
-                raise InputError(
-                    f"expected a file as --output_file, found the folder {self.output_file}; add a name.csv"
-                )
-            check_writable_folder(Path(self.output_file).parent, "--output_file")
+        if self.output_file is not None and Path(self.output_file).is_dir():
+            raise InputError(f"expected a file as --output_file, found the folder {self.output_file}; add a name.csv")
 
 
 @dataclass(kw_only=True)
