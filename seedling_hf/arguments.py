@@ -112,11 +112,12 @@ class _Parser(HfArgumentParser):
                 raise InputError(f"{self.prog}: unknown flag {flag} {source}; {hint}--help lists the flags")
 
 
-def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str, description: str) -> T:
+def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T:
     """Reads flags into a `cls`; they override those of the YAML recipe that `--config` names.
 
     Args:
-        cls: A keyword-only dataclass; the dataclasses that it inherits from are the groups of `--help`.
+        cls: A keyword-only dataclass; its docstring heads `--help`, and the dataclasses that it inherits from are the
+            groups there.
         argv: The words after the command, `sys.argv[1:]` if None.
 
     Raises:
@@ -124,7 +125,7 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str, desc
     """
     groups = [c for c in reversed(cls.__mro__) if is_dataclass(c) and "_argument_group_name" in vars(c)] or [cls]
     parser = _Parser(
-        groups, prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter,
+        groups, prog=prog, description=cls.__doc__, allow_abbrev=False, formatter_class=_HelpFormatter,
         usage=f"{prog} [--config RECIPE.yaml] [flags]",
     )  # fmt: skip
     parser.add_argument(

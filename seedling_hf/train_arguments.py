@@ -242,7 +242,7 @@ class TrainArguments(
     ModelArguments,
     DataArguments,
 ):
-    """All flags of `train`."""
+    """Trains a RepLKNet on seedlings."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ REQUIRED = ["--train_dir", "images", "--variant", "nano", "--output_dir", "run"]
 
 
 def parse(*argv: str) -> TrainArguments:
-    return parse_arguments(TrainArguments, [*argv], prog="train", description="Trains.")
+    return parse_arguments(TrainArguments, [*argv], prog="train")
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_help_shows_every_flag_in_its_group(capsys):
 
 
 def test_a_group_stands_by_itself():
-    assert parse_arguments(AugmentationArguments, [], prog="x", description="y") == AugmentationArguments()
+    assert parse_arguments(AugmentationArguments, [], prog="x") == AugmentationArguments()
 
 
 def test_arguments_are_plain_yaml(tmp_path):

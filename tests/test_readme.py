@@ -33,7 +33,7 @@ def test_a_recipe_is_read_as_the_command_on_top_of_it_says(path, monkeypatch):
     line = re.search(r"^#   accelerate launch scripts/train\.py (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     words = shlex.split(line[1])
     assert words[:2] == ["--config", f"scripts/recipes/{path.name}"]
-    arguments = parse_arguments(TrainArguments, words, prog="train", description="")
+    arguments = parse_arguments(TrainArguments, words, prog="train")
     assert arguments.output_dir.startswith("outputs/")
 
 
@@ -48,7 +48,7 @@ def test_every_line_of_a_recipe_is_read_and_makes_steps_of_as_many_images(path, 
         number = launched.num_processes
         if launched.config_file:
             number = load_config_from_file(launched.config_file).num_processes
-        arguments = parse_arguments(TrainArguments, shlex.split(words), prog="train", description="")
+        arguments = parse_arguments(TrainArguments, shlex.split(words), prog="train")
         steps.add(
             (number or 1) * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         )  # fmt: skip

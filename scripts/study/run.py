@@ -15,7 +15,7 @@ from seedling_hf.errors import InputError
 
 @dataclass(kw_only=True)
 class StudyArguments(ArgumentGroup):
-    """Flags of `study`."""
+    """Trains the rows of a plan at equal CPU time, and writes a table."""
 
     plan: str = option("scripts/study/plan.yaml", "YAML of the rows and of the CPU minutes for each")
     train_dir: str | None = option(None, "folder of class folders; without it only the table is regenerated")
@@ -32,12 +32,7 @@ class StudyArguments(ArgumentGroup):
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Plan → runs → table."""
-    arguments = parse_arguments(
-        StudyArguments,
-        argv,
-        prog="run.py",
-        description="Trains the rows of a plan at equal CPU time, and writes a table.",
-    )
+    arguments = parse_arguments(StudyArguments, argv, prog="run.py")
 
     from results import format_results, read_results
     from study import measure_costs, read_plan, run_plan

@@ -15,7 +15,7 @@ PARTS = ("layers", "training", "inference", "memory", "growth", "loading")
 
 @dataclass(kw_only=True)
 class BenchmarkArguments(ArgumentGroup):
-    """Flags of `benchmark`."""
+    """Time the convolution, whole models and image loading."""
 
     output_dir: str = option(MISSING, "folder for benchmark.json, benchmark.md and growth.png", writable=True)
     variant: str = option("31B", "model", choices=["nano", "tiny", "31B", "31L", "XL"])
@@ -41,9 +41,7 @@ class BenchmarkArguments(ArgumentGroup):
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """The chosen parts → table, JSON, plot."""
-    arguments = parse_arguments(
-        BenchmarkArguments, argv, prog="benchmark", description="Time the convolution, whole models and image loading."
-    )
+    arguments = parse_arguments(BenchmarkArguments, argv, prog="benchmark")
     import torch
 
     from seedling_hf.plots.curves import plot_growth

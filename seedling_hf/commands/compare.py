@@ -10,6 +10,8 @@ from seedling_hf.errors import InputError
 
 @dataclass(kw_only=True)
 class CompareArguments(ArgumentGroup):
+    """Compares models on the same labelled images."""
+
     _argument_group_name = "Comparison"
 
     models: list[str] = option(MISSING, "two or more model folders, or repositories on the Hub")
@@ -40,9 +42,7 @@ def short_names(models: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Models and images → predictions of each → comparison."""
-    arguments = parse_arguments(
-        CompareArguments, argv, prog="compare", description="Compares models on the same labelled images."
-    )
+    arguments = parse_arguments(CompareArguments, argv, prog="compare")
 
     from seedling_hf.data.dataset import load_folder
     from seedling_hf.evaluation.comparison import compare_models

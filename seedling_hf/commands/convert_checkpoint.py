@@ -8,6 +8,8 @@ from seedling_hf.arguments import option, parse_arguments
 
 @dataclass(kw_only=True)
 class ConvertArguments:
+    """Convert the authors' .pth weights of RepLKNet to a folder for from_pretrained."""
+
     _argument_group_name = "Conversion"
 
     checkpoint_path: str = option(MISSING, "the authors' .pth file")
@@ -22,12 +24,7 @@ class ConvertArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(
-        ConvertArguments,
-        argv,
-        prog="convert_checkpoint",
-        description="Convert the authors' .pth weights of RepLKNet to a folder for from_pretrained.",
-    )
+    args = parse_arguments(ConvertArguments, argv, prog="convert_checkpoint")
 
     from seedling_hf.export.conversion import convert_checkpoint, variant_name
 

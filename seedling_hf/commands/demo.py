@@ -10,6 +10,8 @@ from seedling_hf.inference.classifier import ClassifierArguments
 
 @dataclass(kw_only=True)
 class DemoArguments(ClassifierArguments):
+    """Serve a page that classifies the images dropped on it."""
+
     threshold: float = option(0.5, "probability below which the page says that the model is not sure", least=0, most=1)
     top_k: int = option(5, "classes to show", least=1)
     host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
@@ -19,9 +21,7 @@ class DemoArguments(ClassifierArguments):
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model → page, until Ctrl-C."""
-    arguments = parse_arguments(
-        DemoArguments, argv, prog="demo", description="Serve a page that classifies the images dropped on it."
-    )
+    arguments = parse_arguments(DemoArguments, argv, prog="demo")
     require_package("gradio", "the page", "demo")
 
     from seedling_hf.demo import build_demo, launch

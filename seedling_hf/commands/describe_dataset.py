@@ -15,7 +15,7 @@ MOST_SIZES = 8
 
 @dataclass(kw_only=True)
 class DescribeArguments(ArgumentGroup):
-    """Flags of `describe_dataset`."""
+    """Counts and measures images."""
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
     output_file: str | None = option(None, "JSON file for the same statistics", writable=True)
@@ -24,9 +24,7 @@ class DescribeArguments(ArgumentGroup):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Images of each class, sizes, modes, and two kinds of mean and standard deviation of the channels."""
-    arguments = parse_arguments(
-        DescribeArguments, argv, prog="describe_dataset", description="Counts and measures images."
-    )
+    arguments = parse_arguments(DescribeArguments, argv, prog="describe_dataset")
     from seedling_hf.data.dataset import describe_splits, load_folders
     from seedling_hf.data.images import a_few
     from seedling_hf.data.pool import image_sources

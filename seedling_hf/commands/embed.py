@@ -36,14 +36,12 @@ class EmbeddingArguments(ArgumentGroup):
 
 @dataclass(kw_only=True)
 class EmbedArguments(InferenceArguments, EmbeddingArguments):
-    """All flags of `embed`."""
+    """Write features of images, and find similar images."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Images → features → Parquet; an image → the most similar."""
-    arguments = parse_arguments(
-        EmbedArguments, argv, prog="embed", description="Write features of images, and find similar images."
-    )
+    arguments = parse_arguments(EmbedArguments, argv, prog="embed")
 
     from seedling_hf.data.images import list_images
     from seedling_hf.inference.answers import format_count

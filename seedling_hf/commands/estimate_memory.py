@@ -29,15 +29,12 @@ class LaunchArguments(ArgumentGroup):
 
 @dataclass(kw_only=True)
 class EstimateMemoryArguments(LaunchArguments, TrainArguments):
-    """The flags of `train`, and the number of processes."""
+    """Estimates the memory of training on one GPU; takes the flags of train."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Flags of a run → memory of its parts, with and without gradient checkpointing."""
-    arguments = parse_arguments(
-        EstimateMemoryArguments, argv, prog="estimate_memory",
-        description="Estimates the memory of training on one GPU; takes the flags of train.",
-    )  # fmt: skip
+    arguments = parse_arguments(EstimateMemoryArguments, argv, prog="estimate_memory")
     from seedling_hf.training.memory import estimate_memory
     from seedling_hf.training.models import load_replknet_config
 

@@ -31,14 +31,12 @@ class EvaluationArguments(ArgumentGroup):
 
 @dataclass(kw_only=True)
 class EvaluateArguments(InferenceArguments, EvaluationArguments):
-    """All flags of `evaluate`."""
+    """Reports how well a model classifies labelled images."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and images → predictions → report."""
-    arguments = parse_arguments(
-        EvaluateArguments, argv, prog="evaluate", description="Reports how well a model classifies labelled images."
-    )
+    arguments = parse_arguments(EvaluateArguments, argv, prog="evaluate")
 
     from seedling_hf.data.dataset import load_folder
     from seedling_hf.evaluation.evaluator import load_evaluator

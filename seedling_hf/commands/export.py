@@ -13,7 +13,7 @@ SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
 
 @dataclass(kw_only=True)
 class ExportArguments(ClassifierArguments):
-    """Flags of `export`."""
+    """Export a model to ONNX, torch.export or float16."""
 
     output_file: str = option(MISSING, "file to write, .onnx or .pt2; for the format half a folder", writable=True)
     format: str = option(
@@ -44,9 +44,7 @@ class ExportArguments(ClassifierArguments):
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model → file → comparison on real images → table."""
-    arguments = parse_arguments(
-        ExportArguments, argv, prog="export", description="Export a model to ONNX, torch.export or float16."
-    )
+    arguments = parse_arguments(ExportArguments, argv, prog="export")
     from seedling_hf.data.dataset import load_folder
     from seedling_hf.data.images import select_images
     from seedling_hf.export.half_precision import export_half

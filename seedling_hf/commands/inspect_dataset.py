@@ -12,7 +12,11 @@ FOUND_EXIT_CODE = 1
 
 @dataclass(kw_only=True)
 class InspectArguments(ArgumentGroup):
-    """Flags of `inspect_dataset`."""
+    """Finds corrupt files, duplicates, near-duplicates and outliers.
+
+    Exit code: 0 if all images can be decoded and there are no duplicates, 1 if not (outliers do not count), 2 for
+    wrong flags.
+    """
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
     output_dir: str = option(MISSING, "folder for inspection.html and inspection.json", writable=True)
@@ -21,11 +25,7 @@ class InspectArguments(ArgumentGroup):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Images → fingerprints → findings → page, JSON and exit code."""
-    arguments = parse_arguments(
-        InspectArguments, argv, prog="inspect_dataset",
-        description="Finds corrupt files, duplicates, near-duplicates and outliers. Exit code: 0 if all images can be "
-        "decoded and there are no duplicates, 1 if not (outliers do not count), 2 for wrong flags.",
-    )  # fmt: skip
+    arguments = parse_arguments(InspectArguments, argv, prog="inspect_dataset")
     from seedling_hf.data.inspection import format_inspection, inspect_folder, write_inspection
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

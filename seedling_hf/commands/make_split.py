@@ -19,16 +19,14 @@ FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 @dataclass(kw_only=True)
 class MakeSplitArguments(SplitArguments):
-    """Flags of `make_split`."""
+    """Copies class folders into train/ and val/."""
 
     output_dir: str = option(MISSING, "folder for train/, val/ and split.csv")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Copies the split that `train` would use into folders; existing files are never changed or deleted."""
-    arguments = parse_arguments(
-        MakeSplitArguments, argv, prog="make_split", description="Copies class folders into train/ and val/."
-    )
+    arguments = parse_arguments(MakeSplitArguments, argv, prog="make_split")
     from seedling_hf.data.dataset import describe_splits, load_splits
     from seedling_hf.data.pool import image_sources
     from seedling_hf.data.splits import write_split_csv

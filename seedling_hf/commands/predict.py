@@ -10,9 +10,7 @@ from seedling_hf.inference.predict_arguments import PredictArguments
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and images → predictions → a file."""
-    arguments = parse_arguments(
-        PredictArguments, argv, prog="predict", description="Predict the class of each image, as CSV or JSON lines."
-    )
+    arguments = parse_arguments(PredictArguments, argv, prog="predict")
 
     from seedling_hf.inference.listed_run import predict_listed
     from seedling_hf.inference.prediction import build_accelerator

@@ -39,17 +39,12 @@ class PreviewOptions(ArgumentGroup):
 
 @dataclass(kw_only=True)
 class PreviewArguments(AugmentationArguments, PreviewOptions):
-    """Flags of `preview_augmentation`."""
+    """Draws contact sheets of augmented training images."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """One sheet for each class, one of the single augmentations, and one of mixed batches with their labels."""
-    arguments = parse_arguments(
-        PreviewArguments,
-        argv,
-        prog="preview_augmentation",
-        description="Draws contact sheets of augmented training images.",
-    )
+    arguments = parse_arguments(PreviewArguments, argv, prog="preview_augmentation")
     from seedling_hf.data.dataset import load_folders
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

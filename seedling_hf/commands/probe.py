@@ -24,14 +24,12 @@ class ProbeOptions(ArgumentGroup):
 
 @dataclass(kw_only=True)
 class ProbeArguments(InferenceArguments, ProbeOptions):
-    """All flags of `probe`."""
+    """Measures what a model relies on and what it is robust to."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and images → images altered one way at a time → accuracy of each."""
-    arguments = parse_arguments(
-        ProbeArguments, argv, prog="probe", description="Measures what a model relies on and what it is robust to."
-    )
+    arguments = parse_arguments(ProbeArguments, argv, prog="probe")
 
     from seedling_hf.data.dataset import load_folder
     from seedling_hf.data.images import choose_evenly

@@ -12,7 +12,7 @@ from seedling_hf.train_arguments import SplitArguments
 
 @dataclass(kw_only=True)
 class PushDatasetArguments(SplitArguments):
-    """Flags of `push_dataset`."""
+    """Publish class folders as a dataset on the Hub."""
 
     dataset_name: str = option(MISSING, "dataset on the Hub, user/name, as for `train --dataset_name`")
     license: str = option(MISSING, "license of the images for the card, such as cc-by-sa-4.0")
@@ -25,9 +25,7 @@ class PushDatasetArguments(SplitArguments):
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Class folders → split → duplicates → Parquet with the images, split.csv and the card on the Hub."""
-    arguments = parse_arguments(
-        PushDatasetArguments, argv, prog="push_dataset", description="Publish class folders as a dataset on the Hub."
-    )
+    arguments = parse_arguments(PushDatasetArguments, argv, prog="push_dataset")
 
     from seedling_hf.data.dataset import describe_splits, load_splits
     from seedling_hf.data.splits import hash_split, write_split_csv

@@ -13,6 +13,8 @@ from seedling_hf.inference.classifier import parse_hub_name
 
 @dataclass(kw_only=True)
 class PushSpaceArguments(ArgumentGroup):
+    """Publish the demo as a Space on the Hub."""
+
     model_name_or_path: str = option(MISSING, "repository of the model on the Hub, or a model folder to include")
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     hub_space_id: str = option(MISSING, "the Space, user/name")
@@ -33,9 +35,7 @@ class PushSpaceArguments(ArgumentGroup):
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """App, requirements, card and code → one commit of a Space."""
-    arguments = parse_arguments(
-        PushSpaceArguments, argv, prog="push_space", description="Publish the demo as a Space on the Hub."
-    )
+    arguments = parse_arguments(PushSpaceArguments, argv, prog="push_space")
     require_package("gradio", "the version of the Space", "demo")
 
     from seedling_hf.hub.connection import hub_session

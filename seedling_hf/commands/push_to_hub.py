@@ -15,6 +15,8 @@ from seedling_hf.hub.outbox import CARD, Outbox, Snapshot, Target, model_files
 
 @dataclass(kw_only=True)
 class PushToHubArguments(ArgumentGroup):
+    """Push a model folder, or the pending push of its run."""
+
     output_dir: str = option(MISSING, "model folder, such as the output folder of a run")
     hub_model_id: str | None = option(
         None, "repository, user/name (default: the target of the run, otherwise the folder's name)"
@@ -28,9 +30,7 @@ class PushToHubArguments(ArgumentGroup):
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """The pending snapshot, or the folder → one commit, or none if the Hub has the same files."""
-    arguments = parse_arguments(
-        PushToHubArguments, argv, prog="push_to_hub", description="Push a model folder, or the pending push of its run."
-    )
+    arguments = parse_arguments(PushToHubArguments, argv, prog="push_to_hub")
 
     from seedling_hf.hub.connection import hub_session
     from seedling_hf.hub.repository import push

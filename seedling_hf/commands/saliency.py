@@ -32,14 +32,12 @@ class SaliencyOptions(ArgumentGroup):
 
 @dataclass(kw_only=True)
 class SaliencyArguments(InferenceArguments, SaliencyOptions):
-    """All flags of `saliency`."""
+    """Show by Grad-CAM where a model looks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and images → predictions → Grad-CAM → overlays."""
-    arguments = parse_arguments(
-        SaliencyArguments, argv, prog="saliency", description="Show by Grad-CAM where a model looks."
-    )
+    arguments = parse_arguments(SaliencyArguments, argv, prog="saliency")
 
     from seedling_hf.data.images import select_images
     from seedling_hf.inference.prediction import build_accelerator

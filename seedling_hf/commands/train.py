@@ -10,7 +10,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.arguments import parse_arguments
     from seedling_hf.train_arguments import TrainArguments
 
-    arguments = parse_arguments(TrainArguments, argv, prog="train", description="Trains a RepLKNet on seedlings.")
+    arguments = parse_arguments(TrainArguments, argv, prog="train")
 
     # Its first import draws from Python's generator: within the loop, a resumed run would draw once more.
     import sklearn.metrics  # noqa: F401

@@ -15,7 +15,7 @@ IMAGES_THAT_SETTLE = 8
 
 @dataclass(kw_only=True)
 class ErfArguments(ArgumentGroup):
-    """Flags of `visualize_erf`."""
+    """Draw and measure effective receptive fields (arXiv 2203.06717, section 5)."""
 
     images: list[str] = option(MISSING, "images, or folders that are searched for images")
     output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz", writable=True)
@@ -36,10 +36,7 @@ class ErfArguments(ArgumentGroup):
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Models and images → gradients of the centre → maps and ratios."""
-    arguments = parse_arguments(
-        ErfArguments, argv, prog="visualize_erf",
-        description="Draw and measure effective receptive fields (arXiv 2203.06717, section 5).",
-    )  # fmt: skip
+    arguments = parse_arguments(ErfArguments, argv, prog="visualize_erf")
 
     import numpy as np
     from tqdm.auto import tqdm

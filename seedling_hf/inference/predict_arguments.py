@@ -76,7 +76,7 @@ class PredictionArguments(ArgumentGroup):
 
 @dataclass(kw_only=True)
 class PredictArguments(InferenceArguments, PredictionArguments):
-    """All flags of `predict`."""
+    """Predict the class of each image, as CSV or JSON lines."""
 
     @property
     def output_path(self) -> Path | None:

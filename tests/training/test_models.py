@@ -12,9 +12,7 @@ from seedling_hf.training.models import build_trainable_model, load_replknet_con
 
 
 def arguments(*flags: str) -> TrainArguments:
-    return parse_arguments(
-        TrainArguments, ["--train_dir", "x", "--output_dir", "y", *flags], prog="train", description="Trains."
-    )
+    return parse_arguments(TrainArguments, ["--train_dir", "x", "--output_dir", "y", *flags], prog="train")
 
 
 def test_pretrained_weights_get_the_classes_of_the_data_in_their_order(model_dir):
