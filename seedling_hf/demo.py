@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.images import read_image, to_rgb
-from seedling_hf.data.transforms import build_eval_transform
+from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import list_classes, load_classifier
 from seedling_hf.inference.prediction import forward, rank_classes
@@ -33,7 +33,7 @@ class Demo:
 
     def __init__(self, model: PreTrainedModel, image_processor: BaseImageProcessor, threshold: float) -> None:
         self.model, self.image_processor, self.threshold = model, image_processor, threshold
-        self.transform = build_eval_transform(image_processor)
+        self.transform = EvalTransform(image_processor)
         self.class_names = list_classes(model.config)
 
     def __call__(self, path: str | None) -> Verdict:

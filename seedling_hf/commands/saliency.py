@@ -70,11 +70,11 @@ def _explain(arguments: SaliencyArguments, model: Any, image_processor: Any, fil
     import torch
 
     from seedling_hf.data.images import read_image, to_rgb
-    from seedling_hf.data.transforms import build_eval_transform
+    from seedling_hf.data.transforms import EvalTransform
     from seedling_hf.inference.prediction import forward
     from seedling_hf.interpretation.saliency import explain_images
 
-    class_names, transform = list_classes(model.config), build_eval_transform(image_processor)
+    class_names, transform = list_classes(model.config), EvalTransform(image_processor)
     images = [to_rgb(read_image(file)) for file in files]
     logits = forward(model, torch.stack([transform(image) for image in images])).logits.float().cpu()
     probabilities, predicted = logits.double().softmax(-1), logits.argmax(-1)

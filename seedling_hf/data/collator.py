@@ -15,12 +15,7 @@ class Collator:
     """Stacks examples, and mixes them in training.
 
     MixUp (arXiv 1710.09412) and CutMix (arXiv 1905.04899) are timm's `Mixup`. How a batch is mixed depends only on
-    (seed, epoch, images of the batch).
-
-    Args:
-        num_labels: Number of classes.
-        augmentation: How batches are mixed and labels smoothed; None leaves both as they are.
-        seed: Seed of the run.
+    (seed, epoch, images of the batch). Without `augmentation` nothing is mixed and no label smoothed.
 
     Raises:
         InputError: for an unknown `mixup_mode`.

@@ -14,12 +14,11 @@ pairs at 12 bits, but none at 10.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps, ImageStat
+from PIL import Image, ImageStat
 
-from seedling_hf.data.images import Source, map_in_threads, to_rgb
+from seedling_hf.data.images import Source, map_in_threads, read_image, to_rgb
 
 MAX_DISTANCE = 12  # bits of 64; unrelated images differ in 32 on average
 MAX_INNER_DISTANCE = 10
@@ -37,25 +36,15 @@ SYMMETRIES = tuple(
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What is needed to compare N images.
+    """What is needed to compare N images."""
 
-    Attributes:
-        digests: As `pixel_digest` gives them.
-        sizes: Width and height in pixels, (N, 2).
-        colors: Mean of red, green and blue from 0 to 1, (N, 3).
-        thumbnails: Grey images of `SIDE` pixels, (N, SIDE, SIDE), uint8.
-        inner_thumbnails: The same of the inner parts.
-        hashes: pHash of the eight symmetries of the thumbnails, (N, 8), uint64.
-        inner_hashes: pHash of the inner thumbnails, (N,), uint64.
-    """
-
-    digests: list[str]
-    sizes: np.ndarray
-    colors: np.ndarray
-    thumbnails: np.ndarray
-    inner_thumbnails: np.ndarray
-    hashes: np.ndarray
-    inner_hashes: np.ndarray
+    digests: list[str]  # as `pixel_digest` gives them
+    sizes: np.ndarray  # width and height in pixels, (N, 2)
+    colors: np.ndarray  # mean of red, green and blue from 0 to 1, (N, 3)
+    thumbnails: np.ndarray  # grey images, (N, SIDE, SIDE), uint8
+    inner_thumbnails: np.ndarray  # the same of the inner parts
+    hashes: np.ndarray  # pHash of the eight symmetries of the thumbnails, (N, 8), uint64
+    inner_hashes: np.ndarray  # pHash of the inner thumbnails, (N,), uint64
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -63,19 +52,12 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Two images that are nearly the same.
+    """Two images that are nearly the same."""
 
-    Attributes:
-        first: Position of one image.
-        second: Position of the other, after the first.
-        distance: Bits in which their hashes differ.
-        correlation: Pearson correlation of their fine detail where they overlap.
-    """
-
-    first: int
-    second: int
-    distance: int
-    correlation: float
+    first: int  # position of one image
+    second: int  # position of the other, after the first
+    distance: int  # bits in which their hashes differ
+    correlation: float  # Pearson correlation of their fine detail where they overlap
 
 
 def fingerprint_images(sources: Iterable[Source], num_threads: int | None = None) -> Fingerprints:
@@ -97,7 +79,7 @@ def fingerprint_images(sources: Iterable[Source], num_threads: int | None = None
 
 def digest_images(sources: Iterable[Source]) -> list[str]:
     """Decodes every image; equal digests are equal images, as `pixel_digest` defines them."""
-    return list(map_in_threads(lambda source: pixel_digest(_open(source)), sources))
+    return list(map_in_threads(lambda source: pixel_digest(to_rgb(read_image(source))), sources))
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -162,19 +144,13 @@ def connect(count: int, exact: Sequence[Sequence[int]], near: Sequence[NearDupli
 
 def _fingerprint(source: Source) -> tuple[str, tuple[int, int], list[float], list, list[int]]:
     """Digest, size, colour, thumbnails (whole, inner part) and hashes (the whole's symmetries, the inner part)."""
-    image = _open(source)
+    image = to_rgb(read_image(source))
     color = [mean / 255 for mean in ImageStat.Stat(image).mean]
     grey, margin = image.convert("L"), [INNER_MARGIN * side for side in image.size]
     inner = (*margin, image.width - margin[0], image.height - margin[1])
     thumbnails = [np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box)) for box in (None, inner)]
     hashes = [*(_hash(symmetry(thumbnails[0])) for symmetry in SYMMETRIES), _hash(thumbnails[1])]
     return pixel_digest(image), image.size, color, thumbnails, hashes
-
-
-def _open(source: Source) -> Image.Image:
-    """An image as it is seen: upright, in RGB."""
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
 
 
 def _hash(thumbnail: np.ndarray) -> int:
@@ -185,20 +161,14 @@ def _hash(thumbnail: np.ndarray) -> int:
 
 
 def _candidates(
-    hashes: np.ndarray, others: np.ndarray, most: int, *, both_ways: bool, rows: int = 256
+    hashes: np.ndarray, others: np.ndarray, most: int, *, both_ways: bool
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Chunks of pairs of images whose hashes differ in `most` bits at most.
+    """Chunks of pairs of images whose hashes, (N, 8) and (N,), differ in `most` bits at most.
 
-    Args:
-        hashes: Of the symmetries of each image, (N, 8).
-        others: Hashes to compare them with, (N,).
-        most: Largest distance in bits.
-        both_ways: Compare each pair in both directions, not only the earlier image with the later.
-        rows: Images to compare at once.
-
-    Yields:
-        Position in `hashes`, position in `others`, symmetry, and number of bits of each pair.
+    Each pair is its position in `hashes` and in `others`, its symmetry and its number of bits. Unless `both_ways`, only
+    the earlier image is compared with the later.
     """
+    rows = 256  # compared at once
     for start in range(0, len(hashes), rows):
         offset, found = 0 if both_ways else start, []
         for symmetry in range(len(SYMMETRIES)):

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +20,15 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from seedling_hf.data.images import map_in_threads, to_rgb
-from seedling_hf.data.transforms import build_eval_transform
+from seedling_hf.data.images import map_in_threads, read_image, to_rgb
+from seedling_hf.data.pool import image_sources
+from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
 
 FORMAT_VERSION = 2
@@ -41,13 +42,8 @@ logger = logging.getLogger(__name__)
 def cache_training_images(split: Dataset, side: int, image_processor: BaseImageProcessor) -> Dataset:
     """Caches the images of a split in RGB, resized once, for `FromCache`.
 
-    Args:
-        split: Columns `image`, `label` and `index`.
-        side: Shorter side in pixels that larger images are resized to (bicubic, antialiased).
-        image_processor: Its crop size is the smallest `side`.
-
-    Returns:
-        Columns `data` (H × W × 3 bytes), `shape`, `label` and `index`, memory-mapped.
+    The shorter side of larger images becomes `side` pixels (bicubic, antialiased). The result has columns `data`
+    (H × W × 3 bytes), `shape`, `label` and `index`, memory-mapped.
 
     Raises:
         InputError: if the cache cannot be written, or `side` is smaller than the training images.
@@ -62,19 +58,14 @@ def cache_training_images(split: Dataset, side: int, image_processor: BaseImageP
 
 
 def cache_validation_images(split: Dataset, image_processor: BaseImageProcessor) -> Dataset:
-    """Caches the images of a split as `image_processor` prepares them, exactly, for `PreparedTransform`.
+    """Caches the images of a split as `image_processor` prepares them, exactly, for `prepared_examples`.
 
-    Args:
-        split: Columns `image`, `label` and `index`.
-        image_processor: The one that evaluation uses.
-
-    Returns:
-        Columns `data` (3 × H × W float32), `shape`, `label` and `index`, memory-mapped.
+    The result has columns `data` (3 × H × W float32), `shape`, `label` and `index`, memory-mapped.
 
     Raises:
         InputError: if the cache cannot be written.
     """
-    prepare = build_eval_transform(image_processor)
+    prepare = EvalTransform(image_processor)
     settings = ["prepared", json.loads(image_processor.to_json_string())]
     what = "validation images as the model sees them"
     return _cache(split, lambda image: prepare(image).numpy(), settings, what, "validation")
@@ -91,11 +82,9 @@ class FromCache:
         return self.transform({"image": images, "label": rows["label"], "index": rows["index"]})
 
 
-class PreparedTransform:
+def prepared_examples(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Makes examples of rows of `cache_validation_images`."""
-
-    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {"pixel_values": _tensors(rows, torch.float32), "labels": rows["label"], "index": rows["index"]}
+    return {"pixel_values": _tensors(rows, torch.float32), "labels": rows["label"], "index": rows["index"]}
 
 
 def _tensors(rows: dict[str, list[Any]], dtype: torch.dtype) -> list[Tensor]:
@@ -115,17 +104,18 @@ def _shrink(image: PILImage.Image, side: int) -> np.ndarray:
 def _cache(
     split: Dataset, make: Callable[[PILImage.Image], np.ndarray], settings: list[Any], what: str, name: str
 ) -> Dataset:
-    images = split.select_columns("image").cast_column("image", Image(decode=False))
     folder = Path(datasets.config.HF_DATASETS_CACHE, "seedling_hf")
     started, written = time.perf_counter(), []
 
     def generate() -> Iterator[dict[str, Any]]:
         written.append(True)
-        yield from _arrays(images, make)
+        sources = image_sources(split)
+        for array in map_in_threads(lambda s: make(to_rgb(read_image(s))), sources, chunk_size=ROWS_IN_MEMORY):
+            yield {"data": array.tobytes(), "shape": list(array.shape)}
 
     try:
         cached = Dataset.from_generator(
-            generate, features=FEATURES, cache_dir=str(folder), fingerprint=_key(images, settings),
+            generate, features=FEATURES, cache_dir=str(folder), fingerprint=_key(split, settings),
             writer_batch_size=ROWS_IN_MEMORY, split=name,
         )  # fmt: skip
     except (DatasetGenerationError, OSError) as error:
@@ -144,26 +134,13 @@ def _cache(
     return cached
 
 
-def _key(images: Dataset, settings: list[Any]) -> str:
+def _key(split: Dataset, settings: list[Any]) -> str:
     versions = [version(name) for name in ("pillow", "torchvision", "transformers")]
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, versions, settings], sort_keys=True).encode())
-    for image in _rows(images):
-        if image["bytes"] is None:
-            path = os.path.abspath(image["path"])
-            status = os.stat(path)
-            digest.update(json.dumps([path, status.st_size, status.st_mtime_ns]).encode())
+    for source in image_sources(split):
+        if isinstance(source, bytes):
+            digest.update(hashlib.sha256(source).digest())
         else:
-            digest.update(hashlib.sha256(image["bytes"]).digest())
+            status = source.stat()
+            digest.update(json.dumps([os.path.abspath(source), status.st_size, status.st_mtime_ns]).encode())
     return digest.hexdigest()[:32]
-
-
-def _rows(images: Dataset) -> Iterable[dict[str, Any]]:
-    for batch in images.iter(256):
-        yield from batch["image"]
-
-
-def _arrays(images: Dataset, make: Callable[[PILImage.Image], np.ndarray]) -> Iterator[dict[str, Any]]:
-    decode = Image().decode_example
-    arrays = map_in_threads(lambda image: make(to_rgb(decode(image))), _rows(images), chunk_size=ROWS_IN_MEMORY)
-    for array in arrays:
-        yield {"data": array.tobytes(), "shape": list(array.shape)}

@@ -106,14 +106,14 @@ def select_images(paths: Sequence[str], count: int | None = None, *, skip_bad_im
     return [file for file in files if file not in bad]
 
 
-def read_image(path: Path) -> PILImage.Image:
-    """An image file, decoded completely and turned upright according to its EXIF orientation.
+def read_image(source: Source) -> PILImage.Image:
+    """An image, decoded completely and turned upright according to its EXIF orientation.
 
     Raises:
         InputError: with the reason why it cannot be used.
     """
     try:
-        return _decode(path, in_full=True)
+        return _decode(source, in_full=True)
     except Exception as error:  # decoders of damaged files raise all kinds of errors
         raise InputError(_reason(error)) from error
 

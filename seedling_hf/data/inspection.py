@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from jinja2 import Environment
-from PIL import Image, ImageOps
 
 from seedling_hf.data.duplicates import (
     Fingerprints,
@@ -28,7 +27,7 @@ from seedling_hf.data.duplicates import (
     fingerprint_images,
 )
 from seedling_hf.data.folders import list_folders
-from seedling_hf.data.images import a_few, find_bad_images, to_rgb
+from seedling_hf.data.images import a_few, find_bad_images, read_image, to_rgb
 from seedling_hf.data.pool import image_sources
 from seedling_hf.files import write_text
 
@@ -43,29 +42,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inspection:
-    """The findings, ready for JSON; images are files relative to the folder.
-
-    Attributes:
-        folder: The tree.
-        num_images: Files with the suffix of an image.
-        classes: Number of images of each class that can be decoded, by split.
-        corrupt: `file` and `reason` of each that cannot be decoded.
-        exact_duplicates: Groups of files with the same decoded pixels.
-        near_duplicates: `files`, `distance` (bits of 64) and `correlation` of each pair, the most similar first.
-        in_two_classes: Files of each cluster of duplicates that spans several classes.
-        in_two_splits: Files of each cluster that spans several splits, if these have folders of their own.
-        outliers: `file`, `what` (width, height, red, green, blue), `value`, `median`, and the distance in robust
-            `deviations`; a hint, not a problem.
-    """
+    """The findings, ready for JSON; images are files relative to the folder."""
 
     folder: str
-    num_images: int
-    classes: dict[str, dict[str, int]]
-    corrupt: list[dict[str, str]]
-    exact_duplicates: list[list[str]]
-    near_duplicates: list[dict[str, Any]]
-    in_two_classes: list[list[str]]
-    in_two_splits: list[list[str]]
+    num_images: int  # files with the suffix of an image
+    classes: dict[str, dict[str, int]]  # number of images of each class that can be decoded, by split
+    corrupt: list[dict[str, str]]  # `file` and `reason` of each that cannot be decoded
+    exact_duplicates: list[list[str]]  # groups of files with the same decoded pixels
+    near_duplicates: list[dict[str, Any]]  # `files`, `distance` (bits of 64), `correlation`; the most similar first
+    in_two_classes: list[list[str]]  # files of each cluster of duplicates that spans several classes
+    in_two_splits: list[list[str]]  # the same for splits that have folders of their own
+    # `file`, `what` (width, height, red, green, blue), `value`, `median`, robust `deviations`; hints
     outliers: list[dict[str, Any]]
 
     @property
@@ -229,8 +216,7 @@ def _find_outliers(files: Sequence[str], fingerprints: Fingerprints) -> list[dic
 
 
 def _preview(path: Path) -> str:
-    with Image.open(path) as image:
-        image = to_rgb(ImageOps.exif_transpose(image))
+    image = to_rgb(read_image(path))
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     stream = BytesIO()
     image.save(stream, "JPEG", quality=85)

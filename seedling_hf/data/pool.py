@@ -21,23 +21,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImagePool:
-    """The images of a tree of class folders, or of a split of a Hub dataset.
+    """The images of a tree of class folders, or of a split of a Hub dataset."""
 
-    Attributes:
-        where: The place, for messages.
-        images: The column `image`.
-        rows: File and class name of each image.
-        class_names: All classes in their order, if the place declares them.
-    """
-
-    where: str
-    images: Dataset
+    where: str  # for messages
+    images: Dataset  # the column `image`
     rows: list[Row]
-    class_names: list[str] | None = None
+    class_names: list[str] | None = None  # all classes in their order, if the place declares them
 
     @property
     def labels(self) -> list[str]:
-        """The class name of each image."""
         return [label for _, label in self.rows]
 
     def check_known_classes(self, class_names: Sequence[str], expected: str) -> None:

@@ -15,12 +15,6 @@ class EpochSampler(Sampler[list[int]]):
     same global batch holds the same images however it is divided. Any position in an epoch is reached without drawing
     and discarding. Images that do not fill a last step are skipped in that epoch.
 
-    Args:
-        num_examples: Images in the training split.
-        batch_size: Images in a batch of one process.
-        accumulation: Batches of an optimizer step on one process.
-        seed: The order depends only on it and on the epoch.
-
     Raises:
         InputError: if the images do not fill one step.
     """

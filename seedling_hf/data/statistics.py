@@ -15,33 +15,19 @@ from seedling_hf.errors import InputError
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Statistics of a set of images; those of the channels are in the order R, G, B, from 0 to 1.
-
-    Attributes:
-        num_images: Number of images.
-        sizes: Number of images of each (width, height).
-        modes: Number of images of each of PIL's modes, as stored.
-        mean: Mean of all pixels of all images.
-        std: Standard deviation of all pixels of all images.
-        mean_of_means: Mean of the images' means, as in the tutorial's `mean_std.py`.
-        mean_of_stds: Mean of the images' standard deviations (with n - 1), as in the tutorial.
-    """
+    """Statistics of a set of images; those of the channels are in the order R, G, B, from 0 to 1."""
 
     num_images: int
-    sizes: dict[tuple[int, int], int]
-    modes: dict[str, int]
-    mean: tuple[float, float, float]
+    sizes: dict[tuple[int, int], int]  # number of images of each (width, height)
+    modes: dict[str, int]  # number of images of each of PIL's modes, as stored
+    mean: tuple[float, float, float]  # of all pixels of all images
     std: tuple[float, float, float]
-    mean_of_means: tuple[float, float, float]
-    mean_of_stds: tuple[float, float, float]
+    mean_of_means: tuple[float, float, float]  # of the images' means, as in the tutorial's `mean_std.py`
+    mean_of_stds: tuple[float, float, float]  # of the images' standard deviations (with n - 1), as in the tutorial
 
 
 def measure_images(paths: Iterable[str | Path], num_threads: int | None = None) -> ImageStatistics:
-    """Reads every image once; sums are of integers, so they are exact in any order.
-
-    Args:
-        paths: Images that can be decoded.
-        num_threads: Threads that decode (default: one for each available core).
+    """Reads every image once, in threads; sums are of integers, so they are exact in any order.
 
     Raises:
         InputError: if there are no images.

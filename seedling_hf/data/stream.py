@@ -24,31 +24,18 @@ ROWS_OF_A_SHARD = 10**9  # more than any has, to number the images of all shards
 
 
 class Place(NamedTuple):
-    """Where a process is in the stream: its next image is number `offset` of the block that starts at row `start`.
-
-    Attributes:
-        epoch: Number of the epoch.
-        shard: Position in the order of this process's shards.
-        start: Row of the shard, counting this process's rows only.
-        offset: Images of the block that are done.
-    """
+    """Where a process is in the stream: its next image is number `offset` of the block that starts at row `start`."""
 
     epoch: int = 0
-    shard: int = 0
-    start: int = 0
-    offset: int = 0
+    shard: int = 0  # position in the order of this process's shards
+    start: int = 0  # row of the shard, counting this process's rows only
+    offset: int = 0  # images of the block that are done
 
 
 class TrainingStream(torch.utils.data.IterableDataset):
     """Batches of one process, epoch after epoch without end, for a DataLoader with `batch_size=None`.
 
-    Args:
-        dataset: A streamed dataset with columns `image`, undecoded, and `label`.
-        transform: Makes an example of an image.
-        collator: Makes a batch of examples.
-        batch_size: Images in a batch.
-        seed: The order depends only on it and on the epoch.
-        skip_bad_images: Skip images that cannot be decoded.
+    `dataset` is streamed, with columns `image`, undecoded, and `label`.
     """
 
     def __init__(
@@ -119,10 +106,8 @@ class TrainingStream(torch.utils.data.IterableDataset):
         return islice(rows, self.process_index, None, self.num_processes) if self._shares_shards else rows
 
     def _order(self, place: Place, shard: int, size: int) -> list[int]:
-        seed = (
-            hash((self.seed, place.epoch, shard, place.start)) % 2**63
-        )  # a hash of integers, so it is the same in every process
-        return permutation(size, seed)
+        # The hash of integers is the same in every process.
+        return permutation(size, hash((self.seed, place.epoch, shard, place.start)) % 2**63)
 
     def _example(self, shard: int, number: int, row: dict[str, Any]) -> dict[str, Any] | None:
         index = shard * ROWS_OF_A_SHARD + number

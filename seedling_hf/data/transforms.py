@@ -78,11 +78,7 @@ class RandomJPEG(nn.Module):
 
 
 class Cutout(nn.Module):
-    """Greys a square at a random place, which may extend over the edge (arXiv 1708.04552, section 3.2).
-
-    Args:
-        size: Side of the square in pixels.
-    """
+    """Greys a square of `size` pixels at a random place, also over the edge (arXiv 1708.04552, section 3.2)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -145,12 +141,9 @@ def build_train_transform(
     return v2.Compose(steps)
 
 
-def build_eval_transform(image_processor: BaseImageProcessor) -> Transform:
-    """One image as `image_processor` prepares it, so that evaluation sees what the model's users will see."""
-    return EvalTransform(image_processor)
-
-
 class EvalTransform:
+    """One image as `image_processor` prepares it, so that evaluation sees what the model's users will see."""
+
     def __init__(self, image_processor: BaseImageProcessor) -> None:
         self.image_processor = image_processor
 

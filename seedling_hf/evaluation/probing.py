@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from seedling_hf.data.transforms import build_eval_transform, to_rgb
+from seedling_hf.data.transforms import EvalTransform, to_rgb
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.evaluation.probes import PROBES, Probe, shuffle_patches
@@ -44,7 +44,7 @@ class ProbeTransform:
     """Makes `pixel_values` and `index` of the rows of a dataset, altered by a probe, for `Dataset.with_transform`."""
 
     def __init__(self, probe: Probe, image_processor: BaseImageProcessor, seed: int = 0) -> None:
-        self.probe, self.transform, self.seed = probe, build_eval_transform(image_processor), seed
+        self.probe, self.transform, self.seed = probe, EvalTransform(image_processor), seed
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         images = zip(rows["image"], rows["index"], strict=True)
@@ -124,7 +124,7 @@ def example_images(dataset: Dataset, image_processor: BaseImageProcessor, seed: 
         image_processor: What the images go through.
         seed: As for `probe`.
     """
-    transform = build_eval_transform(image_processor)
+    transform = EvalTransform(image_processor)
     black, white = (
         transform(Image.new("RGB", (64, 64), color)).mean((1, 2))[:, None, None] for color in ("black", "white")
     )

@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from seedling_hf.data.images import to_rgb
-from seedling_hf.data.transforms import build_eval_transform
+from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Ranking
 from seedling_hf.inference.progress import Progress
@@ -44,7 +44,7 @@ class InferenceTransform:
     """Makes `pixel_values` and `index` of the rows of a dataset, labelled or not, for `Dataset.with_transform`."""
 
     def __init__(self, image_processor: BaseImageProcessor) -> None:
-        self.transform = build_eval_transform(image_processor)
+        self.transform = EvalTransform(image_processor)
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"pixel_values": [self.transform(to_rgb(image)) for image in rows["image"]], "index": rows["index"]}

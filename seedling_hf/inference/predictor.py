@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from seedling_hf.data.images import read_image, to_rgb
-from seedling_hf.data.transforms import build_eval_transform
+from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Answer, Ranking
 from seedling_hf.inference.prediction import forward, rank_classes
@@ -31,7 +31,7 @@ class ImageLoader:
     """Reads and prepares images; one that cannot be decoded gives a reason, never an error."""
 
     def __init__(self, image_processor: BaseImageProcessor) -> None:
-        self.transform = build_eval_transform(image_processor)
+        self.transform = EvalTransform(image_processor)
 
     def __call__(self, file: str) -> Tensor | str:
         """`pixel_values` (C, H, W) of one image, or the reason why there are none."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.transforms import build_eval_transform
+from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import require_package
 from seedling_hf.interpretation.feature_maps import map_layer
 from seedling_hf.plots.style import SALIENCY_COLORS
@@ -78,7 +78,7 @@ def explain_images(
     stage: int | None = None,
 ) -> list[Explanation]:
     """What speaks in each of `images`, in RGB, for its class of `targets` (N,); see `saliency_maps`."""
-    transform = build_eval_transform(image_processor)
+    transform = EvalTransform(image_processor)
     pixel_values = torch.stack([transform(image) for image in images]).to(model.device)
     maps = saliency_maps(model, pixel_values, targets, stage=stage)
     seen = [crop_to_view(image, image_processor) for image in images]

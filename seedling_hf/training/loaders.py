@@ -17,13 +17,13 @@ from transformers import BaseImageProcessor
 from seedling_hf.data.collator import Collator
 from seedling_hf.data.image_cache import (
     FromCache,
-    PreparedTransform,
     cache_training_images,
     cache_validation_images,
+    prepared_examples,
 )
 from seedling_hf.data.sampler import EpochSampler
 from seedling_hf.data.stream import Place, TrainingStream, pop_place
-from seedling_hf.data.transforms import ExampleTransform, build_eval_transform, build_train_transform
+from seedling_hf.data.transforms import EvalTransform, ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.run_log import Timing
@@ -183,9 +183,9 @@ def build_eval_loader(
     """The validation images as the image processor prepares them, dealt to the processes."""
     options = {"batch_size": arguments.per_device_eval_batch_size, "collate_fn": Collator(num_labels)}
     if arguments.cache_images is None:
-        transform = ExampleTransform(build_eval_transform(image_processor), seed=arguments.seed)
+        transform = ExampleTransform(EvalTransform(image_processor), seed=arguments.seed)
     else:
-        validation, transform = cache_validation_images(validation, image_processor), PreparedTransform()
+        validation, transform = cache_validation_images(validation, image_processor), prepared_examples
         options["num_workers"] = 0  # starting a worker takes longer than reading
     loader = _loader(validation.with_transform(transform), arguments, accelerator, **options)
     return TimedLoader(accelerator.prepare(loader), timing)

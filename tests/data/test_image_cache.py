@@ -21,11 +21,11 @@ from training_runs import Run
 from seedling_hf.data import image_cache
 from seedling_hf.data.image_cache import (
     FromCache,
-    PreparedTransform,
     cache_training_images,
     cache_validation_images,
+    prepared_examples,
 )
-from seedling_hf.data.transforms import ExampleTransform, build_eval_transform
+from seedling_hf.data.transforms import EvalTransform, ExampleTransform
 from seedling_hf.errors import InputError
 from seedling_hf.replknet import RepLKNetImageProcessor
 from seedling_hf.train_arguments import TrainArguments
@@ -96,8 +96,8 @@ def test_larger_images_are_shrunk_to_the_side_and_keep_their_form(split, process
 
 
 def test_validation_has_the_very_values_that_the_processor_makes_of_the_files(split, processor):
-    direct = split.with_transform(ExampleTransform(build_eval_transform(processor)))[:]
-    cached = cache_validation_images(split, processor).with_transform(PreparedTransform())[:]
+    direct = split.with_transform(ExampleTransform(EvalTransform(processor)))[:]
+    cached = cache_validation_images(split, processor).with_transform(prepared_examples)[:]
     assert cached.keys() == direct.keys()
     for found, expected in zip(cached["pixel_values"], direct["pixel_values"], strict=True):
         assert found.dtype == expected.dtype

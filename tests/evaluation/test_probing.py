@@ -13,7 +13,7 @@ from small_models import SPECIES
 from seedling_hf.commands import run
 from seedling_hf.commands.probe import main
 from seedling_hf.data.dataset import load_folder
-from seedling_hf.data.transforms import build_eval_transform, to_rgb
+from seedling_hf.data.transforms import EvalTransform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation import probes, probing
 from seedling_hf.evaluation.evaluator import Evaluator
@@ -215,7 +215,7 @@ def test_the_plain_accuracy_is_that_of_the_predictions(result, model_dir, test_d
 
 def test_a_probe_is_the_accuracy_on_images_altered_by_hand(result, model_dir, test_dir):
     model, image_processor = load_classifier(str(model_dir))
-    dataset, transform = load_folder(test_dir, class_names=SPECIES), build_eval_transform(image_processor)
+    dataset, transform = load_folder(test_dir, class_names=SPECIES), EvalTransform(image_processor)
     pixels = torch.stack([transform(Image.fromarray(np.rot90(np.asarray(to_rgb(row["image"]))))) for row in dataset])
     answers = model(pixels).logits.argmax(-1).numpy()
     (row,) = [row for row in result["probes"] if row["name"] == "rotation_90"]
