@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.evaluator import load_evaluator
     from seedling_hf.evaluation.probes import PROBES
     from seedling_hf.evaluation.probing import example_images, format_probes, probe
-    from seedling_hf.evaluation.rendering import markdown_probes
+    from seedling_hf.evaluation.rendering import render_page
     from seedling_hf.plots.images import plot_contact_sheet
     from seedling_hf.plots.quality import plot_probes
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         folder, origin = Path(arguments.output_dir), {"model": arguments.model_name_or_path, "data": arguments.test_dir}
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "probes.json", json.dumps(origin | asdict(probing), indent=2) + "\n")
-        write_text(folder / "probes.md", markdown_probes(probing, **origin))
+        write_text(folder / "probes.md", render_page("probes.md", probing=probing, **origin))
         plot_probes(probing.probes, folder / "probes.png", chance=probing.guess)
         examples = dataset.select(choose_evenly(range(len(dataset)), EXAMPLES_ON_THE_SHEET))
         plot_contact_sheet(

@@ -93,15 +93,10 @@ def scale_probabilities(probabilities: np.ndarray, temperature: float) -> np.nda
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature at which the truth is most probable (arXiv 1706.04599, section 4.2).
+    """The temperature at which the true classes (N,) are most probable, given (N, C) (arXiv 1706.04599, section 4.2).
 
-    Args:
-        probabilities: (N, C).
-        labels: (N,) true classes.
-
-    Returns:
-        A number from 1/148 to 148: above 1 where the model was overconfident. Where every prediction is right there
-        is no optimum, and the lower end is returned.
+    A number from 1/148 to 148: above 1 where the model was overconfident. Where every prediction is right there is no
+    optimum, and the lower end is returned.
     """
     from scipy.optimize import minimize_scalar
 
@@ -138,12 +133,9 @@ def calibrate(
     fitted_on: str,
     fitted: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Calibration:
-    """Calibration before and after temperature scaling.
+    """Calibration of probabilities (N, C) before and after temperature scaling.
 
     Args:
-        probabilities: (N, C).
-        labels: (N,) true classes.
-        seed: Of the halves.
         fitted_on: What the report calls the images that the temperature is fitted on.
         fitted: Their probabilities and labels. If None the temperature is fitted on the given images, and for the
             figures after scaling on one half of them for the other.
@@ -165,15 +157,10 @@ def calibrate(
 
 
 def coverage_risk(confidence: np.ndarray, correct: np.ndarray) -> dict[str, np.ndarray]:
-    """What is kept, and how much of it is wrong, at each confidence below which predictions are withheld.
+    """What is kept, and how much of it is wrong, at each confidence (N,) below which predictions are withheld.
 
-    Args:
-        confidence: (N,) probability of each prediction.
-        correct: (N,) whether the prediction is right.
-
-    Returns:
-        For each different confidence, the highest first, with predictions of equal confidence kept together:
-        `threshold`, `coverage` (share kept) and `risk` (share of the kept that is wrong).
+    For each different confidence, the highest first, with predictions of equal confidence kept together: `threshold`,
+    `coverage` (share kept) and `risk` (share of the kept that is wrong).
     """
     order = np.argsort(-confidence, kind="stable")
     ordered = confidence[order]

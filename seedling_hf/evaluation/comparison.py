@@ -1,7 +1,7 @@
 """Several classifiers on the same images: which is better, whether it is chance, and where they differ."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -43,7 +43,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain dicts, lists, numbers and strings."""
-        figures = asdict(replace(self, predictions=[]))
+        figures = asdict(self)
         del figures["predictions"]
         return figures
 
@@ -51,12 +51,9 @@ class Comparison:
 def mcnemar_test(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     """McNemar's exact test: whether two classifiers differ by more than chance on the same images.
 
-    Only images that one of them alone gets right count; if both were equally good, each would get half of those
-    (McNemar 1947, Psychometrika 12, p. 153; the exact form is the binomial test).
-
-    Args:
-        first: (N,) whether the first is right.
-        second: (N,) whether the second is right.
+    `first` and `second` are (N,) whether each is right. Only images that one of them alone gets right count; if both
+    were equally good, each would get half of those (McNemar 1947, Psychometrika 12, p. 153; the exact form is the
+    binomial test).
 
     Returns:
         `only_first`, `only_second`, `both` and `neither` (images that they get right), `difference` of the accuracies
@@ -101,12 +98,7 @@ def compare_models(names: Sequence[str], reports: Sequence[Report], data_name: s
             "file": rows[0].file,
             "label": rows[0].label,
             "predictions": [
-                {
-                    "model": name,
-                    "prediction": row.prediction,
-                    "probability": row.probability,
-                    "label_probability": row.label_probability,
-                }
+                {"model": name, **_pick(row, "prediction", "probability", "label_probability")}
                 for name, row in zip(names, rows, strict=True)
             ],
         }
@@ -115,7 +107,6 @@ def compare_models(names: Sequence[str], reports: Sequence[Report], data_name: s
     different = [row for row in predictions if len({a["prediction"] for a in row["predictions"]}) > 1]
     any_right = [row for row in different if any(a["prediction"] == row["label"] for a in row["predictions"])]
     any_right.sort(key=lambda row: (-_gap(row), row["file"]))
-    provenance = reports[0].provenance
     return Comparison(
         models=[_figures(name, report) for name, report in zip(names, reports, strict=True)],
         pairs=_test_pairs(names, right),
@@ -125,12 +116,7 @@ def compare_models(names: Sequence[str], reports: Sequence[Report], data_name: s
         num_any_right=len(any_right),
         differences=any_right[:SHOWN_DIFFERENCES],
         class_names=reports[0].class_names,
-        provenance={
-            "data": data_name,
-            "date": provenance.date,
-            "device": provenance.device,
-            "versions": provenance.versions,
-        },
+        provenance={"data": data_name, **_pick(reports[0].provenance, "date", "device", "versions")},
         predictions=predictions,
     )
 
@@ -160,18 +146,18 @@ def _test_pairs(names: Sequence[str], right: np.ndarray) -> list[dict[str, Any]]
 
 
 def _figures(name: str, report: Report) -> dict[str, Any]:
-    run = ("model", "architecture", "num_parameters", "seconds", "images_per_second")
     return {
         "name": name,
-        "accuracy": report.accuracy,
-        "macro_f1": report.macro_f1,
-        "loss": report.loss,
-        "expected_calibration_error": report.expected_calibration_error,
+        **_pick(report, "accuracy", "macro_f1", "loss", "expected_calibration_error"),
         "accuracy_interval": report.bootstrap.accuracy,
         "macro_f1_interval": report.bootstrap.macro_f1,
         "f1": {class_name: row["f1"] for class_name, row in report.per_class.items()},
-        **{key: getattr(report.provenance, key) for key in run},
+        **_pick(report.provenance, "model", "architecture", "num_parameters", "seconds", "images_per_second"),
     }
+
+
+def _pick(record: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
 
 
 def _gap(row: dict[str, Any]) -> float:

@@ -32,15 +32,7 @@ class LabelledProbabilities:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A classifier with all that is needed to predict labelled images.
-
-    Attributes:
-        model: Classifier; its config has the class names.
-        image_processor: What the images go through.
-        accelerator: Distributes the images among the processes.
-        batch_size: Images in a batch of one process.
-        num_workers: Processes that load images, for each process.
-    """
+    """A classifier with all that is needed to predict labelled images; batches and workers are those of one process."""
 
     model: PreTrainedModel
     image_processor: BaseImageProcessor

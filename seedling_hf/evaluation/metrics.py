@@ -84,10 +84,7 @@ def reliability_bins(
 ) -> list[dict[str, float | int]]:
     """Bins of equal width that hold an image: `low`, `high`, `count`, mean `confidence` and `accuracy`.
 
-    Args:
-        confidence: (N,) probability of each prediction.
-        correct: (N,) whether the prediction is right.
-        num_bins: Bins between 0 and 1; a bin includes its upper edge.
+    Confidence (N,) is the probability of each prediction; a bin includes its upper edge.
     """
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     return [
@@ -116,7 +113,7 @@ def classification_metrics(
     Args:
         probabilities: (N, C), each row adding up to 1.
         labels: (N,) indices of the true classes.
-        class_names: C names; "0", "1", … if None.
+        class_names: "0", "1", … if None.
 
     Returns:
         `accuracy` and `accuracy_interval` (95 %, Wilson), `macro_f1` (mean over the classes that occur among labels or

@@ -32,14 +32,9 @@ Alteration = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 @dataclass(frozen=True)
 class Probe:
-    """One way to alter an image.
+    """One way to alter an image: `alter`, in RGB, before the image processor, or shuffled `patches` a side after it.
 
-    Attributes:
-        name: Key in reports.
-        title: What people read.
-        group: Probes of a group have one colour in the figure.
-        alter: Applied to the image, in RGB, before the image processor.
-        patches: Patches a side that are shuffled after the image processor.
+    `name` is the key in reports, and probes of a `group` have one colour in the figure.
     """
 
     name: str
@@ -143,10 +138,8 @@ def turn(degrees: float) -> Alteration:
 def shuffle_patches(pixel_values: Tensor, patches: int, generator: np.random.Generator) -> Tensor:
     """Cuts an image into patches × patches equal squares that change places, so that none stays where it was.
 
-    Args:
-        pixel_values: (C, H, W), as the image processor gives it.
-        patches: Patches a side, 2 or more; what H or W leave over by division stays, at the lower and right border.
-        generator: Draws the order.
+    `pixel_values` are (C, H, W), as the image processor gives them. What H or W leave over by division stays, at the
+    lower and right border.
 
     Raises:
         InputError: for more patches than pixels.

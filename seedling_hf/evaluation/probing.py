@@ -24,14 +24,10 @@ BOOTSTRAP_SAMPLES = 2000
 
 @dataclass(frozen=True)
 class Probing:
-    """The accuracy under each probe against the first, the plain accuracy.
+    """The accuracy under each probe against the first, the plain accuracy; `guess` is that of a random guess.
 
-    Attributes:
-        num_examples: Images, the same for all probes.
-        guess: Accuracy of a random guess.
-        seed: Of what is random about probes.
-        probes: For each `name`, `title`, `group`, `num_examples`, `accuracy` with its 95 % `interval` (Wilson), and
-            `change` against the first with its 95 % `change_interval` (bootstrap over the images).
+    `probes` have `name`, `title`, `group`, `num_examples`, `accuracy` with its 95 % `interval` (Wilson), and `change`
+    against the first with its 95 % `change_interval` (bootstrap over the images).
     """
 
     num_examples: int
@@ -117,13 +113,7 @@ def format_probes(probing: Probing) -> str:
 
 
 def example_images(dataset: Dataset, image_processor: BaseImageProcessor, seed: int = 0) -> list[list[np.ndarray]]:
-    """What the model sees of a few images: for each of `PROBES` a row of (H, W, 3) of 8 bits.
-
-    Args:
-        dataset: Columns `image` and `index`.
-        image_processor: What the images go through.
-        seed: As for `probe`.
-    """
+    """What the model sees of the columns `image` and `index`: for each of `PROBES` a row of (H, W, 3) of 8 bits."""
     transform = EvalTransform(image_processor)
     black, white = (
         transform(Image.new("RGB", (64, 64), color)).mean((1, 2))[:, None, None] for color in ("black", "white")

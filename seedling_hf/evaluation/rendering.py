@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -16,7 +17,7 @@ from PIL import Image
 from seedling_hf.data.images import to_rgb
 from seedling_hf.evaluation import sentences
 from seedling_hf.evaluation.comparison import Comparison
-from seedling_hf.evaluation.probing import Probing, format_probes
+from seedling_hf.evaluation.probing import format_probes
 from seedling_hf.evaluation.report import Report
 
 Saliency = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[Image.Image]]
@@ -30,7 +31,6 @@ def render_report(
     """The page of a report in HTML.
 
     Args:
-        report: Of `evaluate_model`.
         output_dir: Folder with the PNGs of the figures; the page skips missing ones.
         dataset: Columns `image` and `file`; without it the gallery has only names.
         saliency: Makes an overlay for each image and its predicted class that shows what spoke for it.
@@ -39,7 +39,8 @@ def render_report(
     images = load_images(dataset, [row.file for row in mistakes]) if dataset is not None else None
     overlays = saliency(images, [row.prediction for row in mistakes]) if saliency and images else None
     nothing = [None] * len(mistakes)
-    return environment().get_template("report.html").render(
+    return render_page(
+        "report.html",
         report=report,
         even_loss=math.log(len(report.class_names)),
         figures={name: _figure_uri(Path(output_dir) / f"{name}.png") for name in FIGURES},
@@ -47,32 +48,25 @@ def render_report(
             {**asdict(row), "image": image and image_uri(image), "overlay": overlay and image_uri(overlay)}
             for row, image, overlay in zip(mistakes, images or nothing, overlays or nothing, strict=True)
         ],
-    )  # fmt: skip
+    )
 
 
 def markdown_report(report: Report) -> str:
     """The report as Markdown; its figures are the PNGs beside it."""
-    return environment().get_template("report.md").render(report=report)
+    return render_page("report.md", report=report)
 
 
 def render_comparison(comparison: Comparison, dataset: Dataset) -> str:
     """The page of a comparison in HTML; `dataset` has columns `image` and `file`."""
     rows = comparison.differences
     images = load_images(dataset, [row["file"] for row in rows])
-    return environment().get_template("comparison.html").render(
-        comparison=comparison,
-        differences=[{**row, "image": image_uri(image)} for row, image in zip(rows, images, strict=True)],
-    )  # fmt: skip
+    differences = [{**row, "image": image_uri(image)} for row, image in zip(rows, images, strict=True)]
+    return render_page("comparison.html", comparison=comparison, differences=differences)
 
 
-def markdown_comparison(comparison: Comparison) -> str:
-    """The comparison as Markdown."""
-    return environment().get_template("comparison.md").render(comparison=comparison)
-
-
-def markdown_probes(probing: Probing, model: str, data: str) -> str:
-    """The report of `probe` as Markdown; its figures are the PNGs beside it."""
-    return environment().get_template("probes.md").render(probing=probing, model=model, data=data)
+def render_page(template: str, **values: Any) -> str:
+    """A template of `pages/`, filled."""
+    return _environment().get_template(template).render(values)
 
 
 def format_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
@@ -104,7 +98,7 @@ def image_uri(image: Image.Image) -> str:
 
 
 @cache
-def environment() -> Environment:
+def _environment() -> Environment:
     """Of all templates in `pages/`. A missing name is an error; in HTML, file and class names are text, not markup."""
     environment = Environment(
         loader=PackageLoader("seedling_hf.evaluation", "pages"), undefined=StrictUndefined,

@@ -32,7 +32,6 @@ from seedling_hf.machine import device_name
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "scikit-learn")
 TOP_CONFUSIONS = 10
 WORST_MISTAKES = 24
-TARGET_ACCURACY = 0.95
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain dicts, lists, numbers and strings."""
-        figures = asdict(replace(self, predictions=[], probabilities=np.empty(0)))
-        left_out = {"predictions", "probabilities"} | ({"probing"} if self.probing is None else set())
-        return {name: value for name, value in figures.items() if name not in left_out}
+        skipped = {"predictions", "probabilities"} | ({"probing"} if self.probing is None else set())
+        return {name: value for name, value in asdict(self).items() if name not in skipped}
 
 
 def evaluate_model(
@@ -148,14 +146,15 @@ def evaluate_model(
     *,
     data_name: str = "the validation split",
     calibration: tuple[Dataset, str] | None = None,
-    target_accuracy: float = TARGET_ACCURACY,
+    target_accuracy: float = 0.95,
     test_time_augmentation: bool = False,
     seed: int = 42,
 ) -> Report:
     """Predicts labelled images and reports on the predictions.
 
+    The report is the same on every process except for the times.
+
     Args:
-        evaluator: The classifier.
         dataset: As for `Evaluator.predict`.
         data_name: What the report calls the images.
         calibration: Other labelled images to fit the temperature on, and what the report calls them. Without them
@@ -163,17 +162,12 @@ def evaluate_model(
         target_accuracy: Accuracy of the predictions that "not sure" keeps.
         test_time_augmentation: Predict again with the mean over the eight symmetries of the square.
         seed: Of the bootstrap and of the halves.
-
-    Returns:
-        The same on every process except for the times.
     """
     class_names, found = evaluator.class_names, evaluator.predict(dataset)
     figures = compute_metrics(found.probabilities, found.labels, class_names)
     matrix, confidence = figures["confusion_matrix"], found.probabilities.max(1)
     predictions = list_predictions(found, class_names)
-    turned = None
-    if test_time_augmentation:
-        turned = evaluator.predict(dataset, model=EightSymmetries(evaluator.model))
+    turned = evaluator.predict(dataset, model=EightSymmetries(evaluator.model)) if test_time_augmentation else None
     return Report(
         **figures,
         class_names=class_names,
@@ -186,7 +180,7 @@ def evaluate_model(
             area_under_risk(confidence, found.correct), thin_curve(coverage_risk(confidence, found.correct))
         ),
         not_sure=_find_not_sure(confidence, found.correct, target_accuracy, seed),
-        test_time_augmentation=turned and compare_augmented(turned, found, class_names),
+        test_time_augmentation=_compare_augmented(turned, found, figures, class_names) if turned else None,
         worst_mistakes=worst_mistakes(predictions),
         provenance=_describe_run(evaluator, data_name, found),
         predictions=predictions,
@@ -221,11 +215,10 @@ def top_confusions(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) 
     return sorted(mistakes, key=lambda m: (-m.count, -m.share))[:TOP_CONFUSIONS]
 
 
-def compare_augmented(
-    augmented: LabelledProbabilities, plain: LabelledProbabilities, class_names: Sequence[str]
+def _compare_augmented(
+    augmented: LabelledProbabilities, plain: LabelledProbabilities, before: dict[str, Any], class_names: Sequence[str]
 ) -> Augmentation:
-    """What test-time augmentation gains and costs against the plain predictions of the same images."""
-    after, before = (compute_metrics(p.probabilities, p.labels, class_names) for p in (augmented, plain))
+    after = compute_metrics(augmented.probabilities, augmented.labels, class_names)
     return Augmentation(
         **{name: after[name] for name in ("accuracy", "macro_f1", "loss", "expected_calibration_error")},
         accuracy_gain=after["accuracy"] - before["accuracy"],

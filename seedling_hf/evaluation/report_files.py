@@ -10,13 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from seedling_hf.evaluation.comparison import Comparison
-from seedling_hf.evaluation.rendering import (
-    Saliency,
-    markdown_comparison,
-    markdown_report,
-    render_comparison,
-    render_report,
-)
+from seedling_hf.evaluation.rendering import Saliency, markdown_report, render_comparison, render_page, render_report
 from seedling_hf.evaluation.report import Prediction, Report
 from seedling_hf.evaluation.sentences import describe_confusion, describe_pair_of_models, headline
 from seedling_hf.files import replacing, write_csv, write_text
@@ -31,13 +25,7 @@ def write_report(
     """Writes report.html, report.md, report.json, predictions.csv, probabilities.npz and figures, each atomically.
 
     probabilities.npz (`probabilities` in float64, `labels`, `files`, `class_names`) reproduces every figure of the
-    report; predictions.csv those without temperature.
-
-    Args:
-        report: Of `evaluate_model`.
-        output_dir: Folder to write to.
-        dataset: See `render_report`.
-        saliency: See `render_report`.
+    report; predictions.csv those without temperature. `dataset` and `saliency` are as for `render_report`.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -68,7 +56,7 @@ def write_comparison(comparison: Comparison, dataset: Dataset, output_dir: str |
     )
     write_csv(output_dir / "predictions.csv", ["file", "label", *columns], rows)
     write_text(output_dir / "comparison.html", render_comparison(comparison, dataset))
-    write_text(output_dir / "comparison.md", markdown_comparison(comparison))
+    write_text(output_dir / "comparison.md", render_page("comparison.md", comparison=comparison))
     _write_json(output_dir / "comparison.json", comparison.to_json())
 
 
