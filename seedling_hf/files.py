@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from seedling_hf.errors import InputError
 
@@ -36,12 +36,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def open_text(path: str | os.PathLike, mode: str = "w") -> TextIO:
+    """Opens a text file; names that are not UTF-8 keep their bytes."""
+    return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")
+
+
 def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes rows as CSV, complete or not at all; names that are not UTF-8 keep their bytes."""
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
-    ):
+    """Writes rows as CSV, complete or not at all."""
+    with replacing(path) as temporary, open_text(temporary) as stream:
         csv.writer(stream, lineterminator="\n").writerows(chain([header], rows))
 
 

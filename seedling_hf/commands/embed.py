@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.images import list_images
     from seedling_hf.inference.answers import format_count
     from seedling_hf.inference.embedding import embed_image, hash_weights, write_embeddings
-    from seedling_hf.inference.failed_files import print_failed
     from seedling_hf.inference.nearest import check_embeddings, find_nearest, format_nearest
+    from seedling_hf.inference.output import print_failed
     from seedling_hf.inference.prediction import build_accelerator
 
     if arguments.images and next(list_images(arguments.images), None) is None:

@@ -2,8 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -47,7 +46,6 @@ class AnswerWriter:
     """Writes answers one after another.
 
     Args:
-        stream: Where to; `open_text` opens a file.
         output_format: `csv`: file, class, probability, a row for each class of the ranking; `jsonl`: an object an
             image; `kaggle`: bare file names and species.
         threshold: Adds whether the model is sure: the most probable class has at least this probability.
@@ -88,13 +86,6 @@ class AnswerWriter:
             ranked = [{"class": name, "probability": round(p, 6)} for name, p in ranking]
             row = place | ranked[0] | sure | ({"top_k": ranked} if len(ranked) > 1 else {})
             self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def open_text(path: str | Path, mode: str = "w") -> Iterator[TextIO]:
-    """A file for answers; names that are not UTF-8 keep their bytes."""
-    with open(path, mode, encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        yield stream
 
 
 def format_table(answers: Sequence[Answer], threshold: float | None = None) -> str:

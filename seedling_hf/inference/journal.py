@@ -98,7 +98,7 @@ class Part:
 
     def __init__(self, journal: Journal, number: int) -> None:
         share = journal.share(number)
-        self.file = open(_part_path(journal.folder, number), "a+b")  # noqa: SIM115  closed by `close`
+        self.file = open(_part_path(journal.folder, number), "a+b")  # noqa: SIM115  closed by `__exit__`
         done, end = _whole_batches(self.file, (journal[i] for i in share))
         self.file.truncate(end)
         self.remaining = share[done:]
@@ -108,14 +108,11 @@ class Part:
         self.file.write("".join(json.dumps(answer) + "\n" for answer in answers).encode())
         self.file.flush()
 
-    def close(self) -> None:
-        self.file.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self.file.close()
 
 
 class Claim:
@@ -153,14 +150,17 @@ def prepare(
     Args:
         images: Files in order; ignored where there is a journal.
         identity: All that the answers depend on.
-        num_parts: Number of processes.
 
     Raises:
         InputError: if the run that stopped had another identity.
     """
     run = identity | {"batch_size": batch_size, "num_parts": num_parts}
     if (folder / "run.json").exists():
-        _check_same(folder, run)
+        if changes := describe_changes(json.loads((folder / "run.json").read_text(encoding="utf-8")), run):
+            raise InputError(
+                f"expected to resume the run with its answers in {folder}, found {changes}; repeat its command, or "
+                "remove that folder to start again"
+            )
         return Journal(folder)
     discard(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,26 +202,14 @@ def describe_changes(former: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v!r} instead of {former.get(k)!r}" for k, v in now.items() if v != former.get(k))
 
 
-def _check_same(folder: Path, run: dict[str, Any]) -> None:
-    if changes := describe_changes(json.loads((folder / "run.json").read_text(encoding="utf-8")), run):
-        raise InputError(
-            f"expected to resume the run with its answers in {folder}, found {changes}; repeat its command, or remove "
-            "that folder to start again"
-        )
-
-
 def _part_path(folder: Path, part: int) -> Path:
     return folder / f"answers-{part:05d}.jsonl"
 
 
 def _read_answer(line: str | bytes) -> Answer:
     file, ranking, reason, plants = json.loads(line)
-    plants = tuple(Plant(tuple(box), _read_ranking(pairs)) for box, pairs in plants)
-    return Answer(file, _read_ranking(ranking), reason, plants)
-
-
-def _read_ranking(pairs: list[list]) -> list[tuple[str, float]]:
-    return [(name, probability) for name, probability in pairs]
+    plants = tuple(Plant(tuple(box), [tuple(pair) for pair in ranking]) for box, ranking in plants)
+    return Answer(file, [tuple(pair) for pair in ranking], reason, plants)
 
 
 def _whole_batches(file: Any, batches: Iterable[Sequence[str]]) -> tuple[int, int]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from seedling_hf.data.images import list_images
 from seedling_hf.errors import InputError
-from seedling_hf.inference.answers import format_count, open_text
-from seedling_hf.inference.failed_files import print_failed, print_without_plants, write_failed
+from seedling_hf.files import open_text
+from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.ledger import Ledger
-from seedling_hf.inference.output import build_writer
+from seedling_hf.inference.output import build_writer, print_failed, print_without_plants, write_failed
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.signals import StopSignal

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from seedling_hf.inference.answers import Answer, AnswerWriter, Plant, format_count, format_of, format_table, open_text
+from seedling_hf.files import open_text
+from seedling_hf.inference.answers import Answer, AnswerWriter, Plant, format_count, format_of, format_table
 
 ANSWERS = [
     Answer("a/1.jpg", [("Maize", 0.75), ("Charlock", 0.25)]),

@@ -1,5 +1,5 @@
 from seedling_hf.inference.answers import Answer
-from seedling_hf.inference.failed_files import MOST_FILES_PRINTED, failed_path, print_failed, write_failed
+from seedling_hf.inference.output import MOST_FILES_PRINTED, failed_path, print_failed, write_failed
 
 
 def failed(count: int) -> list[Answer]:
