@@ -72,7 +72,14 @@ class Pretrained:
                 f"expected one revision, found {named_revision} in --model_name_or_path and {revision} in "
                 "--model_revision; remove one"
             )
-        _check_folder(self.name)
+        path = Path(self.name)
+        if path.exists() and not (path / "config.json").is_file():
+            raise InputError(
+                f"expected a model folder with a config.json at {self.name}, found a "
+                f"{'folder without one' if path.is_dir() else 'file'}; give the --output_dir of a training run"
+            )
+        if not path.exists() and (path.is_absolute() or self.name[0] in ".~" or len(path.parts) > 2):
+            raise InputError(f"expected a model folder at {self.name}, found nothing there")
         self.options = {"revision": named_revision or revision or "main", "trust_remote_code": trust_remote_code}
 
     def load_config(self) -> "PretrainedConfig":
@@ -121,10 +128,9 @@ class Pretrained:
 def load_classifier(
     model_name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, merge: bool = True
 ) -> "tuple[PreTrainedModel, BaseImageProcessor]":
-    """Loads a trained classifier in float32 and in evaluation mode, with its image processor.
+    """Loads a trained classifier in float32 and in evaluation mode, with its image processor; see `Pretrained`.
 
     Args:
-        model_name_or_path: See `Pretrained`, as `revision` and `trust_remote_code`.
         merge: Merge parallel branches and BatchNorms into the convolutions, where the model can: faster, with the
             same predictions.
 
@@ -154,14 +160,3 @@ def parse_hub_name(name: str) -> tuple[str, str | None] | None:
     """Splits `user/repo` or `user/repo@revision`; None for any other name, and for a path that exists here."""
     match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\S+))?", name, re.ASCII)
     return None if match is None or Path(name).exists() else (match[1], match[2])
-
-
-def _check_folder(model_name_or_path: str) -> None:
-    path = Path(model_name_or_path)
-    if path.exists() and not (path / "config.json").is_file():
-        raise InputError(
-            f"expected a model folder with a config.json at {model_name_or_path}, found a "
-            f"{'folder without one' if path.is_dir() else 'file'}; give the --output_dir of a training run"
-        )
-    if not path.exists() and (path.is_absolute() or model_name_or_path[0] in ".~" or len(path.parts) > 2):
-        raise InputError(f"expected a model folder at {model_name_or_path}, found nothing there")

@@ -98,7 +98,7 @@ def write_embeddings(
 
     Args:
         model: Classifier on the accelerator's device, in evaluation mode.
-        paths: Images, and folders that are searched for images.
+        paths: Images, or folders that are searched for images; a single folder of class folders gives labels.
         weights_hash: Of `hash_weights`; kept in the file, so that it is searched with the same model only.
         normalize: Give every embedding the length 1.
 
@@ -136,14 +136,7 @@ def write_embeddings(
 class EmbeddingsWriter:
     """Writes batches in row groups of some thousand rows: a file of many small ones is large and slow to open.
 
-    Args:
-        path: Parquet file.
-        paths: What is embedded: one folder of class folders gives labels.
-        weights_hash: Of the model.
-        normalize: Give every embedding the length 1.
-
-    Attributes:
-        count: Rows so far.
+    See `write_embeddings`; `count` is the number of rows so far.
     """
 
     def __init__(self, path: Path, paths: Sequence[str], weights_hash: str, normalize: bool) -> None:

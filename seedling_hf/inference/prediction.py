@@ -26,7 +26,6 @@ def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **
     Args:
         mixed_precision: `no`, `fp16` or `bf16`; None leaves the choice to `accelerate launch`.
         timeout: Seconds that processes wait for one that hangs.
-        **kwargs: Further arguments of `Accelerator`.
 
     Raises:
         InputError: for fp16 on a CPU, which accelerate would accept and ignore.
@@ -63,8 +62,6 @@ def build_dataloader(
 
     Args:
         dataset: Columns `image` and `index`.
-        image_processor: What the images go through.
-        accelerator: Distributes the batches among the processes.
         batch_size, num_workers: Of each process.
         transform: Makes `pixel_values` and `index` of rows, in place of the image processor.
     """
@@ -91,12 +88,10 @@ def forward(
 def predict_batches(
     model: torch.nn.Module, dataloader: DataLoader, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the logits and the numbers of the examples, batch by batch of all processes.
-
-    The model predicts in evaluation mode and in the accelerator's precision, and keeps its own mode.
+    """Predicts the batches of all processes in evaluation mode and in the accelerator's precision.
 
     Args:
-        model: Gives `logits` for `pixel_values`; on the accelerator's device.
+        model: Gives `logits` for `pixel_values`; on the accelerator's device. It keeps its own mode.
         dataloader: Prepared by the accelerator; its batches have `pixel_values` and `index`.
 
     Yields:
@@ -116,9 +111,7 @@ def predict_batches(
 
 
 def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
-    """The logits of every example, in the order of their numbers, the same on every process.
-
-    Arguments as for `predict_batches`.
+    """The logits of every example, in the order of their numbers; see `predict_batches`.
 
     Returns:
         Logits (N, C) in float32 and index (N,) in int64, on the CPU.

@@ -56,24 +56,16 @@ class ImageLoader:
         }
 
     def load_batch(self, files: Sequence[str]) -> dict[str, Any]:
-        """Reads and collates the files of a batch."""
         return self.collate(files, [self(file) for file in files])
 
 
 class ImagePredictor:
-    """Answers batches of images.
-
-    Args:
-        classify: Ranks the classes of each of `pixel_values` (N, C, H, W).
-        loader: Reads the files of a batch.
-        batch_size: Number of files in a batch.
-    """
+    """Answers batches of images; `classify` ranks the classes of each of `pixel_values` (N, C, H, W)."""
 
     def __init__(self, classify: Classify, loader: ImageLoader, batch_size: int) -> None:
         self.classify, self.loader, self.batch_size = classify, loader, batch_size
 
     def __call__(self, batch: dict[str, Any]) -> list[Answer]:
-        """One answer for each file of a batch."""
         ranked = iter(() if batch["pixel_values"] is None else self.classify(batch["pixel_values"]))
         return [
             Answer(file, next(ranked) if reason is None else [], reason)

@@ -10,12 +10,7 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
-    """Counts images on stderr.
-
-    Args:
-        done: Images that an earlier run finished.
-        quiet: Print nothing, as on all processes but the main one.
-    """
+    """Counts images on stderr, from the `done` images of an earlier run on."""
 
     def __init__(self, total: int, *, done: int = 0, quiet: bool = False) -> None:
         self.done, self.total = done, total

@@ -74,7 +74,6 @@ class TrayPredictor(ImagePredictor):
         self.plants_at_once, self.draw = plants_at_once, draw
 
     def __call__(self, batch: dict[str, Any]) -> list[Answer]:
-        """One answer for each photograph of a batch."""
         answers = []
         for file, tray, reason in zip(batch["file"], batch["tray"], batch["reason"], strict=True):
             answers.append(Answer(file, [], reason, [] if tray is None else self.classify_plants(tray)))

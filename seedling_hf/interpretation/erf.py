@@ -53,7 +53,7 @@ def measure_erf(model: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
 
     Args:
         model: See `feature_map`; it keeps its mode.
-        batches: Normalised images (N, C, H, W) of one size, on the model's device.
+        batches: Normalised images (N, C, H, W) of one size, on its device.
 
     Returns:
         (H, W) in float64, not negative.
@@ -113,9 +113,6 @@ def smallest_square(scores: np.ndarray, threshold: float) -> tuple[int, float]:
 def area_ratios(scores: np.ndarray) -> list[dict[str, Any]]:
     """The area ratio for each of `THRESHOLDS`: the larger, the more evenly the network looks at its surroundings.
 
-    Args:
-        scores: (H, W) of `measure_erf`.
-
     Returns:
         Rows of `threshold`, `side` (pixels), `area_ratio`, as in the paper of the scores after `scale_scores`, and
         `area_ratio_linear`, of the scores themselves. The logarithm makes ratios depend on the size of the features, so
@@ -156,7 +153,6 @@ def build_untrained(name: str, seed: int = 0) -> tuple[PreTrainedModel, BaseImag
 
     Args:
         name: A variant (`nano`), or one with other kernels: `nano:3` (3×3 everywhere) or `nano:7,7,7,5`.
-        seed: Of the weights.
 
     Raises:
         InputError: for an unknown variant, or kernels that it cannot have.

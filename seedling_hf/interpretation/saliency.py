@@ -54,9 +54,7 @@ def saliency_maps(
             maps = gradcam.attribute(pixel_values, target=targets.to(pixel_values.device), relu_attributions=True)
     finally:
         model.train(was_training)
-    maps = F.interpolate(maps.detach().float(), size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)[
-        :, 0
-    ]
+    maps = F.interpolate(maps.detach().float(), pixel_values.shape[-2:], mode="bilinear").squeeze(1)
     largest = maps.amax((1, 2), keepdim=True)
     return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0).cpu().numpy()
 
@@ -98,23 +96,12 @@ def overlay_classes(
 
 
 def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.6) -> Image.Image:
-    """An image with a saliency map over it; where the map is low, the image shows through.
-
-    Args:
-        image: Of any size.
-        saliency: (h, w) from 0 to 1.
-        strength: Opacity where the map is 1.
-
-    Returns:
-        RGB of the image's size.
-    """
+    """An image in RGB with a saliency map (h, w) over it, from 0, transparent, to 1, as opaque as `strength`."""
     from matplotlib import colormaps
 
     image = image.convert("RGB")
-    heat = Image.fromarray(np.ascontiguousarray(saliency, dtype=np.float32)).resize(
-        image.size, Image.Resampling.BILINEAR
-    )
-    heat = np.asarray(heat).clip(0, 1)
+    heat = Image.fromarray(np.ascontiguousarray(saliency, dtype=np.float32))
+    heat = np.asarray(heat.resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)
     colors = 255 * colormaps[SALIENCY_COLORS](heat)[..., :3]
     opacity = strength * heat[..., None]
     return Image.fromarray(((1 - opacity) * np.asarray(image) + opacity * colors).round().astype(np.uint8))
@@ -127,11 +114,9 @@ def crop_to_view(image: Image.Image, image_processor: BaseImageProcessor) -> Ima
     it.
     """
     width, height = image.size
-    ramps = [np.broadcast_to(np.linspace(0, 255, width)[None], (height, width)),
-             np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))]  # fmt: skip
+    ramps = np.linspace(0, 255, width)[None, :, None], np.linspace(0, 255, height)[:, None, None]
     black, white, across, down = (
-        _process(np.broadcast_to(np.asarray(values)[..., None], (height, width, 3)), image_processor)
-        for values in (np.zeros((height, width)), np.full((height, width), 255.0), *ramps)
+        _process(np.broadcast_to(values, (height, width, 3)), image_processor) for values in (0.0, 255.0, *ramps)
     )
     across, down = ((ramp - black) / (white - black) for ramp in (across, down))
     left, right = _ends(across.mean(0) * (width - 1) + 0.5)
