@@ -50,7 +50,6 @@ class Demo:
         return Verdict(self.sentence(*ranked[0]), dict(ranked), self.overlay(pixel_values))
 
     def sentence(self, species: str, probability: float) -> str:
-        """The prediction in words."""
         if probability >= self.threshold:
             return f"## {species}\n\nPredicted with a probability of {probability:.0%}."
         return (
@@ -87,15 +86,10 @@ def build_demo(
     top_k: int = 5,
     title: str = "Which seedling is it?",
 ) -> gr.Blocks:
-    """The page of a model, for `launch`.
-
-    Args:
-        model_name_or_path: See `load_classifier`, as `revision` and `trust_remote_code`.
-        threshold: Probability below which the page says "not sure".
-        top_k: Number of species to show.
+    """The page of a model, for `launch`: `top_k` species, and "not sure" below the probability `threshold`.
 
     Raises:
-        InputError: if there is no model.
+        InputError: as `load_classifier` does.
     """
     model, image_processor = load_classifier(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     demo = Demo(model, image_processor, threshold)
@@ -128,9 +122,6 @@ def build_demo(
 
 
 def launch(page: gr.Blocks, **options: Any) -> Any:
-    """Serves a page of `build_demo` from this machine, without a tunnel, statistics or anything from other sites.
-
-    The options are further arguments of gradio's `launch`.
-    """
+    """Serves a page of `build_demo` from this machine, without a tunnel, statistics or anything from other sites."""
     theme = gr.themes.Default(**FONTS)
     return page.launch(share=False, ssr_mode=False, show_error=True, footer_links=[], theme=theme, **options)

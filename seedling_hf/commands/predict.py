@@ -1,7 +1,6 @@
 """`predict`: a model and images go in, the predicted class of each image comes out as CSV or JSON lines."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from seedling_hf.arguments import parse_arguments
 from seedling_hf.errors import InputError
@@ -21,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.tiles:
         check_scikit_image()
     # Processes wait for each other at the end only, and one may have the larger images.
-    accelerator = build_accelerator(arguments.mixed_precision, timeout=int(timedelta(days=30).total_seconds()))
+    accelerator = build_accelerator(arguments.mixed_precision, timeout=30 * 24 * 3600)
     if arguments.watch and accelerator.num_processes > 1:
         raise InputError(f"expected one process for --watch, found {accelerator.num_processes}; start it by itself")
     predictor = build_predictor(arguments, accelerator)

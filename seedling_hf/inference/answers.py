@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TextIO
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl"}
 FORMATS = ("csv", "jsonl", "kaggle")
-SURE, NOT_SURE = "sure", "not sure"
 Ranking = Sequence[tuple[str, float]]  # classes with their probabilities, the most probable first
 
 
@@ -33,9 +32,9 @@ def format_of(path: str | Path | None) -> str:
     return SUFFIXES.get(Path(path).suffix.lower(), "csv") if path else "csv"
 
 
-def certainty(ranking: Ranking, threshold: float) -> str:
-    """`not sure` where the most probable class has less than `threshold`."""
-    return SURE if ranking[0][1] >= threshold else NOT_SURE
+def is_sure(ranking: Ranking, threshold: float | None) -> bool:
+    """Whether the most probable class has at least the probability `threshold`; always without one."""
+    return threshold is None or ranking[0][1] >= threshold
 
 
 def format_count(number: int, noun: str) -> str:
@@ -77,7 +76,8 @@ class AnswerWriter:
             self._write({"file": answer.file, "plant": number, **place}, ranking)
 
     def _write(self, place: dict[str, Any], ranking: Ranking) -> None:
-        sure = {} if self.threshold is None else {"certainty": certainty(ranking, self.threshold)}
+        certainty = "sure" if is_sure(ranking, self.threshold) else "not sure"
+        sure = {} if self.threshold is None else {"certainty": certainty}
         if self.output_format == "kaggle":
             self.csv.writerow([Path(place["file"]).name, ranking[0][0]])
         elif self.output_format == "csv":
@@ -96,11 +96,7 @@ def format_table(answers: Sequence[Answer], threshold: float | None = None) -> s
     name_width = max((len(name) for _, ranking in rows for name, _ in ranking), default=0)
     return "\n".join(
         f"{place if rank == 0 else '':<{place_width}}  {name:<{name_width}}  {probability:6.1%}  "
-        f"{'█' * round(20 * probability)}{_doubt(ranking, threshold) if rank == 0 else ''}".rstrip()
+        f"{'█' * round(20 * probability)}{'' if rank or is_sure(ranking, threshold) else '  not sure'}".rstrip()
         for place, ranking in rows
         for rank, (name, probability) in enumerate(ranking)
     )
-
-
-def _doubt(ranking: Ranking, threshold: float | None) -> str:
-    return f"  {NOT_SURE}" if threshold is not None and certainty(ranking, threshold) == NOT_SURE else ""

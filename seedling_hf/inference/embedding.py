@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -110,78 +110,64 @@ def write_embeddings(
     """
     failed, path = [], Path(embeddings_file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        TemporaryDirectory(prefix="embed-") as folder,
-        replacing(path) as temporary,
-        EmbeddingsWriter(temporary, paths, weights_hash, normalize) as writer,
-    ):
-        # The list of images is on the disk, since there may be millions.
-        journal = prepare(Path(folder), map(str, list_images(paths)), identity={}, batch_size=batch_size, num_parts=1)
-        load_batch = ImageLoader(image_processor).load_batch
-        for batch in DataLoader(journal, batch_size=None, collate_fn=load_batch, num_workers=num_workers):
+
+    def embed(batches: DataLoader) -> Iterator[tuple[list[str], Tensor]]:
+        for batch in batches:
             rows = list(zip(batch["file"], batch["reason"], strict=True))
-            failed += [Answer(file, [], reason) for file, reason in rows if reason is not None]
+            failed.extend(Answer(file, [], reason) for file, reason in rows if reason is not None)
             if failed and not skip_bad_images:
                 raise InputError(
                     f"expected images that can be decoded, found {failed[0].file} ({failed[0].reason}); remove it, or "
                     "skip such images with --skip_bad_images"
                 )
             if files := [file for file, reason in rows if reason is None]:
-                writer.write(files, embed_batch(model, batch["pixel_values"], accelerator))
-        if writer.count == 0:
+                embeddings = embed_batch(model, batch["pixel_values"], accelerator)
+                yield files, torch.nn.functional.normalize(embeddings, dim=1) if normalize else embeddings
+
+    with TemporaryDirectory(prefix="embed-") as folder, replacing(path) as temporary:
+        # The list of images is on the disk, since there may be millions.
+        journal = prepare(Path(folder), map(str, list_images(paths)), identity={}, batch_size=batch_size, num_parts=1)
+        load_batch = ImageLoader(image_processor).load_batch
+        batches = DataLoader(journal, batch_size=None, collate_fn=load_batch, num_workers=num_workers)
+        about = {"weights_sha256": weights_hash, "normalize": normalize}
+        count = _write_parquet(temporary, embed(batches), paths, about)
+        if count == 0:
             raise InputError(f"expected images that can be decoded in {', '.join(paths)}, found none")
-    return writer.count, failed
+    return count, failed
 
 
-class EmbeddingsWriter:
-    """Writes batches in row groups of some thousand rows: a file of many small ones is large and slow to open.
+def _write_parquet(
+    path: Path, batches: Iterator[tuple[list[str], Tensor]], paths: Sequence[str], about: dict[str, Any]
+) -> int:
+    """Writes files and their embeddings (N, C), labelled by the class folders of `paths`; returns how many."""
+    first = next(batches, None)
+    if first is None:
+        return 0
+    class_names = find_class_names(paths)
+    label_of = {Path(paths[0], name): number for number, name in enumerate(class_names)}
+    schema = _build_schema(class_names, first[1].shape[1], about)
+    count, tables = 0, []
+    with parquet.ParquetWriter(path, schema) as writer:
+        for files, embeddings in chain([first], batches):
+            columns = {
+                "file": files,
+                "label": [label_of.get(Path(file).parent) for file in files],  # none beside the class folders
+                "embedding": pa.FixedSizeListArray.from_arrays(embeddings.numpy().reshape(-1), embeddings.shape[1]),
+            }
+            tables.append(pa.table({name: columns[name] for name in schema.names}, schema=schema))
+            count += len(files)
+            # A file of many small row groups is large and slow to open.
+            if sum(map(len, tables)) >= ROWS_OF_A_GROUP:
+                writer.write_table(pa.concat_tables(tables))
+                tables = []
+        if tables:
+            writer.write_table(pa.concat_tables(tables))
+    return count
 
-    See `write_embeddings`; `count` is the number of rows so far.
-    """
 
-    def __init__(self, path: Path, paths: Sequence[str], weights_hash: str, normalize: bool) -> None:
-        self.path, self.normalize, self.count = path, normalize, 0
-        self.about = {"weights_sha256": weights_hash, "normalize": normalize}
-        self.class_names = find_class_names(paths)
-        self.label_of = {Path(paths[0], name): number for number, name in enumerate(self.class_names)}
-        self.tables: list[pa.Table] = []
-        self.opened = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def write(self, files: Sequence[str], embeddings: Tensor) -> None:
-        """Adds rows; an image beside the class folders has no label."""
-        if self.count == 0:
-            self.schema = self._schema(embeddings.shape[1])
-            self.writer = self.opened.enter_context(parquet.ParquetWriter(self.path, self.schema))
-        if self.normalize:
-            embeddings = torch.nn.functional.normalize(embeddings, dim=1)
-        columns = {
-            "file": files,
-            "label": [self.label_of.get(Path(file).parent) for file in files],
-            "embedding": pa.FixedSizeListArray.from_arrays(
-                pa.array(embeddings.numpy().reshape(-1)), embeddings.shape[1]
-            ),
-        }
-        self.tables.append(pa.table({name: columns[name] for name in self.schema.names}, schema=self.schema))
-        self.count += len(files)
-        if sum(map(len, self.tables)) >= ROWS_OF_A_GROUP:
-            self._flush()
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        with self.opened:
-            if kind is None:
-                self._flush()
-
-    def _flush(self) -> None:
-        if self.tables:
-            self.writer.write_table(pa.concat_tables(self.tables))
-            self.tables = []
-
-    def _schema(self, length: int) -> pa.Schema:
-        """The columns with what `datasets` and `check_embeddings` read of them."""
-        label = {"label": ClassLabel(names=self.class_names)} if self.class_names else {}
-        features = Features({"file": Value("string"), **label, "embedding": List(Value("float32"), length=length)})
-        schema = features.arrow_schema
-        return schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(self.about).encode()})
+def _build_schema(class_names: list[str], length: int, about: dict[str, Any]) -> pa.Schema:
+    """The columns with what `datasets` and `check_embeddings` read of them."""
+    label = {"label": ClassLabel(names=class_names)} if class_names else {}
+    features = Features({"file": Value("string"), **label, "embedding": List(Value("float32"), length=length)})
+    schema = features.arrow_schema
+    return schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(about).encode()})

@@ -70,11 +70,7 @@ class Journal(Sequence):
         write_text(self.folder / "run.json", json.dumps(run | {"checked": True}, indent=2) + "\n")
 
     def answers(self) -> Iterator[Answer]:
-        """All answers in the order of the list.
-
-        Raises:
-            RuntimeError: if they are not one for each image.
-        """
+        """All answers in the order of the list; a RuntimeError if they are not one for each image."""
         count = 0
         for part in range(self.num_parts):
             with open(_part_path(self.folder, part), encoding="utf-8") as stream:

@@ -28,10 +28,7 @@ T = TypeVar("T")
 
 
 def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accelerator: Accelerator) -> int | None:
-    """List on the disk → the share of each process → one file.
-
-    Returns:
-        `RESUMABLE_EXIT_CODE` if a signal stopped the run.
+    """List on the disk → the share of each process → one file; `RESUMABLE_EXIT_CODE` if a signal stopped the run.
 
     Raises:
         InputError: for no images, images that cannot be decoded, or another run with this output.
@@ -56,7 +53,6 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
 
 
 def _open_journal(cleanup: contextlib.ExitStack, arguments: PredictArguments, batch_size: int, num_parts: int) -> Path:
-    """The folder of the journal: a new one, or that of a run that stopped."""
     images = partial(list_images, arguments.images)
     if arguments.output_file:
         folder = Path(f"{arguments.output_file}.partial")

@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor
 from seedling_hf.data.images import IMAGE_SUFFIXES
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
-from seedling_hf.inference.answers import NOT_SURE, Answer, Plant, certainty
+from seedling_hf.inference.answers import Answer, Plant, is_sure
 from seedling_hf.inference.classifier import list_classes
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import EightSymmetries
@@ -76,12 +76,12 @@ class TrayPredictor(ImagePredictor):
     def __call__(self, batch: dict[str, Any]) -> list[Answer]:
         answers = []
         for file, tray, reason in zip(batch["file"], batch["tray"], batch["reason"], strict=True):
-            answers.append(Answer(file, [], reason, [] if tray is None else self.classify_plants(tray)))
+            answers.append(Answer(file, [], reason, [] if tray is None else self._classify_plants(tray)))
             if self.draw and tray is not None:
                 self.draw(tray, answers[-1])
         return answers
 
-    def classify_plants(self, tray: Tray) -> list[Plant]:
+    def _classify_plants(self, tray: Tray) -> list[Plant]:
         batches = self.loader.cut_out(tray, self.plants_at_once)
         rankings = [ranking for pixel_values in batches for ranking in self.classify(pixel_values)]
         return [Plant(box, ranking) for box, ranking in zip(tray.boxes, rankings, strict=True)]
@@ -91,8 +91,7 @@ def draw_answer(tray: Tray, answer: Answer, threshold: float | None = None) -> I
     """The photograph with a box around each plant: its number, its class, and a question mark if that is not sure."""
     names = []
     for number, (_, ranking) in enumerate(answer.plants, 1):
-        doubt = "?" if threshold is not None and certainty(ranking, threshold) == NOT_SURE else ""
-        names.append(f"{number} {ranking[0][0]}{doubt}")
+        names.append(f"{number} {ranking[0][0]}{'' if is_sure(ranking, threshold) else '?'}")
     return draw_boxes(tray.photograph, tray.boxes, names)
 
 

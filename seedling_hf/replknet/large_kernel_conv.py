@@ -103,11 +103,7 @@ def depthwise_conv2d(
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)` that runs fast.
-
-    Args:
-        implementation: Name of a candidate, None to choose for each shape.
-    """
+    """`nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)` that runs fast."""
 
     def __init__(self, channels: int, kernel_size: int, bias: bool = False, implementation: str | None = None) -> None:
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)

@@ -289,12 +289,6 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
 
         Folding is exact: the BatchNorms before a block precede 1x1 convolutions, which have no padding. The BatchNorm
         before pooling and those of `norm_intermediate_features` stay.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            ValueError: if the weights are not there (on the meta device).
         """
         self.reparameterize()
         if not self.config.fused:
