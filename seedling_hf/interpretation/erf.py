@@ -16,7 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.images import read_image, to_rgb
 from seedling_hf.errors import InputError
-from seedling_hf.interpretation.feature_maps import feature_map
+from seedling_hf.interpretation.feature_maps import evaluating, feature_map
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
@@ -61,16 +61,12 @@ def measure_erf(model: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
     Raises:
         InputError: if the model gives no feature map, its gradient is infinite or NaN, or none reaches the images.
     """
-    was_training = model.training
-    model.eval()
     total, count = None, 0
-    try:
+    with evaluating(model):
         for pixel_values in batches:
             scores = contribution_scores(model, pixel_values)
             total = scores if total is None else total + scores
             count += len(pixel_values)
-    finally:
-        model.train(was_training)
     if total is None:
         raise InputError("expected at least one image, found none")
     scores = (total / count).cpu().numpy()
@@ -132,14 +128,12 @@ def load_squares(files: Iterable[Path], image_processor: BaseImageProcessor, ima
     Raises:
         InputError: for a file that cannot be decoded.
     """
-    settings = getattr(image_processor, "data_config", None)  # timm's in transformers' wrapper
-    mean, std = (
-        (settings["mean"], settings["std"]) if settings else (image_processor.image_mean, image_processor.image_std)
-    )
+    timm = getattr(image_processor, "data_config", None)  # in transformers' wrapper
+    mean, std = (timm["mean"], timm["std"]) if timm else (image_processor.image_mean, image_processor.image_std)
     transform = v2.Compose(
         [
             v2.PILToTensor(),
-            v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC, antialias=True),
+            v2.Resize((image_size, image_size), InterpolationMode.BICUBIC),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean, std),
         ]
@@ -178,16 +172,14 @@ def settle_batch_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
-    was_training = model.training
-    model.eval()  # stochastic depth would make the statistics random
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-    try:
-        for pixel_values in batches:
-            model(pixel_values)
-    finally:
-        model.train(was_training)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    with evaluating(model):  # stochastic depth would make the statistics random
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        try:
+            for pixel_values in batches:
+                model(pixel_values)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum

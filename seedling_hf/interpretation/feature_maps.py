@@ -1,11 +1,25 @@
 """The last feature map of an image model, and the layer that outputs it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from seedling_hf.errors import InputError
 
 SMALLEST_MAP = 4  # pixels a side; a smaller map hardly localizes anything
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import require_package
-from seedling_hf.interpretation.feature_maps import map_layer
+from seedling_hf.interpretation.feature_maps import evaluating, map_layer
 from seedling_hf.plots.style import SALIENCY_COLORS
 
 
@@ -41,19 +41,14 @@ def saliency_maps(
     check_captum()
     from captum.attr import LayerGradCam
 
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            pixel_values = pixel_values.detach().clone().requires_grad_()
-            if targets is None:
-                with torch.no_grad():
-                    targets = model(pixel_values=pixel_values).logits.argmax(-1)
-            layer = map_layer(model, pixel_values, stage)
-            gradcam = LayerGradCam(lambda images: model(pixel_values=images).logits, layer)
-            maps = gradcam.attribute(pixel_values, target=targets.to(pixel_values.device), relu_attributions=True)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        pixel_values = pixel_values.detach().clone().requires_grad_()
+        if targets is None:
+            with torch.no_grad():
+                targets = model(pixel_values=pixel_values).logits.argmax(-1)
+        layer = map_layer(model, pixel_values, stage)
+        gradcam = LayerGradCam(lambda images: model(pixel_values=images).logits, layer)
+        maps = gradcam.attribute(pixel_values, target=targets.to(pixel_values.device), relu_attributions=True)
     maps = F.interpolate(maps.detach().float(), pixel_values.shape[-2:], mode="bilinear").squeeze(1)
     largest = maps.amax((1, 2), keepdim=True)
     return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0).cpu().numpy()
