@@ -9,7 +9,7 @@ from training_runs import NUM_STEPS, Run
 
 from seedling_hf.replknet import RepLKNetConfig
 from seedling_hf.replknet.large_kernel_conv import CANDIDATES, depthwise_conv2d
-from seedling_hf.speed.forms import build_model, random_images
+from seedling_hf.speed.forms import build_model
 from seedling_hf.train_arguments import OptimizationArguments
 from seedling_hf.training.memory import estimate_memory
 from seedling_hf.training.optimization import ExponentialMovingAverage, parameter_groups
@@ -91,7 +91,7 @@ def test_the_estimated_memory_is_what_a_step_takes(settings):
         model.activation_checkpointing_enable()
     average = ExponentialMovingAverage(model, 0.9)
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.05))
-    images = random_images(batch_size, image_size, "cuda")
+    images = torch.randn(batch_size, 3, image_size, image_size, device="cuda")
     for turn in range(3):
         if turn == 1:  # the candidates were timed in the first, and need memory of their own
             torch.cuda.reset_peak_memory_stats()

@@ -28,16 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from seedling_hf.export.conversion import convert_checkpoint, variant_name
 
-    model = convert_checkpoint(
-        args.checkpoint_path,
-        args.output_dir,
-        num_labels=args.num_labels,
-        checkpoint_key=args.checkpoint_key,
-        image_size=args.image_size,
-    )
+    model = convert_checkpoint(**vars(args))
     config = model.config
-    print(f"{type(model).__name__}, variant {variant_name(config) or 'unnamed'}", end="")
-    print(f", {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", end="")
-    print(f", {config.num_labels} classes" if hasattr(model, "classifier") else ", no head")
+    head = f"{config.num_labels} classes" if hasattr(model, "classifier") else "no head"
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{type(model).__name__}, variant {variant_name(config) or 'unnamed'}, {millions:.1f} M parameters, {head}")
     print(f"SHA-256 of the file: {config.source_sha256}")
     print(f"Written to {args.output_dir}; fine-tune it with train --model_name_or_path {args.output_dir}")

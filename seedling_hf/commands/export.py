@@ -60,18 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         size = export_half(model, image_processor, card if card.is_file() else None, folder)
         print(f"{folder}: {size / 1e6:.1f} MB of weights in float16; measure their accuracy with seedling-hf evaluate")
         return
-    class_names = list_classes(model.config)
-    labelled = load_folder(arguments.eval_dir, class_names=class_names) if arguments.eval_dir else None
+    labelled = calibration_files = None
+    if arguments.eval_dir:
+        labelled = load_folder(arguments.eval_dir, class_names=list_classes(model.config))
+    if arguments.int8:
+        calibration_files = select_images([arguments.train_dir], arguments.max_calibration_samples)
+    images = arguments.images or [arguments.eval_dir or arguments.train_dir]
     rows = export_classifier(
         model,
         image_processor,
         Path(arguments.output_file),
-        check_files=select_images(
-            arguments.images or [arguments.eval_dir or arguments.train_dir], arguments.max_check_samples
-        ),
-        calibration_files=select_images([arguments.train_dir], arguments.max_calibration_samples)
-        if arguments.int8
-        else None,
+        check_files=select_images(images, arguments.max_check_samples),
+        calibration_files=calibration_files,
         labelled=labelled,
         include_preprocessing=arguments.include_preprocessing,
         tolerance=arguments.tolerance,

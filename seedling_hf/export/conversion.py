@@ -45,9 +45,7 @@ class Checkpoint:
 def read_checkpoint(path: str | os.PathLike, key: str | None = None) -> Checkpoint:
     """Reads a `.pth` file of the authors without executing anything in it.
 
-    Args:
-        path: A file with a state dict, bare or under `model`, `model_ema` or `state_dict`.
-        key: Which of these to read; by default the first one present.
+    Its state dict is bare or under one of `CHECKPOINT_KEYS`: under `key`, or by default under the first one present.
 
     Raises:
         InputError: for any other file, or objects other than tensors, plain values and a Namespace.
@@ -101,10 +99,7 @@ def _without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def official_names(config: RepLKNetConfig, head: bool = True, norm: bool = True) -> dict[str, str]:
     """Maps the authors' name of each weight of the model to its name here.
 
-    Args:
-        config: Configuration of the model, merged or not.
-        head: Whether it is a `RepLKNetForImageClassification`, otherwise the bare model or a backbone.
-        norm: Whether the last stage is followed by a BatchNorm; the authors' backbones have none.
+    A model without `head` is the bare model or a backbone. The last stage of the authors' backbones has no `norm`.
     """
     names = {}
 
@@ -149,11 +144,7 @@ def official_names(config: RepLKNetConfig, head: bool = True, norm: bool = True)
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> RepLKNetConfig:
-    """Infers the configuration from the names and shapes of the weights.
-
-    Raises:
-        InputError: if they do not belong to a RepLKNet.
-    """
+    """Infers the configuration from the names and shapes of the weights; InputError if they are no RepLKNet's."""
     kernels = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if tensor.ndim == 4}
     found = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name) for name in kernels]
     blocks = [(int(match[1]), int(match[2])) for match in found if match]
@@ -210,10 +201,7 @@ def load_model(checkpoint: Checkpoint, num_labels: int | None = None) -> PreTrai
     """The model of a checkpoint, in eval mode.
 
     With a head it is a classifier, with the last BatchNorm but no head the bare model, otherwise a backbone.
-
-    Args:
-        checkpoint: The result of `read_checkpoint`.
-        num_labels: Number of classes of a new, untrained head.
+    `num_labels` gives it a new, untrained head.
 
     Raises:
         InputError: with every key that is missing, unexpected or of another shape.
@@ -266,17 +254,9 @@ def convert_checkpoint(
 ) -> PreTrainedModel:
     """Writes a checkpoint of the authors as a folder for `from_pretrained`: weights, configuration, processor, code.
 
-    The folder appears complete or not at all.
-
-    Args:
-        checkpoint_path: The authors' `.pth` file.
-        output_dir: A folder that does not exist or is empty.
-        num_labels: Number of classes of a new, untrained head.
-        checkpoint_key: The part of the file to read: `model`, `model_ema` or `state_dict`.
-        image_size: Side of the processor's images in pixels; by default the one of the authors' run, or 224.
-
-    Returns:
-        The model.
+    The folder, which must be new or empty, appears complete or not at all. `image_size` is the side of the processor's
+    images in pixels; by default that of the authors' run, or 224. For the others see `read_checkpoint` and
+    `load_model`. Returns the model.
 
     Raises:
         InputError: for a file that cannot be read or used, or a folder that is in use.

@@ -18,8 +18,7 @@ def export_half(
 
     Args:
         model: Neither merged nor folded, so that it can be trained further.
-        image_processor: Its image processor.
-        card: README.md to copy, if any.
+        card: README.md to copy.
         output_dir: A folder that does not exist or is empty; it appears when it is complete.
 
     Returns:

@@ -41,14 +41,9 @@ def write_onnx(classifier: ExportedClassifier, example: np.ndarray, path: Path, 
 def quantize_onnx(float_path: Path, path: Path, inputs: Iterator[np.ndarray], metadata: Mapping[str, Any]) -> None:
     """Writes an ONNX file again with the convolutions of its stages in int8 (static quantization, QDQ).
 
-    Weights are quantized per channel, activations by their range on `inputs`. Depthwise convolutions, the stem and the
-    classifier stay in float32: in 8 bits they cost accuracy, and ONNX Runtime takes longer for large kernels in int8.
-
-    Args:
-        float_path: The file in float32.
-        path: The file to write.
-        inputs: Batches of typical inputs: training images.
-        metadata: As of `write_onnx`.
+    Weights are quantized per channel, activations by their range on batches of typical `inputs`. Depthwise
+    convolutions, the stem and the classifier stay in float32: in 8 bits they cost accuracy, and ONNX Runtime takes
+    longer for large kernels in int8.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

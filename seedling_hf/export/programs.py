@@ -45,7 +45,6 @@ def export_classifier(
 
     Args:
         model: Classifier in evaluation mode, merged for inference.
-        image_processor: Its image processor.
         output_file: The file to write, `.onnx` or `.pt2`.
         check_files: Images on which the file is compared with PyTorch.
         calibration_files: Training images that give the ranges of activations: writes `NAME.int8.onnx` too.
@@ -82,9 +81,8 @@ def export_classifier(
         timed |= {name: partial(run, example[:1]) for name, run in runs.items()}
         rows = _compare(logits, files, output_file, time_in_turns(timed, REPEATS))
         if labelled is not None:
-            _score(
-                rows, collect_logits(model, runs, prepare(list(image_sources(labelled)))), np.array(labelled["label"])
-            )
+            logits = collect_logits(model, runs, prepare(list(image_sources(labelled))))
+            _score(rows, logits, np.array(labelled["label"]))
         output_file.parent.mkdir(parents=True, exist_ok=True)
         for path in files.values():
             with replacing(output_file.with_name(path.name)) as temporary:

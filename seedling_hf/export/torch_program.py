@@ -22,11 +22,8 @@ Run = Callable[[np.ndarray], np.ndarray]
 class ExportedClassifier(nn.Module):
     """Computes the logits (N, num_labels) of inputs in the form that the metadata describe.
 
-    Args:
-        model: Classifier in evaluation mode.
-        mean: Of the three channels, for pixels from 0 to 1.
-        std: Likewise.
-        include_preprocessing: Take uint8 pixels (N, H, W, 3), as images are in memory, and normalize them here.
+    With `include_preprocessing` it takes uint8 pixels (N, H, W, 3), as images are in memory, and normalizes them by
+    `mean` and `std` of the three channels, which are for pixels from 0 to 1.
     """
 
     def __init__(
@@ -46,13 +43,10 @@ class ExportedClassifier(nn.Module):
 def write_torch_export(
     classifier: ExportedClassifier, example: np.ndarray, path: Path, metadata: Mapping[str, Any]
 ) -> None:
-    """Writes a classifier as a `.pt2` for `torch.export.load`, its batch of any size.
+    """Writes a classifier in evaluation mode as a `.pt2` for `torch.export.load`, its batch of any size.
 
-    Args:
-        classifier: In evaluation mode.
-        example: Two or more inputs; their height and width are fixed.
-        path: The file to write.
-        metadata: Values that JSON can hold; they become the extra file `metadata.json` inside.
+    The height and width of `example`, two or more inputs, are fixed. The metadata become the extra file
+    `metadata.json` inside.
     """
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad(), quiet():

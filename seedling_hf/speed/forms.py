@@ -44,7 +44,7 @@ class Setting:
         return build_model(self.variant, self.device, self.seed, **changes)
 
     def random_images(self) -> Tensor:
-        return random_images(self.batch_size, self.image_size, self.device)
+        return torch.randn(self.batch_size, 3, self.image_size, self.image_size, device=self.device)
 
     def time(self, runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
         return time_in_turns(runs, self.repeats, self.device)
@@ -58,10 +58,6 @@ def build_model(variant: str, device: str, seed: int, **changes: Any) -> RepLKNe
     torch.manual_seed(seed)
     config = RepLKNetConfig.from_variant(variant, drop_path_rate=0.0, **changes)
     return RepLKNetForImageClassification(config).to(device)
-
-
-def random_images(batch_size: int, image_size: int, device: str) -> Tensor:
-    return torch.randn(batch_size, 3, image_size, image_size, device=device)
 
 
 def plain_form(model: RepLKNetForImageClassification, memory_format: torch.memory_format) -> nn.Module:

@@ -33,12 +33,8 @@ def loading_row(setting: Setting, folder: str, cached_side: int) -> dict[str, An
     """One epoch in one process without workers: read, augment, normalize, stack.
 
     Each loader crops, flips, rotates and jitters colors as `train` does by default, without MixUp. timm has no rotation
-    of its own, so torchvision's is added to its transforms.
-
-    Args:
-        setting: Image size, batch size, repeats and seed.
-        folder: Class folders; at most `MOST_IMAGES` of their images are used, evenly.
-        cached_side: The value of `--cache_images`.
+    of its own, so torchvision's is added to its transforms. At most `MOST_IMAGES` of the images in the class folders
+    of `folder` are used, evenly; `cached_side` is the value of `--cache_images`.
 
     Raises:
         InputError: for a folder without class folders of images, or with too few for a batch.

@@ -15,10 +15,7 @@ logger = logging.getLogger(__name__)
 def row(what: str, seconds: dict[str, list[float]], num_images: int) -> dict[str, Any]:
     """Minimum and median by name in milliseconds, and each median as a multiple of ours.
 
-    Args:
-        what: The measurement.
-        seconds: As `time_in_turns` returns it; the first name is ours.
-        num_images: Images of a run.
+    `seconds` are those of `time_in_turns`, ours first, each for a run on `num_images`.
     """
     medians = {name: median(values) for name, values in seconds.items()}
     logger.info("%s: %s", what, ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in medians.items()))
