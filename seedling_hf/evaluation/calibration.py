@@ -31,12 +31,8 @@ class Reliability:
 class Calibration:
     """Calibration before and after temperature scaling.
 
-    Attributes:
-        temperature: Fitted on all images of `fitted_on`.
-        cross_fitted: Whether those are the images of the report, so that for `after` each half was scaled by the
-            temperature of the other.
-        num_fitted: How many images the temperature was fitted on.
-        fitted_on: What the report calls them.
+    The temperature was fitted on the `num_fitted` images that the report calls `fitted_on`. Where these are its own
+    images, `after` is `cross_fitted`: each half was scaled by the temperature of the other.
     """
 
     temperature: float
@@ -59,12 +55,8 @@ class Kept:
 class NotSure:
     """Below which probability a model should say that it is not sure.
 
-    Attributes:
-        target_accuracy: Least accuracy of the predictions that are kept.
-        threshold: The lowest probability at which they reach it. None for this and the next two if none does.
-        coverage: Share of the predictions that it keeps.
-        accuracy: Of those.
-        cross_fitted: What a threshold that was chosen on one half of the images keeps of the other.
+    The threshold is the lowest at which the predictions that it keeps reach the target. It, their share and their
+    accuracy are None if none does. `cross_fitted` is what a threshold chosen on one half keeps of the other.
     """
 
     target_accuracy: float

@@ -18,9 +18,7 @@ class Comparison:
     """Reports about the same images side by side.
 
     Attributes:
-        models: Figures of each.
         pairs: `first`, `second`, what `mcnemar_test` gives, and `corrected_p_value`.
-        num_examples: Images.
         agreement: Share of the images for which all models predict the same class.
         num_differences: The other images.
         num_any_right: Those of them that at least one model gets right.

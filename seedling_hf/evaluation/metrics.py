@@ -37,11 +37,7 @@ class Mistakes:
 class CropWeedCosts:
     """What mistakes cost in a field: a crop taken for a weed is weeded out, a weed taken for a crop is left to grow.
 
-    Attributes:
-        crops_lost: Crops taken for weeds.
-        weeds_missed: Weeds taken for crops.
-        accuracy: Of crop against weed.
-        species: By name, `kind` (crop or weed), `count` of the mistaken and `total`.
+    `accuracy` is that of crop against weed; `species` have `kind` (crop or weed), `count` of the mistaken and `total`.
     """
 
     crops_lost: Mistakes

@@ -2,14 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from seedling_hf.plots.style import EVAL_COLOR, INK, SERIES, TRAIN_COLOR, column, new_figure, save, tidy
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LARGEST_MATRIX_WITH_COUNTS = 40
 
@@ -41,17 +38,13 @@ def plot_confusion_matrix(
         axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
         axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
         axes.grid(which="minor", color="#dddddd", linewidth=0.6)
-        _write_counts(axes, matrix, shares)
+        for y, x in np.argwhere(matrix > 0):
+            axes.text(
+                x, y, f"{matrix[y, x]:,}", ha="center", va="center", fontsize=9,
+                color="white" if shares[y, x] > (0.55 if x == y else 0.35) else INK,
+                fontweight="bold" if x == y else "normal",
+            )  # fmt: skip
     save(figure, path)
-
-
-def _write_counts(axes: "Axes", matrix: np.ndarray, shares: np.ndarray) -> None:
-    for y, x in np.argwhere(matrix > 0):
-        axes.text(
-            x, y, f"{matrix[y, x]:,}", ha="center", va="center", fontsize=9,
-            color="white" if shares[y, x] > (0.55 if x == y else 0.35) else INK,
-            fontweight="bold" if x == y else "normal",
-        )  # fmt: skip
 
 
 def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, chance: float) -> None:
