@@ -12,8 +12,6 @@ from transformers import BaseImageProcessor, BitImageProcessor, PreTrainedModel
 
 from seedling_hf.errors import InputError
 
-NAMES_SHOWN = 3
-
 
 def build_timm_classifier(
     architecture: str,
@@ -22,13 +20,11 @@ def build_timm_classifier(
     image_size: int | None = None,
     drop_path_rate: float | None = None,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """A timm network with random weights drawn by timm, and the processor of its images.
+    """A timm network such as `resnet18` with random weights drawn by timm, and the processor of its images.
 
     Args:
-        architecture: Its name in timm, such as `resnet18`.
         labels: `id2label` and `label2id`.
         image_size: Side of the images in pixels, for networks that are built for one size; timm's default if None.
-        drop_path_rate: Stochastic depth of the last block; timm's default if None.
 
     Raises:
         InputError: for an unknown name, or for stochastic depth in a network without it.
@@ -37,7 +33,7 @@ def build_timm_classifier(
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=NAMES_SHOWN)
+        near = difflib.get_close_matches(architecture, timm.list_models())
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise InputError(f"expected --timm_architecture of timm {timm.__version__}, found {architecture}{hint}")
     defaults = timm.get_pretrained_cfg(architecture)

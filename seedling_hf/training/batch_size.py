@@ -18,17 +18,11 @@ logger = logging.getLogger(__name__)
 def fit_batch_size(
     arguments: TrainArguments, model: PreTrainedModel, image_size: int, accelerator: Accelerator
 ) -> TrainArguments:
-    """Divides the batch of a process until a step fits, and accumulates gradients so that the global batch stays equal.
+    """The arguments with a batch that fits, and more of them per step, so that the global batch stays equal.
 
     A trial is one step on black images, with a copy of the model and as much additional memory as AdamW and the
     averaged weights will need: the run's own weights, statistics and random numbers do not change. All processes use
     the smallest batch that any of them found.
-
-    Args:
-        image_size: Side of the images in pixels.
-
-    Returns:
-        The arguments with the batch that fits.
 
     Raises:
         InputError: if not even one image fits.
@@ -59,9 +53,7 @@ def fit_batch_size(
             "%d images do not fit into memory: using batches of %d, %d per step; BatchNorm sees %d images at a time",
             requested, found, accumulation, found,
         )  # fmt: skip
-        arguments = replace(
-            arguments, per_device_train_batch_size=found, gradient_accumulation_steps=accumulation
-        )  # fmt: skip
+        arguments = replace(arguments, per_device_train_batch_size=found, gradient_accumulation_steps=accumulation)
     return arguments
 
 

@@ -52,9 +52,8 @@ class Checkpoints:
     Every process calls `save` and `load`; only the first touches the folder when saving.
 
     Args:
-        output_dir: Folder of the run, on a disk that all processes see.
+        output_dir: On a disk that all processes see.
         save_total_limit: How many of the newest checkpoints to keep, besides the protected one; all if None.
-        process_index: Rank of this process.
         gather: Joins the lists of all processes on each of them, in the order of their ranks
             (`accelerate.utils.gather_object`).
 
@@ -92,13 +91,9 @@ class Checkpoints:
         """Writes the checkpoint of `step`, makes it the latest, and prunes.
 
         Args:
-            step: Optimizer steps made.
             tensors: State dicts by name; `model` becomes `model.safetensors`.
             state: Nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
             protect: Step of a checkpoint that is never pruned: the best one.
-
-        Returns:
-            The folder written.
 
         Raises:
             CheckpointError: on every process, if it could not be written; the earlier ones are unchanged.
@@ -128,14 +123,11 @@ class Checkpoints:
         return self.gather([seconds <= AFFORDABLE_SHARE * (time.perf_counter() - self._started)])[0]
 
     def load(self, source: str | Path) -> RunState | None:
-        """Reads a checkpoint, on every process the same one.
+        """Reads a checkpoint, on every process the same one; None if `source` is `latest` and there is none yet.
 
         Args:
             source: `latest`; the folder of a checkpoint; or a folder of a run, for its latest. If the latest one is
                 damaged, a warning names it and the one before it is used.
-
-        Returns:
-            The checkpoint, or None if `source` is `latest` and there is none yet.
 
         Raises:
             InputError: if there is no checkpoint at `source`, or no complete one.
@@ -191,8 +183,8 @@ class Checkpoints:
             steps.sort(key=lambda other: other > step)
             for other in steps[self.save_total_limit :]:
                 if other not in (step, protect):
-                    # Renamed first, so that no half-deleted folder is ever mistaken for a checkpoint.
                     path = self.folder / checkpoint_name(other)
+                    # Renamed first, so that no half-deleted folder is ever mistaken for a checkpoint.
                     shutil.rmtree(path.rename(path.with_name(f".{path.name}.pruned")))
         except OSError as fault:
             logger.warning("Older checkpoints in %s could not be pruned: %s", self.folder, fault)
@@ -246,12 +238,10 @@ def _read_latest(folder: Path) -> RunState | None:
     damages = []
     for step in steps:
         try:
-            checkpoint = read_run_state(folder / checkpoint_name(step))
+            return read_run_state(folder / checkpoint_name(step))
         except InputError as damage:
             logger.warning("%s", damage)
             damages.append(str(damage))
-        else:
-            return checkpoint
     if damages:
         raise InputError(f"expected a complete checkpoint in {folder}, found none: {'; '.join(damages)}")
     return None

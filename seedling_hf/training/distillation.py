@@ -23,7 +23,6 @@ class Teachers:
         arguments: Which models they are, and their share of the targets.
         class_names: Of the student, in its order; a teacher may have another order.
         image_processor: Of the student; images are normalised again for a teacher with another mean or deviation.
-        device: Of the student.
 
     Raises:
         InputError: for a folder without a classifier, or a classifier of other classes.

@@ -36,9 +36,8 @@ class Learner:
         if arguments.gradient_checkpointing:
             model.activation_checkpointing_enable()
         self.ema = ExponentialMovingAverage(model, arguments.ema_decay) if arguments.ema_decay else None
-        self.blank = None  # sharding changes the class of a model, which then cannot be saved as what it was
-        if accelerator.is_fsdp2:
-            self.blank = copy.deepcopy(model).to("meta")
+        # Sharding changes the class of a model, which then cannot be saved as what it was.
+        self.blank = copy.deepcopy(model).to("meta") if accelerator.is_fsdp2 else None
         if self.ema and accelerator.is_fsdp2:
             fsdp2_prepare_model(accelerator, self.ema.model)
         elif self.ema:

@@ -49,9 +49,8 @@ class Training:
 
     Args:
         model: In float32, with `id2label` in its config.
-        image_processor: Saved with the model; evaluation uses it too.
         splits: `train` and `validation`, as `dataset.load_splits` returns them.
-        pusher: Pushes the run to the Hub; on the main process only.
+        pusher: On the main process only.
     """
 
     def __init__(

@@ -72,8 +72,6 @@ def estimate_memory(
     """The memory of a training step on one device.
 
     Args:
-        config: Of the model, with the number of its classes.
-        arguments: Batch size, optimizer, precision, averaged weights and gradient checkpointing.
         image_size: Side of the images in pixels.
         num_processes: Above 1, gradients are exchanged.
         use_fsdp: Whether FSDP shards the weights, and everything of their size, across the processes.

@@ -25,7 +25,9 @@ def build_trainable_model(
     """
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     if arguments.variant:
-        model, image_processor = _build_replknet(arguments, labels)
+        rate = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
+        model = RepLKNetForImageClassification(arguments.build_variant_config(**rate, **labels))
+        image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
     elif arguments.timm_architecture:
         model, image_processor = build_timm_classifier(
             arguments.timm_architecture,
@@ -43,9 +45,6 @@ def build_trainable_model(
 def load_replknet_config(arguments: TrainArguments, num_labels: int) -> tuple[RepLKNetConfig, int]:
     """The configuration of the RepLKNet that the flags name, and the side of its images in pixels.
 
-    Args:
-        num_labels: Classes of a model from scratch.
-
     Raises:
         InputError: for another model than a RepLKNet, or a shape that no RepLKNet has.
     """
@@ -53,9 +52,9 @@ def load_replknet_config(arguments: TrainArguments, num_labels: int) -> tuple[Re
         config = arguments.build_variant_config(num_labels=num_labels)
         image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
     else:
-        source = _source(arguments) if arguments.model_name_or_path else None
-        config = source.load_config() if source else None
-        if config is None or config.model_type != RepLKNetConfig.model_type:
+        source = arguments.model_name_or_path and _source(arguments)
+        config = source and source.load_config()
+        if not config or config.model_type != RepLKNetConfig.model_type:
             name = arguments.model_name_or_path or arguments.timm_architecture
             raise InputError(f"expected a RepLKNet, found {name}; give a --variant instead")
         image_processor = source.load_image_processor()
@@ -64,14 +63,6 @@ def load_replknet_config(arguments: TrainArguments, num_labels: int) -> tuple[Re
 
 def _source(arguments: TrainArguments) -> Pretrained:
     return Pretrained(arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code)
-
-
-def _build_replknet(
-    arguments: TrainArguments, labels: dict[str, dict]
-) -> tuple[PreTrainedModel, RepLKNetImageProcessor]:
-    changes = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
-    model = RepLKNetForImageClassification(arguments.build_variant_config(**changes, **labels))
-    return model, RepLKNetImageProcessor.from_variant(arguments.variant)
 
 
 def _load_pretrained(arguments: TrainArguments, labels: dict[str, Any]) -> tuple[PreTrainedModel, BaseImageProcessor]:

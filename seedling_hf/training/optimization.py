@@ -103,13 +103,12 @@ class ExponentialMovingAverage:
     random initialisation. Integer buffers are copied.
 
     Args:
-        model: The unwrapped model, which is copied.
+        model: Unwrapped; it is copied.
         decay: In (0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
+        self.decay, self.updates = decay, 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -49,12 +49,6 @@ def fetch_checkpoint(name: str, output_dir: Path, accelerator: Accelerator) -> s
 def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, allow: bool = False) -> list[str]:
     """Compares the arguments of a checkpoint with those of the run that resumes it.
 
-    Args:
-        saved: Arguments by name, as they were when the checkpoint was written, with `global_batch_size` and
-            `num_processes` among them.
-        current: The same of this run.
-        allow: Accept any difference.
-
     Returns:
         A clause for each accepted difference, after which the run is not bit-equal to an uninterrupted one.
 

@@ -79,7 +79,6 @@ class RunLog:
             write_text(self.path, "".join(kept))
 
     def read(self) -> list[dict[str, Any]]:
-        """All entries."""
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def write_results(self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int) -> None:

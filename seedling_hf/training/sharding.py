@@ -65,11 +65,9 @@ def configure_sharding(accelerator: Accelerator, arguments: OptimizationArgument
 
 
 def gather(values: Any, *, keep: bool = True) -> Any:
-    """Nested dicts and lists with full tensors on the CPU in place of sharded ones; every process must call it.
+    """Nested dicts and lists with full tensors on the CPU in place of sharded ones, or None if not `keep`.
 
-    Args:
-        values: Of a `state_dict()`; other values are returned unchanged.
-        keep: Whether this process needs the full tensors; otherwise it gets None in their place.
+    Every process must call it. Other values are returned unchanged.
     """
     if isinstance(values, DTensor):
         full = values.full_tensor()
