@@ -94,6 +94,8 @@ class _HelpFormatter(HelpFormatter):
 class _Parser(HfArgumentParser):
     @staticmethod
     def _parse_dataclass_field(parser: ArgumentParser, field: Field) -> None:
+        if f"--{field.name}" in parser._option_string_actions:  # inherited from another group
+            return
         field = copy(field)
         field.metadata = {k: v for k, v in field.metadata.items() if k not in (*RANGES, "writable")}
         HfArgumentParser._parse_dataclass_field(parser, field)
@@ -128,6 +130,8 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T
         groups, prog=prog, description=cls.__doc__, allow_abbrev=False, formatter_class=_HelpFormatter,
         usage=f"{prog} [--config RECIPE.yaml] [flags]",
     )  # fmt: skip
+    if groups[-1] is cls:  # its own flags follow argparse's two groups, before those that it inherits
+        parser._action_groups.insert(2, parser._action_groups.pop())
     parser.add_argument(
         "--config", metavar="YAML", help="recipe: flags as YAML keys; flags on the command line override it"
     )

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder
 from seedling_hf.inference.classifier import InferenceArguments
 
 
 @dataclass(kw_only=True)
-class EmbeddingArguments(ArgumentGroup):
+class EmbedArguments(InferenceArguments):
+    """Write features of images, and find similar images."""
+
     _argument_group_name = "Embedding"
 
     embeddings_file: str = option(MISSING, "Parquet file to write or to search")
@@ -32,11 +34,6 @@ class EmbeddingArguments(ArgumentGroup):
                     f"expected a file as --embeddings_file, found the folder {self.embeddings_file}; add a name.parquet"
                 )
             check_writable_folder(Path(self.embeddings_file).parent, "--embeddings_file")
-
-
-@dataclass(kw_only=True)
-class EmbedArguments(InferenceArguments, EmbeddingArguments):
-    """Write features of images, and find similar images."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -5,12 +5,14 @@ from dataclasses import MISSING, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.inference.classifier import InferenceArguments
 
 
 @dataclass(kw_only=True)
-class EvaluationArguments(ArgumentGroup):
+class EvaluateArguments(InferenceArguments):
+    """Reports how well a model classifies labelled images."""
+
     _argument_group_name = "Evaluation"
 
     test_dir: str = option(MISSING, "folder of class folders")
@@ -27,11 +29,6 @@ class EvaluationArguments(ArgumentGroup):
     saliency: bool = option(False, "show where the model looked at the worst mistakes (needs captum)")
     probes: bool = option(False, "also measure the accuracy on altered images, as the command probe does")
     seed: int = option(42, "seed of the bootstrap, the halves and the probes", least=0)
-
-
-@dataclass(kw_only=True)
-class EvaluateArguments(InferenceArguments, EvaluationArguments):
-    """Reports how well a model classifies labelled images."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

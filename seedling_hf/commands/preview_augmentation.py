@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.train_arguments import AugmentationArguments
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ OFF = {
 
 
 @dataclass(kw_only=True)
-class PreviewOptions(ArgumentGroup):
-    """What is drawn, and where it is written."""
+class PreviewArguments(AugmentationArguments):
+    """Draws contact sheets of augmented training images."""
 
     _argument_group_name = "Preview"
 
@@ -35,11 +35,6 @@ class PreviewOptions(ArgumentGroup):
     image_size: int = option(128, "side of the images in pixels", least=32)
     num_examples: int = option(6, "augmented versions of each image", least=1, most=20)
     seed: int = option(42, "seed of the augmentation", least=0)
-
-
-@dataclass(kw_only=True)
-class PreviewArguments(AugmentationArguments, PreviewOptions):
-    """Draws contact sheets of augmented training images."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

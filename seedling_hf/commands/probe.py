@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.files import write_text
 from seedling_hf.inference.classifier import InferenceArguments
 
@@ -13,18 +13,15 @@ EXAMPLES_ON_THE_SHEET = 6
 
 
 @dataclass(kw_only=True)
-class ProbeOptions(ArgumentGroup):
+class ProbeArguments(InferenceArguments):
+    """Measures what a model relies on and what it is robust to."""
+
     _argument_group_name = "Probes"
 
     test_dir: str = option(MISSING, "folder of class folders")
     output_dir: str = option(MISSING, "folder for probes.json, probes.md, probes.png and examples.png", writable=True)
     max_samples: int | None = option(None, "use at most this many images, evenly spaced", least=1)
     seed: int = option(0, "seed of the order of patches and of what covers plants", least=0)
-
-
-@dataclass(kw_only=True)
-class ProbeArguments(InferenceArguments, ProbeOptions):
-    """Measures what a model relies on and what it is robust to."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
@@ -14,7 +14,9 @@ MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
 
 
 @dataclass(kw_only=True)
-class SaliencyOptions(ArgumentGroup):
+class SaliencyArguments(InferenceArguments):
+    """Show by Grad-CAM where a model looks."""
+
     _argument_group_name = "Saliency"
 
     images: list[str] = option(MISSING, "images, or folders that are searched for images")
@@ -28,11 +30,6 @@ class SaliencyOptions(ArgumentGroup):
         most=-1,
     )
     max_samples: int | None = option(None, "largest number of images, evenly chosen", least=1)
-
-
-@dataclass(kw_only=True)
-class SaliencyArguments(InferenceArguments, SaliencyOptions):
-    """Show by Grad-CAM where a model looks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -7,14 +7,16 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from seedling_hf.arguments import ArgumentGroup, option
+from seedling_hf.arguments import option
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import FORMATS, format_of
 from seedling_hf.inference.classifier import InferenceArguments
 
 
 @dataclass(kw_only=True)
-class PredictionArguments(ArgumentGroup):
+class PredictArguments(InferenceArguments):
+    """Predict the class of each image, as CSV or JSON lines."""
+
     _argument_group_name = "Prediction"
 
     images: list[str] = option(MISSING, "images, or folders that are searched for images")
@@ -72,11 +74,6 @@ class PredictionArguments(ArgumentGroup):
             _check_apart(Path(self.boxes_dir), self.images)
         if self.output_file is not None and Path(self.output_file).is_dir():
             raise InputError(f"expected a file as --output_file, found the folder {self.output_file}; add a name.csv")
-
-
-@dataclass(kw_only=True)
-class PredictArguments(InferenceArguments, PredictionArguments):
-    """Predict the class of each image, as CSV or JSON lines."""
 
     @property
     def output_path(self) -> Path | None:
