@@ -20,8 +20,12 @@ def temporary_path(path: str | os.PathLike) -> Path:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a path to write to, which replaces `path` at the end; after an error `path` is unchanged."""
+    """Yields a path to write to, which replaces `path` at the end; after an error `path` is unchanged.
+
+    Missing folders above it are created.
+    """
     temporary = temporary_path(path)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
     except BaseException:

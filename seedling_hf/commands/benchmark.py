@@ -81,7 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     text = format_results(results)
     folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "benchmark.json", json.dumps(results, indent=2) + "\n")
     write_text(folder / "benchmark.md", text + "\n")
     if "growth" in parts:

@@ -5,7 +5,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass
-from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.files import write_text
@@ -56,5 +55,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             **asdict(figures),
             "sizes": {f"{w}x{h}": n for (w, h), n in figures.sizes.items()},
         }
-        Path(arguments.output_file).parent.mkdir(parents=True, exist_ok=True)
         write_text(arguments.output_file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -81,7 +81,6 @@ def copy_files(originals: dict[Path, Path]) -> None:
     for copy, original in originals.items():
         try:
             if not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(copy) as temporary:
                     shutil.copyfile(original, temporary)
         except OSError as error:

@@ -48,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row, label in enumerate(images["label"]):
         members[images.features["label"].names[label]].append(row)
 
-    Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
     for name, rows in members.items():
         draw_class(name, images, rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS], arguments)
     names = [*members][:: -(-len(members) // MOST_CLASSES_ON_A_SHEET)]

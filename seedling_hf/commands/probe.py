@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     probing = probe(evaluator, dataset, seed=arguments.seed)
     if evaluator.accelerator.is_main_process:
         folder, origin = Path(arguments.output_dir), {"model": arguments.model_name_or_path, "data": arguments.test_dir}
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "probes.json", json.dumps(origin | asdict(probing), indent=2) + "\n")
         write_text(folder / "probes.md", render_page("probes.md", probing=probing, **origin))
         plot_probes(probing.probes, folder / "probes.png", chance=probing.guess)

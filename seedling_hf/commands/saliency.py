@@ -49,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise InputError(f"expected --target of {', '.join(class_names)}, found {arguments.target}")
 
     folder, names, sheet = Path(arguments.output_dir), file_names(files), []
-    folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(files), arguments.per_device_eval_batch_size):
         batch = files[start : start + arguments.per_device_eval_batch_size]
         for file, explained, title, subtitle in _explain(arguments, model, image_processor, batch):

@@ -77,7 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         model.cpu()
 
     folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "erf.csv", list(rows[0]), (row.values() for row in rows))
     with replacing(folder / "erf.npz") as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **scores)

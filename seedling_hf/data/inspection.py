@@ -114,7 +114,6 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
 def write_inspection(inspection: Inspection, output_dir: str | os.PathLike) -> None:
     """Writes inspection.json with all findings, and inspection.html with the images."""
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     values = asdict(inspection) | {"is_clean": inspection.is_clean}
     write_text(output_dir / "inspection.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     write_text(output_dir / "inspection.html", render_page(inspection))

@@ -28,7 +28,6 @@ def write_report(
     report; predictions.csv those without temperature. `dataset` and `saliency` are as for `render_report`.
     """
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     _plot_figures(report, output_dir)
     header = [column.name for column in fields(Prediction)]
     write_csv(output_dir / "predictions.csv", header, map(astuple, report.predictions))
@@ -48,7 +47,6 @@ def write_report(
 def write_comparison(comparison: Comparison, dataset: Dataset, output_dir: str | os.PathLike) -> None:
     """Writes comparison.html, comparison.md, comparison.json and predictions.csv, each atomically."""
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     columns = [f"{kind}: {model['name']}" for model in comparison.models for kind in ("prediction", "probability")]
     rows = (
         [row["file"], row["label"], *(a[kind] for a in row["predictions"] for kind in ("prediction", "probability"))]

@@ -83,7 +83,6 @@ def export_classifier(
         if labelled is not None:
             logits = collect_logits(model, runs, prepare(list(image_sources(labelled))))
             _score(rows, logits, np.array(labelled["label"]))
-        output_file.parent.mkdir(parents=True, exist_ok=True)
         for path in files.values():
             with replacing(output_file.with_name(path.name)) as temporary:
                 shutil.copyfile(path, temporary)

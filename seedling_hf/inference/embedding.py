@@ -108,8 +108,7 @@ def write_embeddings(
     Raises:
         InputError: for an image that cannot be decoded, unless it may be skipped, or where there are none.
     """
-    failed, path = [], Path(embeddings_file)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    failed = []
 
     def embed(batches: DataLoader) -> Iterator[tuple[list[str], Tensor]]:
         for batch in batches:
@@ -124,7 +123,7 @@ def write_embeddings(
                 embeddings = embed_batch(model, batch["pixel_values"], accelerator)
                 yield files, torch.nn.functional.normalize(embeddings, dim=1) if normalize else embeddings
 
-    with TemporaryDirectory(prefix="embed-") as folder, replacing(path) as temporary:
+    with TemporaryDirectory(prefix="embed-") as folder, replacing(embeddings_file) as temporary:
         # The list of images is on the disk, since there may be millions.
         journal = prepare(Path(folder), map(str, list_images(paths)), identity={}, batch_size=batch_size, num_parts=1)
         load_batch = ImageLoader(image_processor).load_batch

@@ -24,11 +24,6 @@ from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
 from seedling_hf.inference.answers import Answer, Plant
 
-try:
-    import fcntl
-except ImportError:  # on Windows, where nothing keeps a second run out
-    fcntl = None
-
 
 class Journal(Sequence):
     """The batches of a list of images, as lists of files, and the answers to them, in a folder that `prepare` made.
@@ -120,9 +115,9 @@ class Claim:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        import fcntl  # which Windows lacks
+
         self.file = open(folder / "lock", "wb")  # noqa: SIM115  held until the process ends
-        if fcntl is None:
-            return
         try:
             # Not flock, which the loader's workers would hold for a while after this process is killed.
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -105,7 +105,6 @@ def save_boxes(arguments: PredictArguments, tray: Tray, answer: Answer) -> None:
 
 def write_image(image: Image.Image, path: Path) -> None:
     """Writes an image, whole or not at all, in the format of its suffix; as JPEG where that is no image's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower()
     with replacing(path) as temporary:
         image.save(temporary, format=Image.registered_extensions()[suffix] if suffix in IMAGE_SUFFIXES else "JPEG")
