@@ -40,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         repo_id = arguments.dataset_name if arguments.dry_run else full_repo_id(arguments.dataset_name)
         card, split = Path(folder, CARD), Path(folder, "split.csv")
         write_split_csv(splits, split)
+        split_hash = hash_split(split)
         text = render_dataset_card(
             splits,
             repo_id,
-            split_hash=hash_split(split),
+            split_hash=split_hash,
             duplicates=find_duplicates(splits),
             # The card describes the split by the flags of `train`, where dataset_name is a source, not a target.
             arguments=asdict(arguments) | {"dataset_name": None},
@@ -52,13 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             print(text)
             return
         card.write_text(text, encoding="utf-8")
-        target = Target(
-            repo_id,
-            f"{sum(map(len, splits.values())):,} images, split {hash_split(split)[:12]}",
-            arguments.hub_private_repo,
-            arguments.hub_revision,
-            arguments.hub_tag,
-            repo_type="dataset",
-        )
+        message = f"{sum(map(len, splits.values())):,} images, split {split_hash[:12]}"
+        where = arguments.hub_private_repo, arguments.hub_revision, arguments.hub_tag
+        target = Target(repo_id, message, *where, repo_type="dataset")
         address = push_dataset(splits.remove_columns("index"), {CARD: card, "split.csv": split}, target)
     print(f"Pushed: {address}\nTrain on it with --dataset_name {repo_id}")

@@ -28,10 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_splits(arguments: SplitArguments) -> DatasetDict:
-    """Loads the images of a run and splits them, the same way on every process.
-
-    Args:
-        arguments: A folder and its split; `DataArguments` without `train_dir` name a dataset of the Hub.
+    """Loads the images of a run and splits them, the same way on every process; without `train_dir` from the Hub.
 
     Returns:
         `train`, `validation` and perhaps `test`; columns `image`, `label` (ClassLabel, names in byte order), `file`
@@ -54,10 +51,8 @@ def load_splits(arguments: SplitArguments) -> DatasetDict:
         raise InputError(f"expected {flag} for images without a validation split, found one; leave {flag} out")
     limits = {"train": arguments.max_train_samples, "validation": arguments.max_eval_samples}
     for split, limit in limits.items():
-        if limit is not None:
-            rows = pools.get(split, pools["train"]).rows
-            labels = [rows[i][1] for i in members[split]]
-            members[split] = [members[split][i] for i in choose_of_each_class(labels, limit, arguments.split_seed)]
+        rows = pools.get(split, pools["train"]).rows
+        members[split] = choose_of_each_class(rows, members[split], limit, arguments.split_seed)
         if not members[split]:
             raise InputError(f"expected images for {split}, found none; change --train_val_split or add images")
     splits = _build(pools, class_names, members)

@@ -69,10 +69,7 @@ def load_streamed(arguments: DataArguments) -> dict[str, IterableDataset | Datas
     pool = _list_split(images, "validation", arguments)
     pool.check_known_classes(class_names, "the classes of its train split")
     members = pool.find_good(skip_bad_images=arguments.skip_bad_images)
-    if arguments.max_eval_samples is not None:
-        labels = [pool.rows[i][1] for i in members]
-        chosen = choose_of_each_class(labels, arguments.max_eval_samples, arguments.split_seed)
-        members = [members[i] for i in chosen]
+    members = choose_of_each_class(pool.rows, members, arguments.max_eval_samples, arguments.split_seed)
     stream = _undecoded(stream.select_columns(list(columns)))
     stream = stream.rename_columns({old: new for old, new in columns.items() if old != new})
     return {"train": stream, "validation": pool.build(class_names, members)}

@@ -85,10 +85,7 @@ def check_images(sources: Iterable[Source]) -> list[str | None]:
 def select_images(paths: Sequence[str], count: int | None = None, *, skip_bad_images: bool | None = None) -> list[Path]:
     """At most `count` images, evenly chosen from files and folders, all of which can be decoded.
 
-    Args:
-        paths: See `list_images`.
-        count: See `choose_evenly`.
-        skip_bad_images: Value of that flag; None for a command without it.
+    `skip_bad_images` is the value of that flag; None for a command without it.
 
     Raises:
         InputError: for no images, or those that cannot be decoded unless they are to be skipped.

@@ -98,12 +98,8 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
         corrupt=[{"file": str(path.relative_to(folder)), "reason": reason} for path, reason in corrupt.items()],
         exact_duplicates=[[files[i] for i in group] for group in exact],
         near_duplicates=[
-            {
-                "files": [files[pair.first], files[pair.second]],
-                "distance": pair.distance,
-                "correlation": round(pair.correlation, 4),
-            }
-            for pair in near
+            {"files": [files[p.first], files[p.second]], "distance": p.distance, "correlation": round(p.correlation, 4)}
+            for p in near
         ],
         in_two_classes=in_several(labels),
         in_two_splits=in_several(splits),
@@ -163,10 +159,9 @@ def report_shared_images(splits: Mapping[str, Dataset], path: Path, *, look: boo
     Without a comparison (`look` is false, or there are more than `MOST_COMPARED` images) there is no file.
     """
     path.unlink(missing_ok=True)
-    count = len(splits["train"]) + len(splits["validation"])
     if not look:
         return
-    if count > MOST_COMPARED:
+    if (count := len(splits["train"]) + len(splits["validation"])) > MOST_COMPARED:
         logger.info(
             "did not search for validation images with duplicates in training: %d images are more than %d; use "
             "inspect_dataset", count, MOST_COMPARED,

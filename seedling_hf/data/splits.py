@@ -27,10 +27,7 @@ def draw_validation(
 ) -> set[Row]:
     """The rows used for validation; depends only on the set of rows, their clusters, and the flags of the split.
 
-    Args:
-        rows: File and class name of every image.
-        arguments: Strategy, fraction or fold, and seed.
-        clusters: For `grouped`, the number of each image's cluster of duplicates.
+    The strategy `grouped` needs `clusters`, the number of each image's cluster of duplicates.
 
     Raises:
         InputError: for a fold that the classes are too small for.
@@ -118,15 +115,18 @@ def split_as_written(rows: list[Row], split_file: str | os.PathLike, *, ignore_t
     return split_of
 
 
-def choose_of_each_class(labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """Positions of `count` rows, with the classes as balanced as possible."""
-    order = list(range(len(labels)))
+def choose_of_each_class(rows: Sequence[Row], members: list[int], count: int | None, seed: int) -> list[int]:
+    """At most `count` of `members`, positions in `rows`, with the classes as balanced as possible; None for all."""
+    if count is None:
+        return members
+    order = list(members)
     random.Random(seed).shuffle(order)
-    seen: Counter[int] = Counter()
+    seen: Counter[str] = Counter()
     turns = []
     for i in order:
-        turns.append((seen[labels[i]], i))
-        seen[labels[i]] += 1
+        label = rows[i][1]
+        turns.append((seen[label], i))
+        seen[label] += 1
     return sorted(i for _, i in sorted(turns, key=lambda turn: turn[0])[:count])
 
 

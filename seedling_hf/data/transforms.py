@@ -38,13 +38,8 @@ class RandomQuarterTurn(nn.Module):
 class RandomRotation(nn.Module):
     """Rotates a square image about its centre with bicubic interpolation, faster than torchvision's `RandomRotation`.
 
-    One grid is kept and rotated. Pixels outside count as `fill` in the interpolation at the edge too, where torchvision
-    leaves a dark seam.
-
-    Args:
-        degrees: Largest angle in either direction.
-        size: Side of the images in pixels.
-        fill: Colour of the corners, one value per channel.
+    One grid is kept and rotated, by up to `degrees` in either direction. Pixels outside count as `fill`, one value per
+    channel, in the interpolation at the edge too, where torchvision leaves a dark seam.
     """
 
     def __init__(self, degrees: float, size: int, fill: tuple[float, ...]) -> None:
@@ -98,11 +93,9 @@ def build_train_transform(
 ) -> Transform:
     """The augmentation of one image: PIL image or its bytes in, normalised (3, image_size, image_size) float32 out.
 
-    Args:
-        augmentation: What is drawn, and how often.
-        image_processor: Gives mean, std and interpolation. Training must resize as evaluation does: a network trained
-            on softer images than it is evaluated on takes sharpness for a property of a class.
-        image_size: Side in pixels; default: that of the image processor, which `cutout_size` is relative to.
+    Training must resize as evaluation does, with the interpolation of `image_processor`: a network trained on softer
+    images than it is evaluated on takes sharpness for a property of a class. `image_size` defaults to the side of the
+    image processor, which `cutout_size` is relative to.
     """
     final_size = image_processor.crop_size["height"]
     size, mean = image_size or final_size, image_processor.image_mean

@@ -44,14 +44,9 @@ def render_dataset_card(
     duplicates: Sequence[Sequence[Location]],
     arguments: Mapping[str, Any],
 ) -> str:
-    """The text of the card.
+    """The text of the card, of what `load_splits`, `hash_split` and `find_duplicates` give.
 
-    Args:
-        splits: As `load_splits` gives them.
-        repo_id: Where the dataset is published.
-        split_hash: As `hash_split` gives it.
-        duplicates: As `find_duplicates` gives them.
-        arguments: The flags that drew the split, and `license` and `source`.
+    `arguments` are the flags that drew the split, and `license` and `source`.
     """
     class_names = splits["train"].features["label"].names
     total, name = sum(map(len, splits.values())), repo_id.split("/")[-1]

@@ -3,13 +3,12 @@
 import json
 import math
 import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 from safetensors import safe_open
 
 from seedling_hf.data.splits import hash_split
@@ -26,12 +25,8 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 def write_card(output_dir: str | os.PathLike, *, results: bool = True) -> Path:
     """Writes the card of a model folder, README.md, and keeps what people wrote into an existing one.
 
-    Args:
-        output_dir: A model folder; the card skips what other files of a run would add if they are missing.
-        results: Whether report and timing belong to these weights.
-
-    Returns:
-        The file.
+    The card skips what missing files of a run would add, and without `results` report and timing, which then belong to
+    other weights.
 
     Raises:
         ValueError: if the Hub would refuse the card.
@@ -47,7 +42,13 @@ def write_card(output_dir: str | os.PathLike, *, results: bool = True) -> Path:
 
 def render_card(output_dir: str | os.PathLike, *, results: bool = True) -> str:
     """The text of the card of a folder without one."""
-    return load_template().render(card_values(Path(output_dir), results=results))
+    # Installed, the template is beside this module; in a checkout, at the root of the repository.
+    here = Path(__file__).resolve().parent
+    path = next(p for p in (here / "model_card.md", here.parents[1] / "model_card.md") if p.is_file())
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters |= {"cell": escape_cell, "percent": "{:.1%}".format, "duration": _duration}
+    template = environment.from_string(_read_text(path))
+    return template.render(card_values(Path(output_dir), results=results))
 
 
 def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
     arguments = yaml.safe_load(arguments_text) or {}
     records = _read_text(folder / "metrics.jsonl").splitlines()
     class_names = _class_names(config)
+    has_split = (split := folder / "split.csv").exists()
 
     repo_id = arguments.get("hub_model_id") or folder.resolve().name
     model_name = repo_id.split("/")[-1]
@@ -96,18 +98,10 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         "shared_images": _read_json(folder / "near_duplicates.json"),
         "last_record": json.loads(records[-1]) if records else None,
         "is_plant_seedlings": set(class_names) <= PLANT_SEEDLINGS,
-        **_split_values(folder / "split.csv", arguments),
+        "counts": count_split(split) if has_split else None,
+        "split_hash": hash_split(split) if has_split else None,
+        "split_description": describe_split(arguments) if has_split else None,
     }
-
-
-@cache
-def load_template() -> Template:
-    """model_card.md, from beside this module (as installed) or from the root of the repository."""
-    here = Path(__file__).resolve().parent
-    path = next(p for p in (here / "model_card.md", here.parents[1] / "model_card.md") if p.is_file())
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"cell": escape_cell, "percent": _percent, "duration": _duration}
-    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def _eval_results(report: dict[str, Any], arguments: dict[str, Any], dataset: str) -> list[EvalResult]:
@@ -134,16 +128,6 @@ def _names_of_data(arguments: dict[str, Any], report: dict[str, Any] | None) -> 
     dataset = arguments.get("dataset_name") or (Path(folder).name if folder else "seedlings")
     data_name = report and (report.get("provenance") or {}).get("data", "labelled images")
     return dataset, data_name.replace(folder, dataset) if data_name and folder else data_name
-
-
-def _split_values(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    if not path.exists():
-        return {"counts": None, "split_hash": None, "split_description": None}
-    return {
-        "counts": count_split(path),
-        "split_hash": hash_split(path),
-        "split_description": describe_split(arguments),
-    }
 
 
 def _describe_start(arguments: dict[str, Any], base_model: str | None) -> str | None:
@@ -188,10 +172,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
 
 
 def _duration(seconds: float) -> str:

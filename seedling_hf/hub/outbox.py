@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,23 +37,14 @@ _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Target:
-    """Where a snapshot is pushed.
+    """Where a snapshot is pushed."""
 
-    Attributes:
-        repo_id: `user/name`; the user defaults to the owner of the token.
-        message: Commit message.
-        private: Whether a new repository is private; None leaves the choice to the Hub.
-        revision: Branch; None is `main`.
-        tag: Tag of the commit, if any.
-        repo_type: `model`, `dataset` or `space`.
-    """
-
-    repo_id: str
-    message: str
-    private: bool | None = None
-    revision: str | None = None
-    tag: str | None = None
-    repo_type: str = "model"
+    repo_id: str  # `user/name`; the user defaults to the owner of the token
+    message: str  # of the commit
+    private: bool | None = None  # whether a new repository is private; None leaves the choice to the Hub
+    revision: str | None = None  # branch; None is `main`
+    tag: str | None = None  # of the commit
+    repo_type: str = "model"  # or `dataset`, `space`
 
 
 @dataclass(frozen=True)
@@ -85,14 +76,11 @@ class Snapshot:
 def model_files(folder: Path, *, results: bool = True, checkpoint: Path | None = None) -> dict[str, Path]:
     """The files of a model folder that may be pushed, by their paths in the repository.
 
-    Args:
-        folder: A model folder.
-        results: Whether report, curves and timing belong to these weights, and are included.
-        checkpoint: Folder of a checkpoint to include as `last-checkpoint`.
+    `results` includes report, curves and timing, if they belong to these weights; a `checkpoint` becomes
+    `last-checkpoint`.
     """
-    names = [path.name for path in folder.iterdir() if path.is_file()]
     allowed = PUSHED if results else set(PUSHED) - set(RESULTS)
-    chosen = {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)}
+    chosen = {path.name for path in folder.iterdir() if path.is_file() and _matches(path.name, allowed)}
     files = {name: folder / name for name in sorted(chosen | set(_code_files(folder)))}
     if checkpoint is not None:
         files |= {f"{LAST_CHECKPOINT}/{path.name}": path for path in sorted(checkpoint.iterdir()) if path.is_file()}
@@ -101,7 +89,11 @@ def model_files(folder: Path, *, results: bool = True, checkpoint: Path | None =
 
 def is_result(name: str) -> bool:
     """Whether a file of a repository belongs to particular weights."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*WEIGHTS, *RESULTS))
+    return _matches(name, (*WEIGHTS, *RESULTS))
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 class Outbox:

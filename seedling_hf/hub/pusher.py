@@ -6,6 +6,7 @@ import shlex
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -20,8 +21,6 @@ from seedling_hf.hub.outbox import Outbox, Snapshot, Target, model_files
 from seedling_hf.hub.repository import PREFLIGHT_TIMEOUT_S, TRIES, check_access, push
 from seedling_hf.train_arguments import TrainArguments
 
-FIRST_DELAY_S = 30.0
-LONGEST_DELAY_S = 600.0
 # The events that each strategy pushes: a new best model, a save, and the end of the run.
 EVENTS = {
     "end": {"end"}, "best": {"best", "end"}, "every_save": {"save", "end"}, "checkpoint": {"save", "end"}
@@ -38,10 +37,8 @@ class HubPusher:
 
     Args:
         output_dir: Folder of the run; pending snapshots are in `hub_outbox` inside.
-        repo_id: `user/name`; the user defaults to the owner of the token.
-        private: Whether a new repository is private.
-        revision: Branch to push to.
-        strategy: `end`, `best`, `every_save` or `checkpoint`: the events that are pushed.
+        repo_id: As `private` and `revision`, see `Target`.
+        strategy: A key of `EVENTS`.
         tag: Tag of the last commit.
         timeout_s: The longest that `finish` waits, and an upper limit for each request.
 
@@ -49,8 +46,8 @@ class HubPusher:
         ValueError: for another strategy.
     """
 
-    first_delay_s = FIRST_DELAY_S
-    longest_delay_s = LONGEST_DELAY_S
+    first_delay_s = 30.0
+    longest_delay_s = 600.0
 
     def __init__(
         self,
@@ -66,7 +63,7 @@ class HubPusher:
         if strategy not in EVENTS:
             raise ValueError(f"expected a strategy of {', '.join(EVENTS)}, found {strategy!r}")
         self.output_dir, self.outbox = Path(output_dir), Outbox(output_dir)
-        self.repo_id, self.private, self.revision, self.tag = repo_id, private, revision, tag
+        self.target = Target(repo_id, "", private, revision, tag)
         self.strategy, self.timeout_s = strategy, timeout_s
         self.push_command = shlex.join(["seedling-hf", "push_to_hub", "--output_dir", str(output_dir)])
         self._changed = threading.Condition()
@@ -109,8 +106,7 @@ class HubPusher:
                 "to push later"
             )
         try:
-            target = Target(self.repo_id, "", self.private, self.revision, self.tag)
-            check_access(target, timeout_s=min(PREFLIGHT_TIMEOUT_S, self.timeout_s))
+            check_access(self.target, timeout_s=min(PREFLIGHT_TIMEOUT_S, self.timeout_s))
         except InputError:
             raise
         except Exception as error:
@@ -133,10 +129,8 @@ class HubPusher:
 
         Args:
             event: `best` (the folder holds a new best model), `save` (a checkpoint was written) or `end`.
-            step: Optimizer steps so far.
-            epoch: Epochs so far.
             metrics: Figures for the commit message.
-            checkpoint: Folder of the checkpoint. The strategy `checkpoint` pushes it too, and the last one with `end`.
+            checkpoint: Its folder. The strategy `checkpoint` pushes it too, and the last one with `end`.
         """
         if event not in EVENTS[self.strategy]:
             return
@@ -145,7 +139,7 @@ class HubPusher:
         is_end = event == "end"
         figures = ", ".join(f"{name} {value:.4f}" for name, value in (metrics or {}).items())
         message = f"Step {step}, epoch {epoch:.2f}{': ' + figures if figures else ''} ({event})"
-        target = Target(self.repo_id, message, self.private, self.revision, self.tag if is_end else None)
+        target = replace(self.target, message=message, tag=self.target.tag if is_end else None)
         try:
             if (self.output_dir / "config.json").exists():
                 self._write_card(results=is_end)
@@ -168,11 +162,7 @@ class HubPusher:
         self._start()
 
     def finish(self) -> bool:
-        """Waits for the last push, at most `timeout_s`, and reports its result; never raises.
-
-        Returns:
-            Whether the Hub has every snapshot.
-        """
+        """Waits for the last push, at most `timeout_s`, reports and returns whether all is on the Hub; never raises."""
         if self._thread is None and self.outbox.newest() is None:
             return not self._not_staged
         with self._changed:
@@ -185,7 +175,7 @@ class HubPusher:
             self._failure = self._failure or "it was interrupted"
         left = self.outbox.newest()
         if left is None and not self._not_staged:
-            logger.info("the model is on the Hub: %s", self._address or self.repo_id)
+            logger.info("the model is on the Hub: %s", self._address or self.target.repo_id)
             return True
         reason = self._not_staged or self._failure or f"not finished after {self.timeout_s:g} s"
         logger.warning(
@@ -217,8 +207,8 @@ class HubPusher:
         size = f", {self._num_bytes / 1e6:.1f} MB" if self._num_bytes else ""
         started = time.monotonic()
         with tqdm(
-            total=round(self.timeout_s), desc=f"pushing to {self.repo_id}{size}", unit="s", leave=False, disable=None,
-            bar_format="{desc} |{bar}| {n:.0f} of at most {total} s",
+            desc=f"pushing to {self.target.repo_id}{size}", total=round(self.timeout_s), unit="s",
+            leave=False, disable=None, bar_format="{desc} |{bar}| {n:.0f} of at most {total} s",
         ) as bar:  # fmt: skip
             while self._thread.is_alive() and (passed := time.monotonic() - started) < self.timeout_s:
                 self._thread.join(min(0.5, self.timeout_s - passed))
@@ -248,7 +238,7 @@ class HubPusher:
         try:
             self._address, self._failure, self._permanent = push(snapshot, tries=tries), "", False
             self.outbox.remove(snapshot)
-            logger.info("pushed to %s: %s", self.repo_id, snapshot.target.message)
+            logger.info("pushed to %s: %s", self.target.repo_id, snapshot.target.message)
         except Exception as error:
             if not snapshot.exists():  # push_to_hub was faster
                 self._failure = ""

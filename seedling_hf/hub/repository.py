@@ -25,15 +25,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.hub.cards import address_card, check_card, merge_cards
 from seedling_hf.hub.connection import explain, full_repo_id, limit_waiting, require_login
-from seedling_hf.hub.outbox import (
-    CARD,
-    LAST_CHECKPOINT,
-    PUSHED,
-    Snapshot,
-    Target,
-    is_result,
-    model_files,
-)
+from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Snapshot, Target, is_result, model_files
 from seedling_hf.inference.classifier import parse_hub_name
 
 if TYPE_CHECKING:
@@ -83,14 +75,8 @@ def push(snapshot: Snapshot, *, tries: int = TRIES) -> str:
     """Makes the Hub hold what the snapshot holds, in at most one commit, and sets the tag.
 
     The commit is bound to its parent, so concurrent changes are never overwritten unseen. Results of other weights that
-    the repository holds and the snapshot does not are deleted.
-
-    Args:
-        snapshot: Files and their target.
-        tries: Number of tries, a few seconds apart; permanent errors are not retried.
-
-    Returns:
-        The URL of the commit.
+    the repository holds and the snapshot does not are deleted. Returns the URL of the commit. `tries` are a few seconds
+    apart; permanent errors are not retried.
 
     Raises:
         Exception: anything that huggingface_hub raises, for `explain`. Calling again continues where this stopped.
@@ -110,9 +96,7 @@ def push_dataset(splits: "DatasetDict", files: Mapping[str, Path], target: Targe
 
     There are two commits, since datasets writes the first one, and its part of the card, by itself.
     """
-    splits.push_to_hub(
-        target.repo_id, private=target.private, revision=target.revision, commit_message=target.message
-    )  # fmt: skip
+    splits.push_to_hub(target.repo_id, private=target.private, revision=target.revision, commit_message=target.message)
     return push(Snapshot(files, replace(target, message=f"Card of {target.message}")))
 
 
@@ -224,14 +208,8 @@ def _tags(api: HfApi, repo: dict[str, str]) -> dict[str, str]:
 def download_run(name: str, output_dir: str | os.PathLike) -> Path:
     """Downloads a run that was pushed with `--hub_strategy checkpoint`, to resume it here.
 
-    The best model so far and metrics.jsonl are copied to `output_dir` too, unless it already holds a model.
-
-    Args:
-        name: `user/repo`, or `user/repo@revision`.
-        output_dir: Folder of the run on this machine.
-
-    Returns:
-        The folder of the checkpoint, inside `output_dir`, which all nodes of a run share.
+    `name` is `user/repo` or `user/repo@revision`. The best model so far and metrics.jsonl are copied to `output_dir`
+    too, unless it already holds a model. Returns the folder of the checkpoint inside, which all nodes of a run share.
 
     Raises:
         InputError: if the checkpoint is missing, the Hub cannot be reached, or the disk is full.

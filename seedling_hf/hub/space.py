@@ -1,6 +1,5 @@
 """The files of a Space that runs the demo of a model: app, requirements, card, and this package's code."""
 
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,17 +28,10 @@ if __name__ == "__main__":
 def write_space(
     folder: Path, model_name_or_path: str, *, revision: str | None, threshold: float, title: str
 ) -> dict[str, Path]:
-    """Writes the app, its requirements and its card into `folder`.
+    """Writes the app, its requirements and its card into an empty `folder`.
 
-    Args:
-        folder: An empty folder.
-        model_name_or_path: Repository on the Hub, or a model folder, which becomes part of the Space.
-        revision: Branch, tag or commit of the repository.
-        threshold: Probability below which the demo answers "not sure".
-        title: Title of the Space.
-
-    Returns:
-        All files of the Space by their paths in it.
+    The model is a repository on the Hub at `revision`, or a model folder, which becomes part of the Space. Returns all
+    files by their paths in the Space.
     """
     local = Path(model_name_or_path)
     model = MODEL if local.is_dir() else model_name_or_path
@@ -50,7 +42,8 @@ def write_space(
     files = {path.name: path for path in sorted(folder.iterdir())}
     if local.is_dir():
         files |= {f"{MODEL}/{name}": path for name, path in model_files(local, results=False).items() if name != CARD}
-    return files | {f"seedling_hf/{name}": path for name, path in _package_files()}
+    root = Path(__file__).parents[2]
+    return files | {path.relative_to(root).as_posix(): path for path in sorted((root / "seedling_hf").rglob("*.py"))}
 
 
 def _card(title: str, repo_id: str | None) -> str:
@@ -71,9 +64,3 @@ def _card(title: str, repo_id: str | None) -> str:
 def _version(name: str) -> str:
     """The version on PyPI: torch adds the device that it was built for."""
     return version(name).split("+")[0]
-
-
-def _package_files() -> Iterator[tuple[str, Path]]:
-    package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        yield path.relative_to(package).as_posix(), path
