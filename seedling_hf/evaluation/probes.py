@@ -108,10 +108,9 @@ def brighten(factor: float) -> Alteration:
 
 def tint(red: float, green: float, blue: float) -> Alteration:
     """Every channel times a factor of its own: another light."""
-    factors = (red, green, blue)
 
     def alter(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-        return Image.fromarray((np.asarray(image) * np.array(factors)).clip(0, 255).round().astype(np.uint8))
+        return Image.fromarray((np.asarray(image) * [red, green, blue]).clip(0, 255).round().astype(np.uint8))
 
     return alter
 

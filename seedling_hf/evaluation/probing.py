@@ -15,11 +15,10 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from seedling_hf.data.transforms import EvalTransform, to_rgb
+from seedling_hf.evaluation.calibration import BOOTSTRAP_RESAMPLES
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.evaluation.probes import PROBES, Probe, shuffle_patches
-
-BOOTSTRAP_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, f
     Efron 1979, Annals of Statistics 7(1), p. 1.
     """
     generator = np.random.default_rng(seed)
-    means = [generator.choice(differences, len(differences)).mean() for _ in range(BOOTSTRAP_SAMPLES)]
+    means = [generator.choice(differences, len(differences)).mean() for _ in range(BOOTSTRAP_RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
