@@ -27,8 +27,8 @@ FLAGS = f"""
 """.split()
 # Date and speed of a run; everything else must be equal.
 TIMED = re.compile(
-    rb'"(date|seconds|images_per_second)": .*|- \d{4}-\d\d-\d\dT.* images a second.*|On .* of training \(.*'
-    rb"|\d{4}-\d\d-\d\d[T ][^<]*? s \([\d.,]+ images a second\)"
+    rb'"(date|seconds|images_per_second)": .*|- \d{4}-\d\d-\d\dT.* images per second.*|On .* of training \(.*'
+    rb"|\d{4}-\d\d-\d\d[T ][^<]*? s \([\d.,]+ images per second\)"
 )
 
 
