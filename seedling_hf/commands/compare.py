@@ -20,10 +20,10 @@ class CompareArguments(ArgumentGroup):
         MISSING, "folder for comparison.html, comparison.md, comparison.json and predictions.csv", writable=True
     )
     trust_remote_code: bool = option(False, "run the Python code of the repositories; a RepLKNet needs none")
-    per_device_eval_batch_size: int = option(64, "images a batch on each process", least=1)
-    dataloader_num_workers: int = option(0, "processes that load images, for each process", least=0)
+    per_device_eval_batch_size: int = option(64, "images in a batch, per process", least=1)
+    dataloader_num_workers: int = option(0, "processes that load images, per process", least=0)
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
-    skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
+    skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of refusing them")
     seed: int = option(42, "seed of the bootstrap", least=0)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Several classifiers on the same images: which is better, whether it is chance, and where they differ."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -41,7 +41,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain dicts, lists, numbers and strings."""
-        figures = asdict(self)
+        figures = asdict(replace(self, predictions=[]))  # `asdict` would copy those of every image
         del figures["predictions"]
         return figures
 

@@ -136,8 +136,10 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain dicts, lists, numbers and strings."""
+        # Emptied first: `asdict` copies what it meets, and there is a prediction for every image.
+        figures = asdict(replace(self, predictions=[], probabilities=np.empty(0)))
         skipped = {"predictions", "probabilities"} | ({"probing"} if self.probing is None else set())
-        return {name: value for name, value in asdict(self).items() if name not in skipped}
+        return {name: value for name, value in figures.items() if name not in skipped}
 
 
 def evaluate_model(
