@@ -1,0 +1,105 @@
+"""Commands that meet bad input or bad luck, in processes of their own: what they print, and what they leave behind."""
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from processes import STREAMS, start
+
+from seedling_hf.commands import main
+
+
+class Outcome(NamedTuple):
+    """How a command ended; `code` is None if it had to be killed after `timeout` seconds."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def command(
+    words: Sequence[object], folder: Path, *, timeout: float = 120, before: Callable[[], None] | None = None,
+    environment: dict[str, str] | None = None, num_processes: int = 1,
+) -> Outcome:  # fmt: skip
+    """Runs `seedling-hf words…` in `folder`, after `before()` in its process, a function at the top of a module."""
+    return Started(words, folder, before=before, environment=environment, num_processes=num_processes).finish(timeout)
+
+
+class Started:
+    """A command that runs, so that a test can disturb it."""
+
+    def __init__(
+        self, words: Sequence[object], folder: Path, *, before=None, environment=None, num_processes=1
+    ) -> None:
+        self.output = folder.with_name(f"{folder.name}.output")
+        self.output.mkdir(exist_ok=True)
+        arguments = ([str(word) for word in words], folder, self.output, before, environment or {})
+        self.started = time.monotonic()
+        self.processes = start(_run, *arguments, num_processes=num_processes)
+
+    def printed(self, name: str) -> str:
+        """What came out of "stdout" or "stderr" so far."""
+        files = sorted(self.output.glob(f"{name}-*.txt"))
+        return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 60) -> None:
+        """Waits until `condition()` holds; the command must still be running then."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < end and self.processes[0].is_alive(), self.printed("stderr")
+            time.sleep(0.02)
+
+    def send(self, number: int) -> None:
+        """Sends a signal to the first process."""
+        os.kill(self.processes[0].pid, number)
+
+    def finish(self, timeout: float = 120) -> Outcome:
+        for process in self.processes:
+            process.join(max(0.0, self.started + timeout - time.monotonic()))
+        hangs = [process for process in self.processes if process.is_alive()]
+        for process in hangs:  # each leads a session, with its workers
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+        code = None if hangs else max((process.exitcode for process in self.processes), key=abs)
+        return Outcome(code, self.printed("stdout"), self.printed("stderr"), time.monotonic() - self.started)
+
+
+def assert_sentence(outcome: Outcome, *parts: str, code: int = 2) -> None:
+    """The command ended with `code` and one sentence on stderr, which contains `parts`, and no traceback."""
+    everything = f"exit code {outcome.code} after {outcome.seconds:.0f} s\n{outcome.stdout}\n{outcome.stderr}"
+    assert outcome.code == code, everything
+    assert "Traceback" not in outcome.stderr + outcome.stdout, everything
+    sentences = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1, everything
+    for part in parts:
+        assert part in sentences[0], everything
+
+
+def assert_well(outcome: Outcome) -> None:
+    """The command did its work, without a traceback."""
+    everything = f"exit code {outcome.code} after {outcome.seconds:.0f} s\n{outcome.stdout}\n{outcome.stderr}"
+    assert outcome.code == 0 and "Traceback" not in outcome.stderr + outcome.stdout, everything
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A digest of each file under `folder`, to see what a command changed or left behind."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir() or path.is_symlink()
+    }
+
+
+def _run(rank: int, words: list[str], folder: Path, output: Path, before, environment: dict[str, str]) -> int:
+    for name, number in STREAMS.items():
+        os.dup2(os.open(output / f"{name}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.chdir(folder)
+    os.environ |= environment
+    if before is not None:
+        before()
+    return main(words)
