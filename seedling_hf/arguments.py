@@ -22,6 +22,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder, write_text
+from seedling_hf.locks import lock_file, lock_folder
 
 T = TypeVar("T")
 
@@ -65,6 +66,17 @@ class ArgumentGroup:
                 check_writable_folder(
                     Path(value).parent if flag.name.endswith("_file") else Path(value), f"--{flag.name}"
                 )
+
+    def lock_outputs(self) -> None:
+        """Locks what the flags with `writable=True` name, until the command ends; on one process of a run only.
+
+        Raises:
+            InputError: if another run writes to one of them.
+        """
+        for flag in fields(self):
+            value = getattr(self, flag.name)
+            if value is not None and flag.metadata.get("writable"):
+                lock_file(value) if flag.name.endswith("_file") else lock_folder(value)
 
 
 class _HelpFormatter(HelpFormatter):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from seedling_hf import __version__
 from seedling_hf.errors import HubError, InputError
+from seedling_hf.locks import release_locks
 
 GROUPS = {
     "Data": {
@@ -53,6 +54,8 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     except (HubError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    finally:
+        release_locks()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,6 +42,7 @@ class BenchmarkArguments(ArgumentGroup):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """The chosen parts → table, JSON, plot."""
     arguments = parse_arguments(BenchmarkArguments, argv, prog="benchmark")
+    arguments.lock_outputs()
     import torch
 
     from seedling_hf.plots.curves import plot_growth

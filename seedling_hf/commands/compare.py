@@ -50,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.report import evaluate_model
     from seedling_hf.evaluation.report_files import format_comparison, write_comparison
     from seedling_hf.inference.classifier import load_classifier
-    from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.inference.prediction import build_accelerator, on_main_process
 
     accelerator = build_accelerator(arguments.mixed_precision)
+    on_main_process(accelerator, arguments.lock_outputs)
     loading = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
     evaluators = [
         Evaluator(*load_classifier(name, trust_remote_code=arguments.trust_remote_code), accelerator, *loading)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 
 from seedling_hf.arguments import option, parse_arguments
+from seedling_hf.locks import lock_file
 
 
 @dataclass(kw_only=True)
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from seedling_hf.export.conversion import convert_checkpoint, variant_name
 
+    lock_file(args.output_dir)
     model = convert_checkpoint(**vars(args))
     config = model.config
     head = f"{config.num_labels} classes" if hasattr(model, "classifier") else "no head"

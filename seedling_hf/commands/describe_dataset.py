@@ -24,6 +24,7 @@ class DescribeArguments(ArgumentGroup):
 def main(argv: Sequence[str] | None = None) -> None:
     """Images of each class, sizes, modes, and two kinds of mean and standard deviation of the channels."""
     arguments = parse_arguments(DescribeArguments, argv, prog="describe_dataset")
+    arguments.lock_outputs()
     from seedling_hf.data.dataset import describe_splits, load_folders
     from seedling_hf.data.images import a_few
     from seedling_hf.data.pool import image_sources

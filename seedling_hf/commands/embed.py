@@ -8,6 +8,7 @@ from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder
 from seedling_hf.inference.classifier import InferenceArguments
+from seedling_hf.locks import lock_file
 
 
 @dataclass(kw_only=True)
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     accelerator = build_accelerator(arguments.mixed_precision)
     if accelerator.num_processes > 1:
         raise InputError(f"expected one process, found {accelerator.num_processes}; start embed without torchrun")
+    if arguments.images:
+        lock_file(arguments.embeddings_file)
     model, image_processor = arguments.load(merge=False)
     weights_hash = hash_weights(model)
     if not arguments.no_merge and hasattr(model, "fuse_batch_norms"):

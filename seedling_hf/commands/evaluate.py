@@ -40,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.probing import probe
     from seedling_hf.evaluation.report import evaluate_model
     from seedling_hf.evaluation.report_files import format_report, write_report
+    from seedling_hf.inference.prediction import on_main_process
     from seedling_hf.interpretation.saliency import check_captum, overlay_classes
 
     if arguments.saliency:
         check_captum()
     evaluator = load_evaluator(arguments)
+    on_main_process(evaluator.accelerator, arguments.lock_outputs)
     dataset, *others = (
         load_folder(folder, class_names=evaluator.class_names, skip_bad_images=arguments.skip_bad_images)
         for folder in (arguments.test_dir, arguments.calibration_dir)

@@ -45,6 +45,7 @@ class ExportArguments(ClassifierArguments):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Model → file → comparison on real images → table."""
     arguments = parse_arguments(ExportArguments, argv, prog="export")
+    arguments.lock_outputs()
     from seedling_hf.data.dataset import load_folder
     from seedling_hf.data.images import select_images
     from seedling_hf.export.half_precision import export_half

@@ -26,6 +26,7 @@ class InspectArguments(ArgumentGroup):
 def main(argv: Sequence[str] | None = None) -> int:
     """Images → fingerprints → findings → page, JSON and exit code."""
     arguments = parse_arguments(InspectArguments, argv, prog="inspect_dataset")
+    arguments.lock_outputs()
     from seedling_hf.data.inspection import format_inspection, inspect_folder, write_inspection
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

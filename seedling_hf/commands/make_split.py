@@ -12,6 +12,7 @@ from pathlib import Path
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing, temporary_path
+from seedling_hf.locks import is_lock, lock_folder
 from seedling_hf.train_arguments import SplitArguments
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for source in filter(None, (arguments.train_dir, arguments.validation_dir)):
         if target.resolve().is_relative_to(Path(source).resolve()):
             raise InputError(f"expected --output_dir outside of {source}, found {target}; choose another --output_dir")
+    lock_folder(target)
     splits = load_splits(arguments)
     with tempfile.TemporaryDirectory() as folder:
         write_split_csv(splits, Path(folder, "split.csv"))
@@ -60,7 +62,7 @@ def check_target(target: Path, originals: dict[Path, Path]) -> None:
     if target.exists() and not target.is_dir():
         raise InputError(f"expected a folder for --output_dir, found a file at {target}")
     for folder, _, names in os.walk(target):
-        for path in (Path(folder, name) for name in names):
+        for path in (Path(folder, name) for name in names if not is_lock(name)):
             # An earlier run that was interrupted leaves an incomplete copy under a temporary name.
             begun = path.with_name(path.name.removeprefix(".").removesuffix(".tmp"))
             if begun in originals and path == temporary_path(begun):

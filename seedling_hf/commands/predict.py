@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = parse_arguments(PredictArguments, argv, prog="predict")
 
     from seedling_hf.inference.listed_run import predict_listed
-    from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.inference.prediction import build_accelerator, on_main_process
     from seedling_hf.inference.tiles import check_scikit_image
     from seedling_hf.inference.trays import build_predictor
     from seedling_hf.inference.watched_run import predict_watched
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     accelerator = build_accelerator(arguments.mixed_precision, timeout=30 * 24 * 3600)
     if arguments.watch and accelerator.num_processes > 1:
         raise InputError(f"expected one process for --watch, found {accelerator.num_processes}; start it by itself")
+    on_main_process(accelerator, arguments.lock_outputs)
     predictor = build_predictor(arguments, accelerator)
     code = (
         predict_watched(arguments, predictor) if arguments.watch else predict_listed(arguments, predictor, accelerator)

@@ -40,6 +40,7 @@ class PreviewArguments(AugmentationArguments):
 def main(argv: Sequence[str] | None = None) -> None:
     """One sheet for each class, one of the single augmentations, and one of mixed batches with their labels."""
     arguments = parse_arguments(PreviewArguments, argv, prog="preview_augmentation")
+    arguments.lock_outputs()
     from seedling_hf.data.dataset import load_folders
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

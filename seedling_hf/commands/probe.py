@@ -34,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.probes import PROBES
     from seedling_hf.evaluation.probing import example_images, format_probes, probe
     from seedling_hf.evaluation.rendering import render_page
+    from seedling_hf.inference.prediction import on_main_process
     from seedling_hf.plots.images import plot_contact_sheet
     from seedling_hf.plots.quality import plot_probes
 
     evaluator = load_evaluator(arguments)
+    on_main_process(evaluator.accelerator, arguments.lock_outputs)
     class_names = evaluator.class_names
     dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images)
     dataset = dataset.select(choose_evenly(range(len(dataset)), arguments.max_samples))

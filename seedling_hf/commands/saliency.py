@@ -37,11 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = parse_arguments(SaliencyArguments, argv, prog="saliency")
 
     from seedling_hf.data.images import select_images
-    from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.inference.prediction import build_accelerator, on_main_process
     from seedling_hf.plots.images import plot_saliency
 
     files = select_images(arguments.images, arguments.max_samples, skip_bad_images=arguments.skip_bad_images)
-    device = build_accelerator("no").device
+    accelerator = build_accelerator("no")
+    on_main_process(accelerator, arguments.lock_outputs)
+    device = accelerator.device
     model, image_processor = arguments.load()
     model.to(device)
     class_names = list_classes(model.config)

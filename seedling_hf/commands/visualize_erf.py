@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from seedling_hf.data.images import select_images
     from seedling_hf.inference.classifier import load_classifier
-    from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.inference.prediction import build_accelerator, on_main_process
     from seedling_hf.interpretation.erf import (
         area_ratios,
         build_untrained,
@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         for name, title in short_names(arguments.model_name_or_path).items()
     }
     untrained = {f"{name}, untrained": build_untrained(name, arguments.seed) for name in arguments.untrained}
-    device = build_accelerator("no").device
+    accelerator = build_accelerator("no")
+    on_main_process(accelerator, arguments.lock_outputs)
+    device = accelerator.device
 
     scores, rows = {}, []
     for title, (model, image_processor) in (models | untrained).items():

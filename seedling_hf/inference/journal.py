@@ -1,28 +1,41 @@
 """A long list of images and their answers so far, on the disk: a killed run can be resumed, and memory is constant.
 
-    answers.csv.partial/images.jsonl        the images in their order, a JSON string a line
+    answers.csv.partial/run.json              all that the answers depend on, and the checksum of the list
+    answers.csv.partial/images.jsonl          the images in their order, a JSON string a line
     answers.csv.partial/offsets.bin           where each batch begins in it, int64
-    answers.csv.partial/run.json              all that the answers depend on; written last
-    answers.csv.partial/answers-00000.jsonl   the answers of process 0, a line an image, appended batch by batch
+    answers.csv.partial/answers-00000.jsonl   the answers of process 0, a line an image with its checksum
 
-The list is made once, and each process answers one stretch of it in order: the number of complete lines shows where to
-resume, and the answers of one process after another are in the order of the list.
+The list is made once, and each process answers one stretch of it in order: the number of whole lines shows where to
+resume, and the answers of one process after another are in the order of the list. A list that is damaged is made again
+and the answers that fit it are kept; only what is recognised as a file of a journal is ever removed.
 """
 
+import hashlib
 import json
 import os
-import shutil
+import re
 import sqlite3
+import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from seedling_hf.errors import InputError
-from seedling_hf.files import write_text
+from seedling_hf.files import temporary_path, write_text
 from seedling_hf.inference.answers import Answer, Plant
+
+RUN, IMAGES, OFFSETS = "run.json", "images.jsonl", "offsets.bin"
+# What the files of a journal begin with, a cut one too.
+BEGINNINGS = {
+    rf"({RUN}|{temporary_path(RUN).name})": rb"\{\s*\"(written_by|--)",
+    IMAGES: rb"\"",
+    OFFSETS: bytes(8),
+    r"answers-\d{5}.jsonl": rb"[0-9a-f]{8} \[|\[",
+}
 
 
 class Journal(Sequence):
@@ -35,10 +48,12 @@ class Journal(Sequence):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = _read_run(folder)
+        if run is None:
+            raise InputError(f"expected {folder} on a disk that all processes share, found no {RUN} in it")
         self.num_images, self.num_parts, self.checked = run["num_images"], run["num_parts"], run["checked"]
         self.batch_size = run["batch_size"]
-        self.offsets = np.memmap(folder / "offsets.bin", dtype=np.int64, mode="r")
+        self.offsets = np.memmap(folder / OFFSETS, dtype=np.int64, mode="r")
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -46,7 +61,7 @@ class Journal(Sequence):
     def __getitem__(self, number: int) -> list[str]:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        with open(self.folder / "images.jsonl", "rb") as stream:
+        with open(self.folder / IMAGES, "rb") as stream:
             stream.seek(self.offsets[number])
             lines = (stream.readline() for _ in range(self.batch_size))
             return [json.loads(line) for line in lines if line]
@@ -61,19 +76,29 @@ class Journal(Sequence):
         return len(batches) * self.batch_size - (-self.num_images % self.batch_size if last_is_short else 0)
 
     def mark_checked(self) -> None:
-        run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        write_text(self.folder / "run.json", json.dumps(run | {"checked": True}, indent=2) + "\n")
+        _write_run(self.folder, _read_run(self.folder) | {"checked": True})
 
     def answers(self) -> Iterator[Answer]:
-        """All answers in the order of the list; a RuntimeError if they are not one for each image."""
+        """All answers in the order of the list.
+
+        Raises:
+            InputError: if they are not one for each image.
+        """
         count = 0
         for part in range(self.num_parts):
-            with open(_part_path(self.folder, part), encoding="utf-8") as stream:
-                for line in stream:
-                    count += 1
-                    yield _read_answer(line)
+            try:
+                with open(_part_path(self.folder, part), "rb") as stream:
+                    for line in stream:
+                        answer = _read_answer(line)
+                        count += 1
+                        yield answer
+            except (OSError, ValueError):
+                break
         if count != self.num_images:
-            raise RuntimeError(f"expected an answer for each of {self.num_images} images, found {count}")
+            raise InputError(
+                f"expected an answer for each of {self.num_images:,} images in {self.folder}, found {count:,}, since "
+                "its files were altered during the run; repeat the command, which answers the rest"
+            )
 
     def failed(self) -> Iterator[Answer]:
         """The answers that give a reason instead of a prediction, in the order of the list."""
@@ -96,40 +121,13 @@ class Part:
 
     def append(self, answers: Iterable[Answer]) -> None:
         """Adds the answers to one batch, and flushes them to the file."""
-        self.file.write("".join(json.dumps(answer) + "\n" for answer in answers).encode())
+        self.file.write(b"".join(map(_format_answer, answers)))
         self.file.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.file.close()
-
-
-class Claim:
-    """Locks an output, so that a second run cannot write it until this process ends.
-
-    Raises:
-        InputError: if another run has locked it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        import fcntl  # which Windows lacks
-
-        self.file = open(folder / "lock", "wb")  # noqa: SIM115  held until the process ends
-        try:
-            # Not flock, which the loader's workers would hold for a while after this process is killed.
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            self.file.close()
-            raise InputError(
-                f"expected {folder} to be free, found another run using it; wait, or name another file"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-
-    def release(self) -> None:
         self.file.close()
 
 
@@ -143,20 +141,30 @@ def prepare(
         identity: All that the answers depend on.
 
     Raises:
-        InputError: if the run that stopped had another identity.
+        InputError: if the run that stopped had another identity, or other files have the names of the journal's.
     """
+    _refuse_foreign(folder)
     run = identity | {"batch_size": batch_size, "num_parts": num_parts}
-    if (folder / "run.json").exists():
-        if changes := describe_changes(json.loads((folder / "run.json").read_text(encoding="utf-8")), run):
-            raise InputError(
-                f"expected to resume the run with its answers in {folder}, found {changes}; repeat its command, or "
-                "remove that folder to start again"
-            )
+    former = _read_run(folder)
+    if former is None:
+        discard(folder)
+    elif changes := describe_changes(former, run):
+        raise InputError(
+            f"expected to resume the run with its answers in {folder}, found {changes}; repeat its command, or "
+            "remove that folder to start again"
+        )
+    elif former.get("list_sha256") == _hash_list(folder):
         return Journal(folder)
-    discard(folder)
+    elif former.get("list_sha256"):
+        print(
+            f"warning: {folder / IMAGES} or {OFFSETS} is damaged: the images are listed again, and the answers that "
+            "fit are kept",
+            file=sys.stderr,
+        )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
+    _write_run(folder, run)  # first: it marks the folder as ours
     count = position = 0
-    with open(folder / "images.jsonl", "wb") as names, open(folder / "offsets.bin", "wb") as offsets:
+    with open(folder / IMAGES, "wb") as names, open(folder / OFFSETS, "wb") as offsets:
         for count, image in enumerate(images, 1):
             if count % batch_size == 1 % batch_size:
                 offsets.write(np.int64(position).tobytes())
@@ -164,16 +172,17 @@ def prepare(
     if count == 0:
         discard(folder)
         raise InputError("expected images, found none; name another folder")
-    write_text(folder / "run.json", json.dumps(run | {"num_images": count, "checked": False}, indent=2) + "\n")
+    _write_run(folder, run | {"num_images": count, "checked": False, "list_sha256": _hash_list(folder)})
     return Journal(folder)
 
 
 def discard(folder: Path) -> None:
-    """Removes a journal; run.json goes first, so that one half removed does not count."""
-    (folder / "run.json").unlink(missing_ok=True)
-    for path in folder.iterdir() if folder.exists() else ():
-        if path.name != "lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Removes a journal, and its folder if nothing else is in it; run.json, which marks it, goes last."""
+    for path in sorted(_files(folder), key=lambda path: path.name == RUN):
+        if _is_ours(path):
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def find_equal_name(files: Iterable[str]) -> str | None:
@@ -197,8 +206,73 @@ def _part_path(folder: Path, part: int) -> Path:
     return folder / f"answers-{part:05d}.jsonl"
 
 
-def _read_answer(line: str | bytes) -> Answer:
-    file, ranking, reason, plants = json.loads(line)
+def _files(folder: Path) -> list[Path]:
+    """What has the name of a file of a journal."""
+    return [p for p in folder.glob("*") if any(re.fullmatch(name, p.name) for name in BEGINNINGS)]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file has the name and the beginning of one of a journal, or is empty, or zeros after a power cut."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as stream:
+        beginning = stream.read(64)
+    signs = (sign for name, sign in BEGINNINGS.items() if re.fullmatch(name, path.name))
+    return not beginning.strip(b"\0") or any(re.match(sign, beginning) for sign in signs)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises InputError for what is in the place of a journal and was not written by one."""
+    found = [folder] if folder.exists() and not folder.is_dir() else [p for p in _files(folder) if not _is_ours(p)]
+    if found:
+        kind = "a folder" if found[0].is_dir() else "another file"
+        raise InputError(
+            f"expected {found[0]} to be as this program wrote it, found {kind}; move it away, or remove {folder} to "
+            "start again"
+        )
+
+
+def _read_run(folder: Path) -> dict[str, Any] | None:
+    """The content of run.json; None if it is missing or, which is said, damaged."""
+    try:
+        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        if isinstance(run, dict):
+            return run
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        pass
+    print(f"warning: {folder / RUN} is damaged, so its answers cannot be used: the run starts again", file=sys.stderr)
+    return None
+
+
+def _write_run(folder: Path, run: dict[str, Any]) -> None:
+    write_text(folder / RUN, json.dumps({"written_by": "seedling-hf"} | run, indent=2) + "\n")
+
+
+def _hash_list(folder: Path) -> str | None:
+    """SHA-256 of the list and its offsets; None if one of them is missing."""
+    digest = hashlib.sha256()
+    try:
+        for name in (IMAGES, OFFSETS):
+            with open(folder / name, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _format_answer(answer: Answer) -> bytes:
+    text = json.dumps(answer).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _read_answer(line: bytes) -> Answer:
+    """The answer of a line; ValueError for one that is not whole."""
+    checksum, _, text = line.removesuffix(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        raise ValueError("expected a line with its checksum")
+    file, ranking, reason, plants = json.loads(text)
     plants = tuple(Plant(tuple(box), [tuple(pair) for pair in ranking]) for box, ranking in plants)
     return Answer(file, [tuple(pair) for pair in ranking], reason, plants)
 
@@ -209,11 +283,10 @@ def _whole_batches(file: Any, batches: Iterable[Sequence[str]]) -> tuple[int, in
     done = end = 0
     for files in batches:
         for expected in files:
-            line = file.readline()
             try:
-                if not line.endswith(b"\n") or _read_answer(line).file != expected:
+                if _read_answer(file.readline()).file != expected:
                     return done, end
-            except (ValueError, TypeError):
+            except ValueError:
                 return done, end
         done, end = done + 1, file.tell()
     return done, end

@@ -1,30 +1,27 @@
 """A run over a list of images: each process answers its share, and a run that is killed can be resumed."""
 
 import contextlib
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from seedling_hf.data.images import find_bad_images, list_images
 from seedling_hf.errors import InputError
-from seedling_hf.inference.journal import Claim, Journal, Part, discard, find_equal_name, prepare
+from seedling_hf.inference.journal import Journal, Part, discard, find_equal_name, prepare
 from seedling_hf.inference.output import write_and_show
 from seedling_hf.inference.predict_arguments import PredictArguments
+from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.progress import Progress
 from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
 
 MOST_FILES_NAMED = 5
-T = TypeVar("T")
 
 
 def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accelerator: Accelerator) -> int | None:
@@ -35,7 +32,7 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
     """
     with contextlib.ExitStack() as cleanup:
         open_journal = partial(_open_journal, cleanup, arguments, predictor.batch_size, accelerator.num_processes)
-        journal = Journal(_on_main_process(accelerator, open_journal))
+        journal = Journal(on_main_process(accelerator, open_journal))
         with Part(journal, accelerator.process_index) as part:
             if not (arguments.skip_bad_images or journal.checked):
                 _refuse_bad_images(journal, part.remaining, accelerator)
@@ -49,17 +46,15 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
                 if not _answer(batches, journal, part, predictor, accelerator, stop):
                     return RESUMABLE_EXIT_CODE
         accelerator.wait_for_everyone()
-        _on_main_process(accelerator, partial(_finish, arguments, journal))
+        on_main_process(accelerator, partial(_finish, arguments, journal))
 
 
 def _open_journal(cleanup: contextlib.ExitStack, arguments: PredictArguments, batch_size: int, num_parts: int) -> Path:
     images = partial(list_images, arguments.images)
     if arguments.output_file:
         folder = Path(f"{arguments.output_file}.partial")
-        cleanup.callback(_remove_if_empty, folder)
     else:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
-    cleanup.callback(Claim(folder).release)
     if next(images(), None) is None:
         raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
     if arguments.output_format == "kaggle" and (name := find_equal_name(map(str, images()))):
@@ -95,7 +90,6 @@ def _finish(arguments: PredictArguments, journal: Journal) -> None:
     if not all_failed:
         write_and_show(arguments, journal)
     discard(journal.folder)
-    (journal.folder / "lock").unlink(missing_ok=True)
     if all_failed:
         raise InputError(
             f"expected at least one image that can be decoded, found none among {journal.num_images:,}, such as "
@@ -119,22 +113,3 @@ def _refuse_bad_images(journal: Journal, batches: range, accelerator: Accelerato
         )
     if accelerator.is_main_process:
         journal.mark_checked()
-
-
-def _on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """The result of `work` on the main process, for all processes; an `InputError` is raised on all of them."""
-    result: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            result[0] = work()
-        except InputError as error:
-            result[1] = str(error)
-    broadcast_object_list(result)
-    if result[1] is not None:
-        raise InputError(result[1])
-    return result[0]
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.exists() and {path.name for path in folder.iterdir()} <= {"lock"}:
-        shutil.rmtree(folder, ignore_errors=True)

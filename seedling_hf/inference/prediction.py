@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,6 +19,8 @@ from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Ranking
 from seedling_hf.inference.progress import Progress
+
+T = TypeVar("T")
 
 
 def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **kwargs: Any) -> Accelerator:
@@ -37,6 +40,20 @@ def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("expected a GPU for --mixed_precision fp16, found a CPU only; use bf16 or no")
     return accelerator
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """The result of `work` on the main process, for all processes; an `InputError` is raised on all of them."""
+    result: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = work()
+        except InputError as error:
+            result[1] = str(error)
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise InputError(result[1])
+    return result[0]
 
 
 class InferenceTransform:

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -19,6 +20,8 @@ from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.hub.model_card import write_card
 from seedling_hf.hub.outbox import Outbox
 from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.prediction import on_main_process
+from seedling_hf.locks import lock_folder
 from seedling_hf.plots.curves import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
 from seedling_hf.train_arguments import TrainArguments
@@ -27,10 +30,10 @@ from seedling_hf.training.loop import Training
 
 
 def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> None:
-    """Makes the output folder, and clears it for `--overwrite_output_dir`.
+    """Makes the output folder, locks it for this run, and clears it for `--overwrite_output_dir`.
 
     Raises:
-        InputError: if it holds another run, or cannot be written to.
+        InputError: if it holds another run, or one that still writes to it, or cannot be written to.
     """
     output_dir = Path(arguments.output_dir)
     holds_a_run = (output_dir / "metrics.jsonl").exists() or (output_dir / "config.json").exists()
@@ -40,15 +43,16 @@ def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> N
             f"expected a new folder for --output_dir, found a run in {output_dir}; continue it with "
             "--resume_from_checkpoint latest, or discard it with --overwrite_output_dir"
         )
-    if accelerator.is_main_process:
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"expected a writable folder at {output_dir}, found: {error.strerror}") from error
-        if arguments.overwrite_output_dir and not arguments.resume_from_checkpoint:
-            (output_dir / "metrics.jsonl").unlink(missing_ok=True)
-            shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
-            Outbox(output_dir).clear(keep=None)
+    clear = arguments.overwrite_output_dir and not arguments.resume_from_checkpoint
+    on_main_process(accelerator, partial(_take, output_dir, clear))
+
+
+def _take(output_dir: Path, clear: bool) -> None:
+    lock_folder(output_dir)
+    if clear:
+        (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+        Outbox(output_dir).clear(keep=None)
 
 
 def report_start(training: Training) -> None:
