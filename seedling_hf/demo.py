@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.images import read_image, to_rgb
+from seedling_hf.data.images import ImageError, read_image, to_rgb
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import list_classes, load_classifier
@@ -42,8 +42,8 @@ class Demo:
             return Verdict("", None, None)
         try:
             pixel_values = self.transform(to_rgb(read_image(Path(path))))[None].to(self.model.device)
-        except InputError as error:
-            sentence = f"## The image cannot be read\n\nDecoding failed ({error}). Please drop another image."
+        except ImageError as error:
+            sentence = f"## The image cannot be read\n\nDecoding failed ({error.reason}). Please drop another image."
             return Verdict(sentence, None, None)
         logits = forward(self.model, pixel_values).logits.float().cpu()
         (ranked,) = rank_classes(logits, self.class_names, len(self.class_names))

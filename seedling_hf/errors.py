@@ -4,7 +4,16 @@ import importlib
 
 
 class InputError(ValueError):
-    """Bad input: one sentence with what was expected, what was found and what to do. Exit code 2."""
+    """Bad input: one sentence with what was expected, what was found and what to do. Exit code 2.
+
+    A loading worker's error arrives with the traceback as its message; here it keeps its sentence only.
+    """
+
+    def __init__(self, message: str) -> None:
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        if message.startswith("Caught "):
+            message = message.rpartition(name)[2].rstrip()
+        super().__init__(message)
 
 
 class HubError(RuntimeError):

@@ -36,7 +36,8 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_the_dependencies_and_extras_are_what_is_imported():
     distributions = {name: found[0].lower().replace("_", "-") for name, found in packages_distributions().items()}
-    imported = {distributions.get(module.split(".")[0], module.split(".")[0]) for _, _, module in imports()}
+    tops = {module.split(".")[0] for _, _, module in imports()}
+    imported = {distributions.get(top, top.replace("_", "-")) for top in tops}
     extras = set().union(*(names(EXTRAS[extra]) for extra in EXTRAS if extra != "test"))
     assert names(PROJECT["dependencies"]) == imported - extras
     assert extras - NOT_IMPORTED <= imported

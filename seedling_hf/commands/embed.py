@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Images → features → Parquet; an image → the most similar."""
     arguments = parse_arguments(EmbedArguments, argv, prog="embed")
 
-    from seedling_hf.data.images import list_images
+    from seedling_hf.data.listing import list_images
     from seedling_hf.inference.answers import format_count
     from seedling_hf.inference.embedding import embed_image, hash_weights, write_embeddings
     from seedling_hf.inference.nearest import check_embeddings, find_nearest, format_nearest

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.training.loop import Training
     from seedling_hf.training.models import build_trainable_model
     from seedling_hf.training.output_dir import prepare_output_dir, report_run, report_start, report_stop
+    from seedling_hf.training.resuming import advising_to_resume
     from seedling_hf.training.sharding import configure_sharding
 
     accelerator = build_accelerator(
@@ -52,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     set_seed(arguments.seed, device_specific=True)
     if arguments.resume_from_checkpoint:
         training.resume(arguments.resume_from_checkpoint)
-    finished = training.run()
-    if finished:
-        report_run(training)
+    with advising_to_resume():
+        finished = training.run()
+        if finished:
+            report_run(training)
     accelerator.end_training()
     if pusher:
         pusher.finish()

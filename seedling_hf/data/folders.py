@@ -9,10 +9,12 @@ import logging
 import os
 from pathlib import Path
 
-from datasets import Dataset, Features, Image
+from datasets import Dataset, Features
 
-from seedling_hf.data.images import a_few, is_image, list_folder
-from seedling_hf.data.pool import ImagePool, Row
+from seedling_hf.data.formats import is_image
+from seedling_hf.data.images import a_few
+from seedling_hf.data.listing import LeftOut, is_utf8, list_folder
+from seedling_hf.data.pool import MISNAMED, ImageFeature, ImagePool
 from seedling_hf.errors import InputError
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
@@ -37,43 +39,59 @@ def list_folders(train_dir: str | os.PathLike, validation_dir: str | os.PathLike
 
 
 def list_class_folders(root: Path) -> ImagePool:
-    """The images of one tree of class folders in byte order; other files are ignored, with one notice.
+    """The images of one tree of class folders in byte order; other files are left out, with one notice.
 
     Raises:
-        InputError: for a missing folder, or a class folder without images.
+        InputError: for a missing folder, a class folder without images, or a name of a folder that is not UTF-8.
     """
-    rows, ignored = [], []
+    _check_utf8(root)
+    rows, unreadable, left_out = [], [], LeftOut(root)
     for label in list_folder(root):
-        if label.startswith((".", "__MACOSX")) or not (root / label).is_dir():
-            ignored.append(label)
-        else:
-            found, others = _list_class(root, label)
-            rows += found
-            ignored += others
-    if ignored:
-        logger.info("ignored in %s, neither class folders nor images: %s", root, a_few(ignored))
-    images = Dataset.from_dict({"image": [str(root / file) for file, _ in rows]}, features=Features({"image": Image()}))
-    return ImagePool(str(root), images, rows)
+        if label.startswith((".", "__MACOSX")):
+            continue
+        if not (root / label).is_dir():
+            left_out.add(label)
+            continue
+        _check_utf8(root / label)
+        names = _list_class(root, label, left_out)
+        if not any(map(is_utf8, names)):
+            raise InputError(f"expected images in {root / label}, found only {os.fsencode(names[0])!r} ({MISNAMED})")
+        rows += [(f"{label}/{name}", label) for name in names if is_utf8(name)]
+        unreadable += [f"{label}/{name}" for name in names if not is_utf8(name)]
+    left_out.say()
+    images = Dataset.from_dict(
+        {"image": [str(root / file) for file, _ in rows]}, features=Features({"image": ImageFeature()})
+    )
+    return ImagePool(str(root), images, rows, misnamed=unreadable)
 
 
-def _list_class(root: Path, label: str) -> tuple[list[Row], list[str]]:
-    """The rows of a class folder, and the other files in it."""
-    rows, ignored = [], []
+def _list_class(root: Path, label: str, left_out: LeftOut) -> list[str]:
+    """The images in a class folder; other files are added to `left_out`."""
+    found, others = [], LeftOut(root / label)
     for name in list_folder(root / label):
-        if not name.startswith((".", "__MACOSX")) and (root / label / name).is_dir():
+        if name.startswith((".", "__MACOSX")):
+            continue
+        if (root / label / name).is_dir():
             raise InputError(
                 f"expected images in the class folder {a_few([root / label])}, found the folder {a_few([name])} in "
                 "it; name the folder that holds the class folders"
             )
-        if is_image(name) and not name.startswith((".", "__MACOSX")):
-            rows.append((f"{label}/{name}", label))
+        if is_image(name):
+            found.append(name)
         else:
-            ignored.append(f"{label}/{name}")
-    if not rows:
+            left_out.add(name)
+            others.add(name)
+    if not found:
+        other = f"found only {others.describe()}" if others.counts else "found none"
         raise InputError(
-            f"expected images in the class folder {a_few([label])} of {root}, found none; add some or remove it"
+            f"expected images in the class folder {a_few([label])} of {root}, {other}; add some or remove it"
         )
-    return rows, ignored
+    return found
+
+
+def _check_utf8(folder: Path) -> None:
+    if not is_utf8(folder):
+        raise InputError(f"expected a folder whose name is UTF-8, found {os.fsencode(folder)!r}; rename it")
 
 
 def _find_roots(root: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 
 from seedling_hf.data.images import a_few
-from seedling_hf.data.pool import ImagePool
+from seedling_hf.data.pool import ImageFeature, ImagePool
 from seedling_hf.data.splits import SPLITS, choose_of_each_class
 from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import DataArguments
@@ -111,6 +111,7 @@ def _list_split(dataset: Dataset, split: str, arguments: DataArguments) -> Image
     images = dataset.select_columns(image_column)
     if image_column != "image":
         images = images.rename_column(image_column, "image")
+    images = images.cast_column("image", ImageFeature())
     return ImagePool(where, images, list(zip(_file_names(dataset, images, split), labels, strict=True)), names)
 
 

@@ -1,49 +1,43 @@
-"""Image files: listed in one order, decoded completely, and reported with a reason where that fails."""
+"""Image files: opened in one place, decoded completely, and reported with name and reason where that fails."""
 
-import logging
 import os
-import sqlite3
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import suppress
 from io import BytesIO
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, ImageFile, ImageOps
+from PIL import ExifTags, ImageFile, UnidentifiedImageError
 from PIL import Image as PILImage
 
+from seedling_hf.data.formats import describe_beginning, image_formats
+from seedling_hf.data.listing import list_images
+from seedling_hf.data.metadata import without_metadata
 from seedling_hf.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 IMAGE_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
-MOST_NAMES_IN_MEMORY = 10_000
 LARGEST_ASPECT_RATIO = 100  # beyond it, scaling the shorter side up to the model's size takes gigabytes
+TURNS = {
+    2: PILImage.Transpose.FLIP_LEFT_RIGHT, 3: PILImage.Transpose.ROTATE_180, 4: PILImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PILImage.Transpose.TRANSPOSE, 6: PILImage.Transpose.ROTATE_270, 7: PILImage.Transpose.TRANSVERSE,
+    8: PILImage.Transpose.ROTATE_90,
+}  # fmt: skip
+ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 Source = str | os.PathLike | bytes  # an image file, or its content
 T = TypeVar("T")
 U = TypeVar("U")
 
-logger = logging.getLogger(__name__)
 
+class ImageError(InputError):
+    """An image that cannot be used: the message names it, and `reason` is only the reason."""
 
-def list_images(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
-    """The images among `paths`: files as they are, folders searched in byte order; never all of them in memory.
-
-    Hidden files and folders are ignored, and so are links that lead back to a folder above them.
-
-    Raises:
-        InputError: for a path that does not exist, or a folder that cannot be read.
-    """
-    for path in map(Path, paths):
-        if path.is_dir():
-            yield from _walk(path, frozenset())
-        elif path.exists() or path.is_symlink():
-            yield path
-        else:
-            raise InputError(f"expected an image or a folder at {path}, found nothing there")
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def choose_evenly(items: Sequence[T], count: int | None) -> list[T]:
@@ -103,16 +97,27 @@ def select_images(paths: Sequence[str], count: int | None = None, *, skip_bad_im
     return [file for file in files if file not in bad]
 
 
-def read_image(source: Source) -> PILImage.Image:
+def read_image(source: Source, name: str | None = None) -> PILImage.Image:
     """An image, decoded completely and turned upright according to its EXIF orientation.
 
+    Metadata that cannot be read count as none.
+
+    Args:
+        name: For the message, where `source` is the content of a file.
+
     Raises:
-        InputError: with the reason why it cannot be used.
+        ImageError: with the file and the reason why it cannot be used.
     """
     try:
         return _decode(source, in_full=True)
     except Exception as error:  # decoders of damaged files raise all kinds of errors
-        raise InputError(_reason(error)) from error
+        reason = _reason(error, source)
+        name = name or (f"an image of {len(source):,} bytes" if isinstance(source, bytes) else source)
+        raise ImageError(
+            f"expected images that stay unchanged while they are used, found {a_few([name])} ({reason}); restore it "
+            "and start again",
+            reason,
+        ) from error
 
 
 def to_rgb(image: PILImage.Image) -> PILImage.Image:
@@ -130,14 +135,31 @@ def _reason_it_is_bad(source: Source) -> str | None:
     try:
         _decode(source, in_full=False)
     except Exception as error:  # decoders of damaged files raise all kinds of errors
-        return _reason(error)
+        return _reason(error, source)
     return None
 
 
 def _decode(source: Source, *, in_full: bool) -> PILImage.Image:
     if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
-        raise InputError("no regular file")  # opening a pipe would wait forever
-    with PILImage.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        # Opening a pipe would wait forever.
+        raise InputError("a folder" if Path(source).is_dir() else "no regular file")
+    try:
+        return _decode_content(BytesIO(source) if isinstance(source, bytes) else source, in_full=in_full)
+    except Exception as error:
+        if pixels := None if _is_final(error) else without_metadata(_content(source)):
+            with suppress(Exception):
+                return _decode_content(BytesIO(pixels), in_full=in_full)
+        raise
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether an image fails for its pixels or its file, not for what stands around the pixels."""
+    kinds = (InputError, PILImage.DecompressionBombError, PILImage.DecompressionBombWarning, OSError)
+    return isinstance(error, kinds) and not isinstance(error, UnidentifiedImageError)
+
+
+def _decode_content(file: BytesIO | str | os.PathLike, *, in_full: bool) -> PILImage.Image:
+    with PILImage.open(file, formats=image_formats()) as image:
         width, height = image.size
         if width * height > PILImage.MAX_IMAGE_PIXELS:
             raise PILImage.DecompressionBombError
@@ -148,67 +170,39 @@ def _decode(source: Source, *, in_full: bool) -> PILImage.Image:
         image.load()
         if image.mode not in IMAGE_MODES and not (image.mode == "I" and image.getextrema()[1] < 1 << 16):
             raise InputError(f"its pixels are neither of 8 nor of 16 bits but of PIL's mode {image.mode}")
-        turned = image.getexif().get(ExifTags.Base.Orientation) is not None
-        return ImageOps.exif_transpose(image) if turned else image
+        return _upright(image)
 
 
-def _reason(error: Exception) -> str:
+def _upright(image: PILImage.Image) -> PILImage.Image:
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # broken metadata around whole pixels
+        turn = None
+    image = image if turn is None else image.transpose(turn)
+    for key in ORIENTATION_KEYS:  # nobody may turn it again
+        image.info.pop(key, None)
+    return image
+
+
+def _reason(error: Exception, source: Source) -> str:
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning)):
         return f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels"
+    if isinstance(error, UnidentifiedImageError) and (found := describe_beginning(_content(source, 512))):
+        return found
     return getattr(error, "strerror", None) or str(error).split(" '")[0].split(" <")[0] or type(error).__name__
 
 
-def list_folder(folder: Path) -> list[str]:
-    """The names in a folder in byte order, which for UTF-8 is Python's order of strings."""
-    return list(_names_in_order(folder))
-
-
-def _names_in_order(folder: Path) -> Iterator[str]:
-    """As `list_folder`, with the names of a large folder sorted on the disk."""
+def _content(source: Source, size: int = -1) -> bytes:
+    """The first `size` bytes of an image, or all; none if it is gone by now."""
+    if isinstance(source, bytes):
+        return source[:size] if size >= 0 else source
     try:
-        with os.scandir(folder) as entries:
-            names = (_check_utf8(entry.name, folder) for entry in entries)
-            first = list(islice(names, MOST_NAMES_IN_MEMORY))
-            if len(first) < MOST_NAMES_IN_MEMORY:
-                yield from sorted(first)
-                return
-            with closing(sqlite3.connect("")) as database:  # a temporary file on the disk
-                database.execute("CREATE TABLE names (name TEXT)")
-                database.executemany("INSERT INTO names VALUES (?)", ((name,) for name in chain(first, names)))
-                del first
-                yield from (name for (name,) in database.execute("SELECT name FROM names ORDER BY name"))
-    except OSError as error:
-        found = {FileNotFoundError: "nothing there", NotADirectoryError: "a file there"}
-        raise InputError(
-            f"expected a folder that can be read at {folder}, found {found.get(type(error), error.strerror)}"
-        ) from error
-
-
-def _check_utf8(name: str, folder: Path) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"expected names in UTF-8 in {folder}, found {os.fsencode(name)!r}; rename it") from error
-    return name
-
-
-def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    above |= {os.path.realpath(folder)}
-    for name in _names_in_order(folder):
-        path = folder / name
-        if name.startswith("."):
-            continue
-        if path.is_dir():
-            if os.path.realpath(path) not in above:
-                yield from _walk(path, above)
-        elif is_image(name):
-            yield path
-
-
-def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        with open(source, "rb") as file:
+            return file.read(size)
+    except OSError:
+        return b"?"
 
 
 def a_few(names: Sequence[str], most: int = 5) -> str:

@@ -28,7 +28,7 @@ from seedling_hf.data.duplicates import (
 )
 from seedling_hf.data.folders import list_folders
 from seedling_hf.data.images import a_few, find_bad_images, read_image, to_rgb
-from seedling_hf.data.pool import image_sources
+from seedling_hf.data.pool import MISNAMED, image_sources
 from seedling_hf.files import write_text
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which an image is an outlier
@@ -68,12 +68,14 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
         InputError: for a missing folder, or a class folder without images.
     """
     folder = Path(folder)
+    pools = list_folders(folder)
     found = [
         (path, label, split)
-        for split, pool in list_folders(folder).items()
+        for split, pool in pools.items()
         for path, label in zip(image_sources(pool.images), pool.labels, strict=True)
     ]
     corrupt = dict(find_bad_images(path for path, _, _ in found))
+    misnamed = [repr(os.fsencode(Path(pool.where, file))) for pool in pools.values() for file in pool.misnamed]
     good = [entry for entry in found if entry[0] not in corrupt]
     files = [str(path.relative_to(folder)) for path, _, _ in good]
     labels, splits = [label for _, label, _ in good], [split for _, _, split in good]
@@ -90,12 +92,13 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
     counts = Counter(zip(splits, labels, strict=True))
     return Inspection(
         folder=str(folder),
-        num_images=len(found),
+        num_images=len(found) + len(misnamed),
         classes={
             split: {label: counts[split, label] for label in sorted({label for _, label, _ in found})}
             for split in dict.fromkeys(split for _, _, split in found)
         },
-        corrupt=[{"file": str(path.relative_to(folder)), "reason": reason} for path, reason in corrupt.items()],
+        corrupt=[{"file": str(path.relative_to(folder)), "reason": reason} for path, reason in corrupt.items()]
+        + [{"file": file, "reason": MISNAMED} for file in misnamed],
         exact_duplicates=[[files[i] for i in group] for group in exact],
         near_duplicates=[
             {"files": [files[p.first], files[p.second]], "distance": p.distance, "correlation": round(p.correlation, 4)}

@@ -4,19 +4,31 @@
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Image
 
-from seedling_hf.data.images import a_few, check_images
+from seedling_hf.data.images import a_few, check_images, read_image
 from seedling_hf.errors import InputError
 
+MISNAMED = "its name is not UTF-8; rename it"
 Row = tuple[str, str]  # file relative to its root folder, class name
 
 logger = logging.getLogger(__name__)
+
+
+class ImageFeature(Image):
+    """A column of images that are decoded by `read_image`: one that cannot be used is named, wherever it is read."""
+
+    def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Any:
+        if not isinstance(value, dict):  # decoded already
+            return value
+        return read_image(value["path"] if value["bytes"] is None else value["bytes"], value["path"])
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class ImagePool:
     images: Dataset  # the column `image`
     rows: list[Row]
     class_names: list[str] | None = None  # all classes in their order, if the place declares them
+    misnamed: Sequence[str] = ()  # further files, whose names are not UTF-8: they are in no column
 
     @property
     def labels(self) -> list[str]:
@@ -53,15 +66,16 @@ class ImagePool:
         Raises:
             InputError: if some cannot, unless they are to be skipped.
         """
-        reasons = check_images(image_sources(self.images))
-        bad = [f"{file} ({reason})" for (file, _), reason in zip(self.rows, reasons, strict=True) if reason]
+        reasons, count = check_images(image_sources(self.images)), len(self.rows) + len(self.misnamed)
+        bad = [f"{os.fsencode(file)!r} ({MISNAMED})" for file in self.misnamed]
+        bad += [f"{file} ({reason})" for (file, _), reason in zip(self.rows, reasons, strict=True) if reason]
         if bad and not skip_bad_images:
             raise InputError(
-                f"expected images that can be decoded in {self.where}, found {len(bad)} of {len(self.rows)} that "
-                f"cannot: {a_few(bad)}; repair or remove them, or skip them with --skip_bad_images"
+                f"expected images that can be decoded in {self.where}, found {len(bad)} of {count} that cannot: "
+                f"{a_few(bad)}; repair or remove them, or skip them with --skip_bad_images"
             )
         if bad:
-            logger.warning("skipped %d of %d images that cannot be decoded: %s", len(bad), len(reasons), a_few(bad))
+            logger.warning("skipped %d of %d images that cannot be decoded: %s", len(bad), count, a_few(bad))
         return [i for i, reason in enumerate(reasons) if reason is None]
 
     def build(self, class_names: Sequence[str], members: Sequence[int]) -> Dataset:

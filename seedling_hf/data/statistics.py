@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from seedling_hf.data.images import map_in_threads, to_rgb
+from seedling_hf.data.images import map_in_threads, read_image, to_rgb
 from seedling_hf.errors import InputError
 
 
@@ -38,9 +37,8 @@ def measure_images(paths: Iterable[str | Path], num_threads: int | None = None) 
     means, stds = [], []
 
     def read(path: str | Path) -> tuple[tuple[int, int], str, np.ndarray]:
-        with Image.open(path) as image:
-            mode, upright = image.mode, ImageOps.exif_transpose(image)
-            return upright.size, mode, np.array(to_rgb(upright).histogram()).reshape(3, 256)
+        image = read_image(path)
+        return image.size, image.mode, np.array(to_rgb(image).histogram()).reshape(3, 256)
 
     for size, mode, histogram in map_in_threads(read, paths, num_threads):
         sizes[size] += 1

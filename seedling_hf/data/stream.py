@@ -11,10 +11,12 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from datasets import Image, IterableDataset
+from datasets import IterableDataset
 from torch import Tensor
 
 from seedling_hf.data.collator import Collator
+from seedling_hf.data.images import ImageError
+from seedling_hf.data.pool import ImageFeature
 from seedling_hf.data.seeds import epoch_seed, permutation
 from seedling_hf.data.transforms import ExampleTransform
 from seedling_hf.errors import InputError
@@ -46,7 +48,7 @@ class TrainingStream(torch.utils.data.IterableDataset):
         self.batch_size, self.seed, self.skip_bad_images = batch_size, seed, skip_bad_images
         self.process_index, self.num_processes = process_index, num_processes
         self.place = Place()
-        self.decode = Image().decode_example
+        self.decode = ImageFeature().decode_example
 
     def set_place(self, place: Place) -> None:
         """The next iteration starts there. Call it before the loader starts its worker, which gets a copy."""
@@ -115,13 +117,13 @@ class TrainingStream(torch.utils.data.IterableDataset):
             if row["label"] is None or row["label"] < 0:
                 raise ValueError("it has no label")
             image = self.decode(row["image"])
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:
+        except ValueError as error:
             if self.skip_bad_images:
                 return None
+            reason = error.reason if isinstance(error, ImageError) else error
             raise InputError(
                 f"expected images that can be decoded, found {row['image'].get('path') or self.describe(index)}: "
-                f"{error}; repair it, or skip such images with --skip_bad_images"
+                f"{reason}; repair it, or skip such images with --skip_bad_images"
             ) from error
         values = self.transform({"image": [image], "label": [row["label"]], "index": [index]})
         return {name: value[0] for name, value in values.items()}

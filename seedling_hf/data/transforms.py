@@ -69,7 +69,7 @@ class RandomJPEG(nn.Module):
         """Compresses the bytes of an `image` (3, H, W)."""
         quality, file = int(torch.randint(50, 101, ())), BytesIO()
         v2.functional.to_pil_image(image).save(file, "JPEG", quality=quality)
-        return v2.functional.pil_to_tensor(Image.open(file))
+        return v2.functional.pil_to_tensor(Image.open(file, formats=["JPEG"]))
 
 
 class Cutout(nn.Module):

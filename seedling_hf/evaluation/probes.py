@@ -96,7 +96,7 @@ def compress(quality: int) -> Alteration:
     def alter(image: Image.Image, generator: np.random.Generator) -> Image.Image:
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=quality)
-        return Image.open(stream).convert("RGB")
+        return Image.open(stream, formats=["JPEG"]).convert("RGB")
 
     return alter
 

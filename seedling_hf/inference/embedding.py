@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.images import list_images
+from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import Answer

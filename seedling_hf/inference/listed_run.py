@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from seedling_hf.data.images import find_bad_images, list_images
+from seedling_hf.data.images import find_bad_images
+from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError
 from seedling_hf.inference.journal import Journal, Part, discard, find_equal_name, prepare
 from seedling_hf.inference.output import write_and_show

@@ -10,9 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from seedling_hf.data.images import read_image, to_rgb
+from seedling_hf.data.images import ImageError, read_image, to_rgb
 from seedling_hf.data.transforms import EvalTransform
-from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Answer, Ranking
 from seedling_hf.inference.prediction import forward, rank_classes
 
@@ -37,8 +36,8 @@ class ImageLoader:
         """`pixel_values` (C, H, W) of one image, or the reason why there are none."""
         try:
             return self.prepare(to_rgb(read_image(Path(file))))
-        except InputError as error:
-            return str(error)
+        except ImageError as error:
+            return error.reason
         except Exception as error:  # one image in a million must not end the run
             return str(error) or type(error).__name__
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from seedling_hf.data.images import IMAGE_SUFFIXES
+from seedling_hf.data.formats import is_image
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import Answer, Plant, is_sure
@@ -105,9 +105,9 @@ def save_boxes(arguments: PredictArguments, tray: Tray, answer: Answer) -> None:
 
 def write_image(image: Image.Image, path: Path) -> None:
     """Writes an image, whole or not at all, in the format of its suffix; as JPEG where that is no image's."""
-    suffix = path.suffix.lower()
+    format = Image.registered_extensions()[path.suffix.lower()] if is_image(path.name) else "JPEG"
     with replacing(path) as temporary:
-        image.save(temporary, format=Image.registered_extensions()[suffix] if suffix in IMAGE_SUFFIXES else "JPEG")
+        image.save(temporary, format=format)
 
 
 def build_predictor(arguments: PredictArguments, accelerator: Accelerator) -> ImagePredictor:

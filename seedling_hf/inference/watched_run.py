@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-from seedling_hf.data.images import list_images
+from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError
 from seedling_hf.files import open_text
 from seedling_hf.inference.answers import format_count

@@ -99,10 +99,10 @@ class TrainingBatches:
                     if self.stream:
                         group, self.place = pop_place(group)
                     group = list(group)
-            except OSError as error:  # all were decoded before the first step
+            except OSError as error:  # the images themselves are named where they are decoded
                 raise InputError(
-                    f"expected images that stay unchanged during training, found at step {number}: "
-                    f"{str(error).splitlines()[-1]}; restore the image, and resume with "
+                    f"expected training images that can be read, found at step {number}: "
+                    f"{str(error).splitlines()[-1]}; check the disk or the network, and resume with "
                     "--resume_from_checkpoint latest"
                 ) from error
             yield send_to_device(group, self.device, non_blocking=True)

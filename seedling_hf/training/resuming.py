@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from seedling_hf.data.images import ImageError
 from seedling_hf.errors import InputError
 from seedling_hf.hub.repository import download_run
 
@@ -26,6 +28,16 @@ FREE_ARGUMENTS = frozenset(
 )  # fmt: skip
 # Factors of `global_batch_size`: with the same product they may change, though results then differ in the last bits.
 BATCH_FACTORS = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"})
+
+
+@contextmanager
+def advising_to_resume() -> Iterator[None]:
+    """Says of an image that changed under a run how the run continues."""
+    try:
+        yield
+    except ImageError as error:
+        found = str(error).rpartition("; ")[0]
+        raise InputError(f"{found}; restore it, and resume with --resume_from_checkpoint latest") from error
 
 
 def fetch_checkpoint(name: str, output_dir: Path, accelerator: Accelerator) -> str:

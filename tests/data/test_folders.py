@@ -7,6 +7,7 @@ import pytest
 from data_loading import rows, splits_of
 
 from seedling_hf.data.dataset import load_folders
+from seedling_hf.data.formats import image_suffixes
 from seedling_hf.errors import InputError
 
 
@@ -70,7 +71,7 @@ def test_other_files_are_ignored_with_one_notice(tree, caplog):
     caplog.clear()
     assert {s: rows(split) for s, split in splits_of(train_dir=tree).items()} == expected
     assert len(caplog.messages) == 1
-    assert ".DS_Store" in caplog.text and "and 5 more" in caplog.text
+    assert caplog.messages[0].endswith("tree: 1 image (in no class folder); 2 .txt, 1 .db (not an image by its suffix)")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,28 @@ def test_a_class_folder_without_permission_is_refused_by_name(tree):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_a_name_that_is_not_utf8_is_refused(tree):
+def test_an_image_whose_name_is_not_utf8_is_refused_by_name_or_skipped(tree):
     shutil.copyfile(next((tree / "Maize").iterdir()), os.fsencode(tree / "Maize") + b"/\xff.jpg")
-    with pytest.raises(InputError, match=r"names in UTF-8 in .*Maize, found b'.xff.jpg'; rename it"):
+    with pytest.raises(InputError, match=r"found 1 of 10 that cannot: b'Maize/.xff.jpg' \(its name is not UTF-8; rena"):
+        splits_of(train_dir=tree)
+    assert sum(map(len, splits_of(train_dir=tree, skip_bad_images=True).values())) == 9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_class_whose_name_or_whose_images_are_not_utf8_is_refused_although_bad_images_may_be_skipped(tree):
+    other = os.fsencode(tree) + b"/Ma\xefs"
+    shutil.copytree(os.fsencode(tree / "Maize"), other)
+    with pytest.raises(InputError, match=r"a folder whose name is UTF-8, found b'.*/Ma.xefs'; rename it"):
+        splits_of(train_dir=tree, skip_bad_images=True)
+    shutil.rmtree(other)
+    for number, file in enumerate(list((tree / "Maize").iterdir())):
+        os.rename(file, os.fsencode(tree / "Maize") + b"/\xff%d.jpg" % number)
+    with pytest.raises(InputError, match=r"Maize, found only b'.xff0.jpg' \(its name is not UTF-8; rename it\)"):
+        splits_of(train_dir=tree, skip_bad_images=True)
+
+
+def test_a_class_folder_of_images_that_are_not_read_says_why(tree):
+    for file in (tree / "Maize").iterdir():
+        file.rename(file.with_suffix(".HEIC" if "heic" not in image_suffixes() else ".CR2"))
+    with pytest.raises(InputError, match=r"Maize of .*, found only 4 \.\w+ \(.*convert the.* to JPEG.*\); add some"):
         splits_of(train_dir=tree)
