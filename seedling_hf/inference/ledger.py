@@ -14,6 +14,8 @@ from seedling_hf.inference.journal import describe_changes
 
 # An image is read once it has not been written to for this long.
 SETTLED_S = 2.0
+# Of a ledger, behind the name of its output.
+SUFFIX = ".watched"
 
 
 class Ledger:
@@ -25,30 +27,63 @@ class Ledger:
     Args:
         path: Of a SQLite file; an empty string is a temporary one.
         identity: All that the answers depend on.
+        is_new: Whether there are no rows yet, so that nothing need have been entered.
 
     Raises:
-        InputError: if the former watch with this file had another identity.
+        InputError: if the former watch with this file had another identity, or the file is no ledger. As a context,
+            it turns what goes wrong with the database into errors of ours.
     """
 
-    def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
+    def __init__(self, path: str | Path, identity: dict[str, Any], *, is_new: bool = True) -> None:
+        self.path = path
+        if path and Path(path).exists() and not Path(path).is_file():
+            raise self._damaged("something else")
         self.database = sqlite3.connect(path)
-        self.database.executescript(
-            "CREATE TABLE IF NOT EXISTS images (file BLOB PRIMARY KEY, stamp TEXT, reason TEXT) WITHOUT ROWID;"
-            "CREATE TABLE IF NOT EXISTS run (identity TEXT, length INTEGER);"
-        )
-        if (row := self.database.execute("SELECT identity FROM run").fetchone()) is None:
+        try:
+            former = self._open()
+        except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
+            self.database.close()
+            raise self._explained(error) from error
+        if former is None and not is_new:
+            self.database.close()
+            raise self._damaged("an empty one")
+        if former is None:
             self.database.execute("INSERT INTO run VALUES (?, 0)", (json.dumps(identity),))
             self.database.commit()
-        elif changes := describe_changes(json.loads(row[0]), identity):
+        elif changes := describe_changes(former, identity):
             raise InputError(
                 f"expected to resume the watch with its answers in {path}, found {changes}; repeat its command, or "
                 "name another --output_file"
             )
 
+    def _open(self) -> dict[str, Any] | None:
+        """Makes missing tables and reads what a ledger must hold; returns the identity of the former watch, if any."""
+        if (state := self.database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise ValueError(state)
+        self.database.executescript(
+            "CREATE TABLE IF NOT EXISTS images (file BLOB PRIMARY KEY, stamp TEXT, reason TEXT) WITHOUT ROWID;"
+            "CREATE TABLE IF NOT EXISTS run (identity TEXT, length INTEGER);"
+            "CREATE TABLE IF NOT EXISTS output (inode TEXT);"
+        )
+        self.database.execute("SELECT file, stamp, reason FROM images LIMIT 1")
+        rows = self.database.execute("SELECT identity, length FROM run").fetchall()
+        if not rows:
+            return None
+        identity, length = json.loads(rows[0][0]), rows[0][1]
+        if len(rows) > 1 or not isinstance(identity, dict) or not isinstance(length, int) or length < 0:
+            raise ValueError(f"a run of {length!r} bytes")
+        return identity
+
     @property
     def length(self) -> int:
         """Bytes of the output file whose answers are entered."""
         return self.database.execute("SELECT length FROM run").fetchone()[0]
+
+    @property
+    def inode(self) -> str | None:
+        """What told the output file from others when its length was entered, if it was."""
+        row = self.database.execute("SELECT inode FROM output").fetchone()
+        return row and row[0]
 
     @property
     def count(self) -> int:
@@ -72,7 +107,12 @@ class Ledger:
             if settled and (row is None or (row[1] is not None and row[0] != stamp)):
                 yield str(file)
 
-    def enter(self, answers: Iterable[Answer], length: int) -> None:
+    def is_entered(self, file: str) -> bool:
+        """Whether an image has an answer."""
+        query = "SELECT 1 FROM images WHERE file = ? AND reason IS NULL"
+        return self.database.execute(query, (os.fsencode(file),)).fetchone() is not None
+
+    def enter(self, answers: Iterable[Answer], length: int, inode: str | None = None) -> None:
         """Enters answers that were written to the output file, now of `length` bytes."""
         with self.database:
             for answer in answers:
@@ -83,12 +123,31 @@ class Ledger:
                 row = (os.fsencode(answer.file), stamp, answer.reason)
                 self.database.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", row)
             self.database.execute("UPDATE run SET length = ?", (length,))
+            self.database.execute("DELETE FROM output")
+            self.database.execute("INSERT INTO output VALUES (?)", (inode,))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.database.close()
+        if isinstance(error, sqlite3.Error):
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> InputError:
+        if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            return InputError(
+                f"expected {self.path} for this watch alone, found another program using it; close that one, and "
+                "repeat the command, which goes on where it stopped"
+            )
+        return self._damaged(str(error))
+
+    def _damaged(self, found: str) -> InputError:
+        output = str(self.path).removesuffix(SUFFIX)
+        return InputError(
+            f"expected the ledger of --watch at {self.path}, found: {found}; move it away together with {output} to "
+            "start again, or name another --output_file"
+        )
 
 
 def _stamp(file: str | Path) -> tuple[str, bool]:

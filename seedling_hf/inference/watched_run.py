@@ -5,17 +5,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 
 from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError
-from seedling_hf.files import open_text
-from seedling_hf.inference.answers import format_count
-from seedling_hf.inference.ledger import Ledger
+from seedling_hf.inference.answers import AnswerWriter, format_count
+from seedling_hf.inference.ledger import SUFFIX, Ledger
 from seedling_hf.inference.output import build_writer, print_failed, print_without_plants, write_failed
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.predictor import ImagePredictor
+from seedling_hf.inference.watched_output import WatchedOutput
 from seedling_hf.signals import StopSignal
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -28,28 +29,22 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
         InputError: for an output file that no watch has made, or that of a watch with another identity.
     """
     path, loader = arguments.output_path, predictor.loader
-    ledger_path = Path(f"{path}.watched") if path else ""
+    ledger_path = Path(f"{path}{SUFFIX}") if path else ""
     if path and path.exists() and not ledger_path.exists():
         raise InputError(f"expected a new --output_file, or one that --watch has made, found {path}; name another")
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        ledger = opened.enter_context(Ledger(ledger_path, arguments.identity))
+        is_new = not (path and path.is_file() and path.stat().st_size)
+        ledger = opened.enter_context(Ledger(ledger_path, arguments.identity, is_new=is_new))
         pool = opened.enter_context(ThreadPoolExecutor(max(arguments.dataloader_num_workers, 1)))
-        stream = opened.enter_context(open_text(path, "a")) if path else sys.stdout
+        output = _open_output(opened, arguments, ledger)
         stop = opened.enter_context(StopSignal())
-        writer = build_writer(arguments, stream)
-        if path:
-            stream.truncate(ledger.length)
-        if ledger.length == 0:
-            writer.write_heading()
 
         def answer(files: list[str]) -> None:
             answers = predictor(loader.collate(files, list(pool.map(loader, files))))
-            for each in answers:
-                writer.write(each)
-            stream.flush()
-            ledger.enter(answers, path.stat().st_size if path else 1)
+            _write(output, _format(arguments, lambda writer: [writer.write(each) for each in answers]))
+            ledger.enter(answers, *([output.length, output.inode] if output else [0]))
             if arguments.tiles:
                 print_without_plants(answers)
 
@@ -59,6 +54,33 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
             write_failed(path, ledger.failed())
             print(f"predictions for {format_count(ledger.count, arguments.noun)} are in {path}", file=sys.stderr)
         print_failed(ledger.failed(), path)
+
+
+def _open_output(opened: ExitStack, arguments: PredictArguments, ledger: Ledger) -> WatchedOutput | None:
+    """The output file, resumed where the ledger says; None for the terminal. Both have the heading then."""
+    heading = _format(arguments, AnswerWriter.write_heading)
+    if not arguments.output_path:
+        _write(None, heading)
+        return None
+    encoded = heading.encode("utf-8", "surrogateescape")
+    output = opened.enter_context(WatchedOutput(arguments.output_path, encoded, arguments.images))
+    output.resume(ledger.length, ledger.inode, ledger.is_entered)
+    ledger.enter([], output.length, output.inode)
+    return output
+
+
+def _format(arguments: PredictArguments, write: Callable[[AnswerWriter], object]) -> str:
+    stream = StringIO(newline="")
+    write(build_writer(arguments, stream))
+    return stream.getvalue()
+
+
+def _write(output: WatchedOutput | None, rows: str) -> None:
+    if output:
+        output.append(rows.encode("utf-8", "surrogateescape"))
+    else:
+        sys.stdout.write(rows)
+        sys.stdout.flush()
 
 
 def _watch(

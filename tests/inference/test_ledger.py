@@ -1,6 +1,7 @@
 """What a watch knows about the images that it has answered."""
 
 import os
+import sqlite3
 import time
 
 import pytest
@@ -68,3 +69,67 @@ def test_a_watch_with_other_arguments_is_refused_by_name(tmp_path):
         pass
     with pytest.raises(InputError, match="found --top_k 2 instead of 1; repeat its command, or name another"):
         Ledger(tmp_path / "ledger", {"--top_k": 2})
+
+
+def make_ledger(path, image) -> None:
+    with Ledger(path, {"--top_k": 1}) as ledger:
+        ledger.enter([Answer(str(image), [("Maize", 1.0)])], 10, "7")
+
+
+@pytest.mark.parametrize("damage", [b"no database", b"SQLite format 3\0", bytes(5000), "cut", "middle"])
+def test_a_damaged_ledger_is_a_sentence_that_says_what_is_safe(tmp_path, image, damage):
+    path = tmp_path / "answers.csv.watched"
+    make_ledger(path, image)
+    whole = path.read_bytes()
+    changed = {"cut": whole[: len(whole) // 2], "middle": whole[:100] + bytes(4000) + whole[4100:]}.get(damage, damage)
+    path.write_bytes(changed)
+    with pytest.raises(InputError, match=r"move it away together with .*answers.csv to start again"):
+        Ledger(path, {"--top_k": 1}, is_new=False)
+    assert path.read_bytes() == changed
+
+
+@pytest.mark.parametrize("statement", [
+    "UPDATE run SET identity = 'no JSON'", "UPDATE run SET identity = '[]'", "UPDATE run SET identity = NULL",
+    "UPDATE run SET length = 'long'", "UPDATE run SET length = -1", "INSERT INTO run VALUES ('{}', 3)",
+    "ALTER TABLE images RENAME COLUMN stamp TO mark", "DELETE FROM run", "DROP TABLE run",
+])  # fmt: skip
+def test_a_ledger_of_another_shape_is_a_sentence(tmp_path, image, statement):
+    path = tmp_path / "answers.csv.watched"
+    make_ledger(path, image)
+    with sqlite3.connect(path) as database:
+        database.execute(statement)
+    database.close()
+    with pytest.raises(InputError, match=r"expected the ledger of --watch at .*to start again"):
+        Ledger(path, {"--top_k": 1}, is_new=False)
+
+
+def test_an_emptied_ledger_does_not_stand_for_rows_that_exist(tmp_path, image):
+    path = tmp_path / "answers.csv.watched"
+    path.touch()
+    for _ in range(2):
+        with pytest.raises(InputError, match="found: an empty one"):
+            Ledger(path, {"--top_k": 1}, is_new=False)
+
+
+def test_a_folder_in_the_place_of_the_ledger_is_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="found: something else"):
+        Ledger(tmp_path, {})
+
+
+def test_a_ledger_that_another_program_uses_is_a_sentence(tmp_path, image, monkeypatch):
+    path = tmp_path / "answers.csv.watched"
+    make_ledger(path, image)
+    other = sqlite3.connect(path)
+    other.execute("BEGIN EXCLUSIVE")
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path: connect(path, timeout=0))
+    with pytest.raises(InputError, match="found another program using it"):
+        Ledger(path, {"--top_k": 1}, is_new=False)
+    other.close()
+
+
+def test_the_output_file_is_known_again(tmp_path, image):
+    make_ledger(tmp_path / "ledger", image)
+    with Ledger(tmp_path / "ledger", {"--top_k": 1}) as ledger:
+        assert (ledger.length, ledger.inode) == (10, "7")
+        assert ledger.is_entered(str(image)) and not ledger.is_entered("other.jpg")
