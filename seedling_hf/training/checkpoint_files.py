@@ -29,6 +29,10 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 
+class DamageError(InputError):
+    """A checkpoint cannot be used as it is; one before it may be."""
+
+
 @dataclass(frozen=True)
 class RunState:
     """A checkpoint that was read: the state of a run after `step` optimizer steps.

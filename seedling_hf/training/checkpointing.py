@@ -13,7 +13,7 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from seedling_hf.errors import InputError
 from seedling_hf.training.checkpoint_files import (
     MANIFEST,
+    DamageError,
     RunState,
     checkpoint_name,
     flush,
@@ -122,39 +123,52 @@ class Checkpoints:
         seconds = sum(self._seconds_of_saves) + max(self._seconds_of_saves, default=0.0)
         return self.gather([seconds <= AFFORDABLE_SHARE * (time.perf_counter() - self._started)])[0]
 
-    def load(self, source: str | Path) -> RunState | None:
+    def load(self, source: str | Path, use: Callable[[RunState], None] = lambda _: None) -> RunState | None:
         """Reads a checkpoint, on every process the same one; None if `source` is `latest` and there is none yet.
 
         Args:
             source: `latest`; the folder of a checkpoint; or a folder of a run, for its latest. If the latest one is
                 damaged, a warning names it and the one before it is used.
+            use: Restores it, and raises DamageError if it cannot, so that it counts as damaged.
 
         Raises:
             InputError: if there is no checkpoint at `source`, or no complete one.
         """
-        checkpoint, error = None, None
-        if self.process_index == 0:
-            try:
-                checkpoint = self._find(source)
-            except InputError as fault:
-                error = str(fault)
-        path, error = self.gather([(checkpoint and checkpoint.path, error)])[0]
-        if error is not None:
-            raise InputError(error)
-        if path is None:
-            return None
-        return checkpoint or read_run_state(path, check=False)
+        candidates, damages = self._find(source) if self.process_index == 0 else None, []
+        while True:
+            checkpoint, error = None, None
+            if self.process_index == 0:
+                try:
+                    checkpoint = next(candidates, None)
+                except InputError as fault:
+                    error = str(fault)
+            path, error = self.gather([(checkpoint and checkpoint.path, error)])[0]
+            if error is not None:
+                raise InputError(error)
+            if path is None and damages:
+                raise InputError(f"expected a checkpoint of this run at {source}, found none: {'; '.join(damages)}")
+            if path is None:
+                return None
+            checkpoint = checkpoint or read_run_state(path, check=False)
+            damage = next(filter(None, self.gather([_try(use, checkpoint)])), None)
+            if damage is None:
+                return checkpoint
+            logger.warning("%s", damage)
+            damages.append(damage)
 
-    def _find(self, source: str | Path) -> RunState | None:
+    def _find(self, source: str | Path) -> Iterator[RunState]:
+        """The complete checkpoints to try, the newest first."""
         if str(source) == LATEST:
             with contextlib.suppress(OSError):  # a read-only folder can be resumed from
                 _remove_leftovers(self.folder)
-            return _read_latest(self.folder)
+            yield from _read_newest(self.folder)
+            return
         source = Path(source)
         for folder in (source, source / "checkpoints"):
             if _steps(folder):
-                return _read_latest(folder)
-        return read_run_state(source)
+                yield from _read_newest(folder)
+                return
+        yield read_run_state(source)
 
     def _write(self, path, step, tensors, state, random_states) -> None:
         if not self.folder.exists():
@@ -227,7 +241,17 @@ def _is_ours_alone(path: Path) -> bool:
     return {file.name for file in path.iterdir()} <= {MANIFEST, *manifest["files"]}
 
 
-def _read_latest(folder: Path) -> RunState | None:
+def _try(use: Callable[[RunState], None], checkpoint: RunState) -> str | None:
+    """Uses a checkpoint; returns why it cannot be used."""
+    try:
+        use(checkpoint)
+    except DamageError as damage:
+        return str(damage)
+    return None
+
+
+def _read_newest(folder: Path) -> Iterator[RunState]:
+    """The complete checkpoints of a folder up to the latest, the newest first; InputError if all are damaged."""
     steps = _steps(folder)
     latest = _read_pointer(folder / LATEST)
     if latest is not None:
@@ -238,13 +262,14 @@ def _read_latest(folder: Path) -> RunState | None:
     damages = []
     for step in steps:
         try:
-            return read_run_state(folder / checkpoint_name(step))
+            checkpoint = read_run_state(folder / checkpoint_name(step))
         except InputError as damage:
             logger.warning("%s", damage)
             damages.append(str(damage))
-    if damages:
+        else:
+            yield checkpoint
+    if damages and len(damages) == len(steps):
         raise InputError(f"expected a complete checkpoint in {folder}, found none: {'; '.join(damages)}")
-    return None
 
 
 def _pointer_text(name: str) -> str:

@@ -18,6 +18,7 @@ from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.distillation import Teachers
 from seedling_hf.training.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler
+from seedling_hf.training.resuming import check_same_shape
 from seedling_hf.training.sharding import gather, load_model_state, load_optimizer_state
 
 
@@ -137,8 +138,17 @@ class Learner:
         }
 
     def load(self, checkpoint: RunState) -> None:
-        """Restores what `state_dicts` returned."""
+        """Restores what `state_dicts` returned.
+
+        Raises:
+            ValueError, KeyError, TypeError, RuntimeError: for the state of another model or optimizer.
+        """
         state, scaler = checkpoint.state, self.accelerator.scaler
+        check_same_shape("scheduler", state["scheduler"], self.scheduler.state_dict())
+        if state["scheduler"]["last_epoch"] != checkpoint.step:
+            raise ValueError("the schedule is at another step")
+        check_same_shape("scaler", state["scaler"], scaler and scaler.state_dict())
+        check_same_shape("ema_updates", state["ema_updates"], 0)
         load_model_state(self.bare_model, checkpoint.tensors["model"])
         if self.ema:
             load_model_state(self.ema.model, checkpoint.tensors["ema"])

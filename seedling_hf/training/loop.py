@@ -24,11 +24,20 @@ from seedling_hf.inference.classifier import list_classes, parse_hub_name
 from seedling_hf.inference.prediction import predict
 from seedling_hf.signals import StopSignal
 from seedling_hf.train_arguments import TrainArguments
+from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.checkpointing import CheckpointError, Checkpoints
 from seedling_hf.training.distillation import Teachers
 from seedling_hf.training.learner import Learner
 from seedling_hf.training.loaders import TrainingBatches, build_eval_loader
-from seedling_hf.training.resuming import check_unchanged, fetch_checkpoint, set_random_state
+from seedling_hf.training.resuming import (
+    check_counters,
+    check_same_shape,
+    check_unchanged,
+    explaining_damage,
+    fetch_checkpoint,
+    get_random_state,
+    set_random_state,
+)
 from seedling_hf.training.run_log import RunLog, Timing
 
 NO_BEST = {"best_step": None, "best_accuracy": -1.0, "best_loss": math.inf, "evaluations_since_best": 0}
@@ -189,34 +198,43 @@ class Training:
         """
         if parse_hub_name(source):
             source = fetch_checkpoint(source, self.output_dir, self.accelerator)
-        checkpoint = self.checkpoints.load(source)
+        checkpoint = self.checkpoints.load(source, self._restore)
         if checkpoint is None:
             logger.info("no checkpoint in %s yet: the run starts at its first step", self.output_dir)
             self.run_log.cut(0)  # of a run that was killed before its first save
             return
-        state = checkpoint.state
-        self.batches.set_place(state["places"], self.accelerator)
-        for change in check_unchanged(
-            state["arguments"], self._compared_arguments(), allow=self.arguments.allow_changed_arguments
-        ):
-            logger.warning("changed: %s", change)
-        self.learner.load(checkpoint)
-        if len(checkpoint.random_states) == self.accelerator.num_processes:
-            set_random_state(checkpoint.random_states[self.accelerator.process_index])
-        else:
+        if len(checkpoint.random_states) != self.accelerator.num_processes:
             logger.warning(
                 "the checkpoint was written by %d processes and is resumed by %d: images and learning rate continue "
                 "unchanged, but stochastic depth draws other numbers and sums are rounded differently, so results are "
                 "not bit-equal",
                 len(checkpoint.random_states), self.accelerator.num_processes,
             )  # fmt: skip
-        self.counters, self.resumed_at_step = state["counters"], checkpoint.step
+        self.resumed_at_step = checkpoint.step
         self.run_log.cut(checkpoint.step)
         logger.info("resumed at step %d from %s", checkpoint.step, checkpoint.path)
         if self.counters["best_step"] is not None and not (self.output_dir / "config.json").exists():
             # The best weights are in another folder: in this one, the best so far are these.
             self.counters |= NO_BEST
             self.evaluate()
+
+    def _restore(self, checkpoint: RunState) -> None:
+        """Restores a checkpoint; DamageError if it is not one of a run like this, InputError for other arguments."""
+        state, random_states = checkpoint.state, checkpoint.random_states
+        with explaining_damage(checkpoint):
+            check_counters(state["counters"], self.counters, checkpoint.step)
+            own = get_random_state()
+            for random_state in random_states:
+                check_same_shape("random state", random_state, own)
+            self.batches.set_place(state["places"], self.accelerator)
+            for change in check_unchanged(
+                state["arguments"], self._compared_arguments(), allow=self.arguments.allow_changed_arguments
+            ):
+                logger.warning("changed: %s", change)
+            self.learner.load(checkpoint)
+            if len(random_states) == self.accelerator.num_processes:
+                set_random_state(random_states[self.accelerator.process_index])
+        self.counters = state["counters"]
 
     def _compared_arguments(self) -> dict[str, Any]:
         """What must be the same when the run is resumed; of the batch, its global size."""

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from seedling_hf.data.images import ImageError
 from seedling_hf.errors import InputError
 from seedling_hf.hub.repository import download_run
+from seedling_hf.training.checkpoint_files import DamageError, RunState
 
 # Arguments that do not change the resulting weights.
 FREE_ARGUMENTS = frozenset(
@@ -80,6 +81,58 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, all
             "the earlier values, or resume anyway with --allow_changed_arguments"
         )
     return list(changes.values())
+
+
+@contextmanager
+def explaining_damage(checkpoint: RunState) -> Iterator[None]:
+    """Turns what fails while a checkpoint is restored into a DamageError; an InputError passes."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as fault:
+        reason = str(fault).strip().split("\n")
+        raise DamageError(
+            f"the checkpoint {checkpoint.path} is not one of this run: {type(fault).__name__}: {' '.join(reason[:2])}; "
+            "resume from an older one, or from the folder of its own run"
+        ) from fault
+
+
+def check_same_shape(name: str, found: Any, like: Any) -> None:
+    """Checks that a value of a checkpoint has the types and sizes of this run's own; None is like any of a kind.
+
+    Of dictionaries only the keys that both have are compared, since versions of PyTorch differ in others.
+
+    Raises:
+        ValueError: with the name of what differs.
+    """
+    if found is None or like is None:
+        return
+    if isinstance(like, torch.Tensor):
+        same = isinstance(found, torch.Tensor) and (found.shape, found.dtype) == (like.shape, like.dtype)
+    elif isinstance(like, Mapping):
+        same = isinstance(found, Mapping)
+        for key in like.keys() & found.keys() if same else ():
+            check_same_shape(f"{name}.{key}", found[key], like[key])
+    elif isinstance(like, list | tuple):
+        same = isinstance(found, list | tuple) and len(found) == len(like)
+        for i, pair in enumerate(zip(found, like, strict=True) if same else ()):
+            check_same_shape(f"{name}.{i}", *pair)
+    elif isinstance(like, int | float) and not isinstance(like, bool):
+        same = isinstance(found, int | float) and not isinstance(found, bool)
+    else:
+        same = type(found) is type(like)
+    if not same:
+        raise ValueError(f"{name} is not like that of this run")
+
+
+def check_counters(counters: Any, like: Mapping[str, Any], step: int) -> None:
+    """Checks the counters of the checkpoint of `step`; ValueError as from `check_same_shape`."""
+    if not isinstance(counters, dict) or counters.keys() != like.keys() or counters["step"] != step:
+        raise ValueError(f"its counters are not those of step {step}")
+    check_same_shape("counters", counters, dict.fromkeys(like, 0) | {"best_step": counters["best_step"] and 0})
+    if any(value is None for name, value in counters.items() if name != "best_step"):
+        raise ValueError("a counter is missing")
 
 
 def get_random_state() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What a run records while it trains: metrics.jsonl with the trackers, and train_results.json."""
 
+import itertools
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +14,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from seedling_hf.files import write_text
+from seedling_hf.files import replacing, write_text
 from seedling_hf.machine import device_name
+
+# Of a line.
+BEGINNING = b'{"step": '
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,6 +65,16 @@ class Timing:
         return self.wait / self.seconds
 
 
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line; None for what is none."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+        numbers = {**record, "step": int(record["step"]), "epoch": float(record["epoch"])}.values()
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return None
+    return record if all(value is None or isinstance(value, int | float) for value in numbers) else None
+
+
 class RunLog:
     """The log of a run: one line of metrics.jsonl per entry, and the same to the trackers of the accelerator."""
 
@@ -72,14 +89,40 @@ class RunLog:
         self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
 
     def cut(self, step: int) -> None:
-        """Removes the entries after `step`: those steps will be repeated."""
-        if self.accelerator.is_main_process:
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_text(self.path, "".join(kept))
+        """Removes the entries after `step`: those steps will be repeated.
+
+        The line that a kill has cut goes too; what is no entry of ours is kept in a copy beside the file.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        if self.path.exists() and not self.path.is_file():
+            aside = self._aside()
+            self.path.rename(aside)
+            logger.warning("expected a file at %s, found something else: it is now %s", self.path, aside)
+        content = self.path.read_bytes().rstrip(b"\0") if self.path.exists() else b""  # zeros after a power cut
+        *lines, cut = content.split(b"\n")
+        records = [(line, _parse(line)) for line in lines]
+        if any(record is None for _, record in records) or not cut.startswith(BEGINNING[: len(cut)]):
+            aside = self._aside()
+            with replacing(aside) as temporary:
+                temporary.write_bytes(content)
+            logger.warning(
+                "%s has lines that are not entries of a run; a copy of it is %s, and the entries go on",
+                self.path,
+                aside,
+            )
+        kept = [line + b"\n" for line, record in records if record is not None and record["step"] <= step]
+        write_text(self.path, b"".join(kept).decode())
 
     def read(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        """All entries, without lines that are none."""
+        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
+        return [record for line in lines if (record := _parse(line)) is not None]
+
+    def _aside(self) -> Path:
+        """A free name for what was found in the place of metrics.jsonl."""
+        names = (self.path.with_name(f"metrics.damaged-{i}.jsonl") for i in itertools.count(1))
+        return next(path for path in names if not path.exists())
 
     def write_results(self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int) -> None:
         """Writes train_results.json: what depends on the machine and the day, separate from the figures that do not."""

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import OptimizationArguments
+from seedling_hf.training.resuming import check_same_shape
 
 
 def configure_sharding(accelerator: Accelerator, arguments: OptimizationArguments) -> None:
@@ -80,14 +81,30 @@ def gather(values: Any, *, keep: bool = True) -> Any:
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """`model.load_state_dict(state)` for a model that may be sharded, from full tensors on every process."""
+    """`model.load_state_dict(state)` for a model that may be sharded, from full tensors on every process.
+
+    Raises:
+        ValueError, RuntimeError: for the tensors of another model.
+    """
     own = model.state_dict()
+    for name in state.keys() & own.keys():
+        if state[name].dtype != own[name].dtype:
+            raise ValueError(f"{name} is of {state[name].dtype} instead of {own[name].dtype}")
     model.load_state_dict({name: _shard_like(tensor, own.get(name)) for name, tensor in state.items()})
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict(state)` for parameters that may be sharded, from full tensors on every process."""
+    """`optimizer.load_state_dict(state)` for parameters that may be sharded, from full tensors on every process.
+
+    Raises:
+        ValueError, KeyError, IndexError, TypeError, AttributeError: for the state of another optimizer.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    check_same_shape("param_groups", state["param_groups"], optimizer.state_dict()["param_groups"])
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+                raise ValueError(f"{name} of parameter {index} is of shape {tuple(value.shape)}")
     moments = {
         index: {name: _shard_like(value, parameters[index]) for name, value in values.items()}
         for index, values in state["state"].items()
