@@ -6,12 +6,13 @@ are checked by the same code (and `1e-3`, a string to YAML, is a number here).
 
 import difflib
 import itertools
+import math
 import operator
 import os
 import shutil
 import sys
 from argparse import SUPPRESS, ArgumentParser, HelpFormatter
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from copy import copy
 from dataclasses import Field, asdict, field, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers.hf_argparser import HfArgumentParser
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder, write_text
 from seedling_hf.locks import lock_file, lock_folder
+from seedling_hf.paths import check_file_apart, check_folder_apart, check_path, expand_home, expand_variables
 
 T = TypeVar("T")
 
@@ -35,37 +37,78 @@ RANGES = {
     "below": ("below", operator.lt),
 }
 
+DECLARED = {*RANGES, "path", "images", "writable", "apart"}  # checked here, unknown to argparse
+
+# Flags that name files or folders; others say so with `path=True`.
+PATH_ENDINGS = ("_dir", "_file", "_path")
+LARGEST_INTEGER = 2**31 - 1
+LARGEST_SEED = 2**32 - 1  # of NumPy
+
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """A dataclass field that is a flag: its default, one line of help, and `choices` if any.
 
-    With `MISSING` the flag is required; with `list` it is an empty list. `ArgumentGroup` checks the bounds of numbers
-    (`least`, `above`, `most`, `below`), and with `writable=True` that a folder or file can be written.
+    With `MISSING` the flag is required; with `list` it is an empty list. `ArgumentGroup` checks what else is declared:
+
+        least, above, most, below: bounds of a number
+        path: it names a file or folder, as flags ending in `_dir`, `_file` and `_path` do
+        images: it names images that are read, or folders of them
+        writable: a folder or file to write, apart from what is read
+        apart: the folder to write must not hold the images either
     """
     return field(**{"default_factory" if default is list else "default": default}, metadata={"help": help, **metadata})
+
+
+def is_path(flag: Field) -> bool:
+    """Whether a flag names a file or a folder."""
+    return flag.name.endswith(PATH_ENDINGS) or any(flag.metadata.get(key) for key in ("path", "images", "writable"))
 
 
 class ArgumentGroup:
     """A group of flags; the dataclass of a command inherits from its groups, and each group checks its own values."""
 
     def __post_init__(self) -> None:
-        """Checks what the fields declare; None passes.
+        """Checks what the fields declare, and expands `~` in paths; None passes.
 
         Raises:
-            InputError: for a number outside its range, or a path that cannot be written.
+            InputError: for a number that is not finite or outside its range, an empty word, a path that cannot be
+                written, or an output among what is read.
         """
         for flag in fields(self):
             value = getattr(self, flag.name)
-            if value is None:
-                continue
-            limits = [(*RANGES[key], flag.metadata[key]) for key in RANGES if key in flag.metadata]
-            if not all(inside(value, bound) for _, inside, bound in limits):
-                expected = " and ".join(f"{words} {bound:g}" for words, _, bound in limits)
-                raise InputError(f"expected --{flag.name} {expected}, found {value}")
-            if flag.metadata.get("writable"):
-                check_writable_folder(
-                    Path(value).parent if flag.name.endswith("_file") else Path(value), f"--{flag.name}"
-                )
+            for each in value if isinstance(value, list) else [value]:
+                _check_value(each, flag)
+            if isinstance(value, list) and is_path(flag):
+                setattr(self, flag.name, [expand_home(each) for each in value])
+            elif isinstance(value, str) and is_path(flag):
+                setattr(self, flag.name, expand_home(value))
+        for flag in fields(self):
+            value = getattr(self, flag.name)
+            if value is not None and flag.metadata.get("writable"):
+                self.check_output(flag.name, apart=flag.metadata.get("apart", False))
+
+    def check_output(self, name: str, *, apart: bool = False) -> None:
+        """Checks that what the flag `name` writes is in a folder that can be written, and apart from what is read.
+
+        Raises:
+            InputError: if it is not.
+        """
+        value, flag = getattr(self, name), f"--{name}"
+        read = [f for f in fields(self) if is_path(f) and not f.metadata.get("writable") and f.name != name]
+        if name.endswith("_file"):
+            check_file_apart(value, flag, self._given(read))
+            check_writable_folder(Path(value).parent, flag)
+        else:
+            check_folder_apart(value, flag, self._given(f for f in read if f.metadata.get("images")), around=apart)
+            check_writable_folder(Path(value), flag)
+
+    def _given(self, flags: Iterable[Field]) -> Iterator[tuple[str, str]]:
+        """Each path that these flags name, after its flag."""
+        for flag in flags:
+            value = getattr(self, flag.name)
+            for path in value if isinstance(value, list) else [value]:
+                if path is not None:
+                    yield f"--{flag.name}", path
 
     def lock_outputs(self) -> None:
         """Locks what the flags with `writable=True` name, until the command ends; on one process of a run only.
@@ -77,6 +120,29 @@ class ArgumentGroup:
             value = getattr(self, flag.name)
             if value is not None and flag.metadata.get("writable"):
                 lock_file(value) if flag.name.endswith("_file") else lock_folder(value)
+
+
+def _check_value(value: Any, flag: Field) -> None:
+    if isinstance(value, str):
+        if is_path(flag):
+            check_path(value, f"--{flag.name}")
+        elif not value.strip():
+            raise InputError(
+                f"expected a value for --{flag.name}, found an empty one; write one, or leave the flag out"
+            )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    limits = [(*RANGES[key], flag.metadata[key]) for key in RANGES if key in flag.metadata]
+    if not all(inside(value, bound) for _, inside, bound in limits):
+        raise InputError(f"expected --{flag.name} {_range(limits)}, found {value}")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER and "most" not in flag.metadata:
+        raise InputError(f"expected --{flag.name} of at most {LARGEST_INTEGER}, found {value}")
+    if not math.isfinite(value):
+        raise InputError(f"expected a finite number for --{flag.name}, found {value}")
+
+
+def _range(limits: Sequence[tuple[str, Any, float]]) -> str:
+    return " and ".join(f"{words} {bound if isinstance(bound, int) else f'{bound:g}'}" for words, _, bound in limits)
 
 
 class _HelpFormatter(HelpFormatter):
@@ -109,7 +175,7 @@ class _Parser(HfArgumentParser):
         if f"--{field.name}" in parser._option_string_actions:  # inherited from another group
             return
         field = copy(field)
-        field.metadata = {k: v for k, v in field.metadata.items() if k not in (*RANGES, "writable")}
+        field.metadata = {k: v for k, v in field.metadata.items() if k not in DECLARED}
         HfArgumentParser._parse_dataclass_field(parser, field)
 
     def error(self, message: str) -> NoReturn:
@@ -148,7 +214,8 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T
         "--config", metavar="YAML", help="recipe: flags as YAML keys; flags on the command line override it"
     )
     argv = list(sys.argv[1:] if argv is None else argv)
-    recipe = _recipe_flags(argv, replaced=_replaced_keys(groups, argv))
+    paths = {flag.name for group in groups for flag in fields(group) if is_path(flag)}
+    recipe = _recipe_flags(argv, paths, replaced=_replaced_keys(groups, argv))
     parser.refuse_unknown_flags(recipe, "in the recipe")
     parser.refuse_unknown_flags(argv, "on the command line")
     values = vars(parser.parse_args(recipe + argv))
@@ -162,8 +229,11 @@ def _replaced_keys(groups: Sequence[type], argv: Sequence[str]) -> set[str]:
     return {name for group in groups for name in getattr(group, "_one_of", ()) if given & set(group._one_of)} - given
 
 
-def _recipe_flags(argv: list[str], replaced: Set[str] = frozenset()) -> list[str]:
-    """The recipe behind `--config` as flags, without the keys in `replaced`; null leaves the default."""
+def _recipe_flags(argv: list[str], paths: Set[str], replaced: Set[str]) -> list[str]:
+    """The recipe behind `--config` as flags, without the keys in `replaced`; null leaves the default.
+
+    Variables in the values of `paths` are expanded, as the shell does on the command line.
+    """
     path = None
     for word, following in itertools.pairwise([*argv, None]):
         if word == "--config":
@@ -172,6 +242,8 @@ def _recipe_flags(argv: list[str], replaced: Set[str] = frozenset()) -> list[str
             path = word.partition("=")[2]
     if path is None:
         return []
+    check_path(path, "--config")
+    path = expand_home(path)
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -189,9 +261,11 @@ def _recipe_flags(argv: list[str], replaced: Set[str] = frozenset()) -> list[str
             raise InputError(f"expected one value for {key} in {path}, found nested keys; a recipe is flat")
         if value is None or value == [] or key in replaced:
             continue
+        words = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+        if key in paths:
+            words = [expand_variables(expand_home(word), f"{key} in {path}") for word in words]
         # With `=`, values such as -1 are not mistaken for flags; a list needs separate words.
-        values = [str(v) for v in value] if isinstance(value, list) else None
-        flags += [f"--{key}", *values] if values else [f"--{key}={value}"]
+        flags += [f"--{key}", *words] if isinstance(value, list) else [f"--{key}={words[0]}"]
     return flags
 
 

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any
 
-from seedling_hf.arguments import ArgumentGroup, option
+from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option
 from seedling_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 class SplitArguments(ArgumentGroup):
     """What `load_splits` takes: a folder of images, and which of them validate."""
 
-    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
-    validation_dir: str | None = option(None, "class folders to validate on, instead of a part of train_dir")
+    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)
+    validation_dir: str | None = option(
+        None, "class folders to validate on, instead of a part of train_dir", images=True
+    )
     split_strategy: str = option(
         "stratified",
         "how validation images are drawn: stratified; grouped, with near-duplicates on one side; random, as in the "
@@ -26,7 +28,7 @@ class SplitArguments(ArgumentGroup):
         0.3, "fraction of the images used for validation, above 0 and below 1", above=0, below=1
     )
     fold: str | None = option(None, "i/n: validate on fold i of n instead of a fraction; stratified or grouped")
-    split_seed: int = option(42, "seed of the split, separate from that of the run")
+    split_seed: int = option(42, "seed of the split, separate from that of the run", least=0, most=LARGEST_SEED)
     split_file: str | None = option(None, "split.csv of an earlier run, to use exactly its split")
     max_train_samples: int | None = option(
         None, "use at most this many training images, evenly from the classes", least=1
@@ -53,7 +55,9 @@ class SplitArguments(ArgumentGroup):
 class DataArguments(SplitArguments):
     _argument_group_name = "Data"
 
-    train_dir: str | None = option(None, "folder of class folders, or one with train/, val/ and test/ inside")
+    train_dir: str | None = option(
+        None, "folder of class folders, or one with train/, val/ and test/ inside", images=True
+    )
     dataset_name: str | None = option(None, "dataset on the Hub instead of a folder")
     dataset_config_name: str | None = option(None, "configuration of that dataset")
     dataset_revision: str | None = option(None, "branch, tag or commit of that dataset")
@@ -186,7 +190,7 @@ class OptimizationArguments(ArgumentGroup):
     weight_decay: float = option(0.05, "weight decay, not applied to biases and normalization", least=0)
     adam_beta1: float = option(0.9, "AdamW's beta1", least=0, below=1)
     adam_beta2: float = option(0.999, "AdamW's beta2", least=0, below=1)
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon", above=0, most=1)
     layer_decay: float = option(1.0, "learning rate of a block relative to the next one; 1 is off", above=0, most=1)
     lr_scheduler_type: str = option("cosine", "schedule after warm-up", choices=["cosine", "linear", "constant"])
     warmup_steps: int = option(0, "steps of linear warm-up", least=0)
@@ -203,9 +207,9 @@ class OptimizationArguments(ArgumentGroup):
 class RunArguments(ArgumentGroup):
     _argument_group_name = "Run"
 
-    output_dir: str = option(MISSING, "folder for the model, its report and its checkpoints")
+    output_dir: str = option(MISSING, "folder for the model, its report and its checkpoints", writable=True, apart=True)
     overwrite_output_dir: bool = option(False, "discard the run that the folder holds")
-    seed: int = option(42, "seed of weights, order and augmentation")
+    seed: int = option(42, "seed of weights, order and augmentation", least=0, most=LARGEST_SEED)
     eval_steps: int | None = option(None, "steps between evaluations (default: every epoch)", least=1)
     save_steps: int | None = option(
         None, "steps between checkpoints (default: every epoch if saving takes under 2 %%)", least=1
@@ -214,7 +218,7 @@ class RunArguments(ArgumentGroup):
     logging_steps: int = option(10, "steps between lines of metrics.jsonl", least=1)
     report_to: list[str] = option(list, "trackers of accelerate, such as tensorboard or wandb")
     run_name: str | None = option(None, "name of the run in the trackers")
-    resume_from_checkpoint: str | None = option(None, "latest, a checkpoint folder, or a Hub repository")
+    resume_from_checkpoint: str | None = option(None, "latest, a checkpoint folder, or a Hub repository", path=True)
     allow_changed_arguments: bool = option(False, "resume even if flags that change the results differ")
     ddp_timeout: int = option(600, "seconds to wait for a process that hangs", least=1)
 

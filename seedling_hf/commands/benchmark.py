@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
 
@@ -20,15 +20,17 @@ class BenchmarkArguments(ArgumentGroup):
     output_dir: str = option(MISSING, "folder for benchmark.json, benchmark.md and growth.png", writable=True)
     variant: str = option("31B", "model", choices=["nano", "tiny", "31B", "31L", "XL"])
     parts: str = option("layers,training,inference,memory", f"what to measure, separated by commas: {', '.join(PARTS)}")
-    train_dir: str | None = option(None, "class folders for the part `loading`")
-    cache_images: int | None = option(None, "shorter side of the images in its cache (default: 1.5 times image_size)")
+    train_dir: str | None = option(None, "class folders for the part `loading`", images=True)
+    cache_images: int | None = option(
+        None, "shorter side of the images in its cache (default: 1.5 times image_size)", least=32
+    )
     image_size: int = option(224, "side of the images in pixels", least=32)
     batch_size: int = option(4, "images in a batch", least=1)
     repeats: int = option(5, "measured rounds, after one for warm-up", least=1)
     dtype: str = option("float32", "precision of the parts `layers` and `training`", choices=["float32", "bfloat16"])
     device: str | None = option(None, "device (default: a GPU if available)", choices=["cpu", "cuda"])
     num_threads: int | None = option(None, "CPU threads (default: torch's own number)", least=1)
-    seed: int = option(0, "seed of weights and images")
+    seed: int = option(0, "seed of weights and images", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()

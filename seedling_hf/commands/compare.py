@@ -1,10 +1,11 @@
 """`compare`: two or more models and labelled images → which one is better."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
 
 
@@ -14,8 +15,8 @@ class CompareArguments(ArgumentGroup):
 
     _argument_group_name = "Comparison"
 
-    models: list[str] = option(MISSING, "two or more model folders, or repositories on the Hub")
-    data_dir: str = option(MISSING, "folder of class folders")
+    models: list[str] = option(MISSING, "two or more model folders, or repositories on the Hub", path=True)
+    data_dir: str = option(MISSING, "folder of class folders", images=True)
     output_dir: str = option(
         MISSING, "folder for comparison.html, comparison.md, comparison.json and predictions.csv", writable=True
     )
@@ -24,13 +25,13 @@ class CompareArguments(ArgumentGroup):
     dataloader_num_workers: int = option(0, "processes that load images, per process", least=0)
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of refusing them")
-    seed: int = option(42, "seed of the bootstrap", least=0)
+    seed: int = option(42, "seed of the bootstrap", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.models) < 2:
             raise InputError(f"expected two or more --models, found {len(self.models)}; add another folder")
-        if len({str(Path(model)) for model in self.models}) < len(self.models):
+        if len({os.path.realpath(model) for model in self.models}) < len(self.models):
             raise InputError(f"expected --models that differ, found one twice: {', '.join(self.models)}")
 
 

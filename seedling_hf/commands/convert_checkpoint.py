@@ -3,25 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 
-from seedling_hf.arguments import option, parse_arguments
+from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.locks import lock_file
 
 
 @dataclass(kw_only=True)
-class ConvertArguments:
+class ConvertArguments(ArgumentGroup):
     """Convert the authors' .pth weights of RepLKNet to a folder for from_pretrained."""
 
     _argument_group_name = "Conversion"
 
     checkpoint_path: str = option(MISSING, "the authors' .pth file")
-    output_dir: str = option(MISSING, "folder to write, new or empty")
-    num_labels: int | None = option(None, "number of classes of a new, untrained head (default: keep the head)")
+    output_dir: str = option(MISSING, "folder to write, new or empty", writable=True)
+    num_labels: int | None = option(
+        None, "number of classes of a new, untrained head (default: keep the head)", least=1
+    )
     checkpoint_key: str | None = option(
         None,
         "part of the file to read (default: the first one present)",
         choices=["model", "model_ema", "state_dict"],
     )
-    image_size: int | None = option(None, "side of the processor's images (default: that of the authors' run, or 224)")
+    image_size: int | None = option(
+        None, "side of the processor's images (default: that of the authors' run, or 224)", least=32
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.files import write_text
+from seedling_hf.paths import check_replaceable
 
 MOST_SIZES = 8
 
@@ -16,9 +17,14 @@ MOST_SIZES = 8
 class DescribeArguments(ArgumentGroup):
     """Counts and measures images."""
 
-    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
+    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)
     output_file: str | None = option(None, "JSON file for the same statistics", writable=True)
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output_file is not None:
+            check_replaceable(self.output_file, "--output_file", [b'{\n  "classes": {'], "statistics")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.files import check_writable_folder
 from seedling_hf.inference.classifier import InferenceArguments
 from seedling_hf.locks import lock_file
 
@@ -18,9 +17,9 @@ class EmbedArguments(InferenceArguments):
     _argument_group_name = "Embedding"
 
     embeddings_file: str = option(MISSING, "Parquet file to write or to search")
-    images: list[str] = option(list, "images to embed, or folders that are searched for images")
+    images: list[str] = option(list, "images to embed, or folders that are searched for images", images=True)
     normalize: bool = option(False, "give every embedding the length 1")
-    query: str | None = option(None, "image to search the Parquet file for: prints the most similar images")
+    query: str | None = option(None, "image to search the Parquet file for: prints the most similar images", path=True)
     top_k: int = option(5, "number of similar images to print", least=1)
 
     def __post_init__(self) -> None:
@@ -34,7 +33,7 @@ class EmbedArguments(InferenceArguments):
                 raise InputError(
                     f"expected a file as --embeddings_file, found the folder {self.embeddings_file}; add a name.parquet"
                 )
-            check_writable_folder(Path(self.embeddings_file).parent, "--embeddings_file")
+            self.check_output("embeddings_file")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -44,13 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.listing import list_images
     from seedling_hf.inference.answers import format_count
     from seedling_hf.inference.embedding import embed_image, hash_weights, write_embeddings
-    from seedling_hf.inference.nearest import check_embeddings, find_nearest, format_nearest
+    from seedling_hf.inference.nearest import check_embeddings, check_replaced, find_nearest, format_nearest
     from seedling_hf.inference.output import print_failed
     from seedling_hf.inference.prediction import build_accelerator
 
     if arguments.images and next(list_images(arguments.images), None) is None:
         raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
-    if not arguments.images:
+    if arguments.images:
+        check_replaced(arguments.embeddings_file)
+    else:
         check_embeddings(arguments.embeddings_file)
     accelerator = build_accelerator(arguments.mixed_precision)
     if accelerator.num_processes > 1:

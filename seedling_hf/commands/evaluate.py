@@ -5,7 +5,8 @@ from dataclasses import MISSING, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from seedling_hf.arguments import option, parse_arguments
+from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
+from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import InferenceArguments
 
 
@@ -15,10 +16,12 @@ class EvaluateArguments(InferenceArguments):
 
     _argument_group_name = "Evaluation"
 
-    test_dir: str = option(MISSING, "folder of class folders")
+    test_dir: str = option(MISSING, "folder of class folders", images=True)
     output_dir: str = option(MISSING, "folder for report.html, report.md, report.json and their figures", writable=True)
     calibration_dir: str | None = option(
-        None, "class folders to fit the temperature on (default: either half of test_dir for the other)"
+        None,
+        "class folders to fit the temperature on (default: either half of test_dir for the other)",
+        images=True,
     )
     not_sure_accuracy: float = option(
         0.95, "accuracy of the predictions that the threshold for 'not sure' keeps", above=0, most=1
@@ -28,7 +31,15 @@ class EvaluateArguments(InferenceArguments):
     )
     saliency: bool = option(False, "show where the model looked at the worst mistakes (needs captum)")
     probes: bool = option(False, "also measure the accuracy on altered images, as the command probe does")
-    seed: int = option(42, "seed of the bootstrap, the halves and the probes", least=0)
+    seed: int = option(42, "seed of the bootstrap, the halves and the probes", least=0, most=LARGEST_SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calibration_dir is not None and Path(self.calibration_dir).resolve() == Path(self.test_dir).resolve():
+            raise InputError(
+                f"expected --calibration_dir with other images than --test_dir, found {self.calibration_dir} for both; "
+                "leave it out to fit either half on the other"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -22,13 +22,15 @@ class ExportArguments(ClassifierArguments):
         choices=[*SUFFIXES],
     )
     include_preprocessing: bool = option(False, "take uint8 (N, height, width, 3) and normalize inside the file")
-    images: list[str] = option(list, "images or folders to check the file on (default: --eval_dir or --train_dir)")
+    images: list[str] = option(
+        list, "images or folders to check the file on (default: --eval_dir or --train_dir)", images=True
+    )
     max_check_samples: int = option(200, "check on at most this many of them", least=1)
     tolerance: float = option(1e-4, "largest allowed difference from PyTorch's logits", above=0)
     int8: bool = option(False, "also write the model in int8, calibrated on images of --train_dir")
-    train_dir: str | None = option(None, "folder of training images, for --int8")
+    train_dir: str | None = option(None, "folder of training images, for --int8", images=True)
     max_calibration_samples: int = option(256, "calibrate int8 on at most this many of them", least=1)
-    eval_dir: str | None = option(None, "class folders for the accuracy of PyTorch and of each file")
+    eval_dir: str | None = option(None, "class folders for the accuracy of PyTorch and of each file", images=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

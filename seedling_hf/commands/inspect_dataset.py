@@ -18,7 +18,7 @@ class InspectArguments(ArgumentGroup):
     wrong flags.
     """
 
-    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside")
+    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)
     output_dir: str = option(MISSING, "folder for inspection.html and inspection.json", writable=True)
     num_threads: int | None = option(None, "threads that decode (default: one for each core)", least=1)
 

@@ -22,7 +22,7 @@ FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 class MakeSplitArguments(SplitArguments):
     """Copies class folders into train/ and val/."""
 
-    output_dir: str = option(MISSING, "folder for train/, val/ and split.csv")
+    output_dir: str = option(MISSING, "folder for train/, val/ and split.csv", writable=True, apart=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,9 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     target = Path(arguments.output_dir)
-    for source in filter(None, (arguments.train_dir, arguments.validation_dir)):
-        if target.resolve().is_relative_to(Path(source).resolve()):
-            raise InputError(f"expected --output_dir outside of {source}, found {target}; choose another --output_dir")
     lock_folder(target)
     splits = load_splits(arguments)
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seedling_hf.arguments import option, parse_arguments
+from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.train_arguments import AugmentationArguments
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ class PreviewArguments(AugmentationArguments):
 
     _argument_group_name = "Preview"
 
-    train_dir: str = option(MISSING, "folder of class folders, or one with train/ inside")
+    train_dir: str = option(MISSING, "folder of class folders, or one with train/ inside", images=True)
     output_dir: str = option(MISSING, "folder for the PNG files", writable=True)
     image_size: int = option(128, "side of the images in pixels", least=32)
     num_examples: int = option(6, "augmented versions of each image", least=1, most=20)
-    seed: int = option(42, "seed of the augmentation", least=0)
+    seed: int = option(42, "seed of the augmentation", least=0, most=LARGEST_SEED)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

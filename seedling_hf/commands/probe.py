@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import option, parse_arguments
+from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.files import write_text
 from seedling_hf.inference.classifier import InferenceArguments
 
@@ -18,10 +18,10 @@ class ProbeArguments(InferenceArguments):
 
     _argument_group_name = "Probes"
 
-    test_dir: str = option(MISSING, "folder of class folders")
+    test_dir: str = option(MISSING, "folder of class folders", images=True)
     output_dir: str = option(MISSING, "folder for probes.json, probes.md, probes.png and examples.png", writable=True)
     max_samples: int | None = option(None, "use at most this many images, evenly spaced", least=1)
-    seed: int = option(0, "seed of the order of patches and of what covers plants", least=0)
+    seed: int = option(0, "seed of the order of patches and of what covers plants", least=0, most=LARGEST_SEED)
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -19,7 +19,7 @@ class SaliencyArguments(InferenceArguments):
 
     _argument_group_name = "Saliency"
 
-    images: list[str] = option(MISSING, "images, or folders that are searched for images")
+    images: list[str] = option(MISSING, "images, or folders that are searched for images", images=True)
     output_dir: str = option(
         MISSING, "folder for a PNG of each image and saliency.png with the first 24", writable=True
     )

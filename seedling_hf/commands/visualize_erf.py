@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing, write_csv
 
@@ -17,7 +17,7 @@ IMAGES_THAT_SETTLE = 8
 class ErfArguments(ArgumentGroup):
     """Draw and measure effective receptive fields (arXiv 2203.06717, section 5)."""
 
-    images: list[str] = option(MISSING, "images, or folders that are searched for images")
+    images: list[str] = option(MISSING, "images, or folders that are searched for images", images=True)
     output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz", writable=True)
     model_name_or_path: list[str] = option(list, "model folders or Hub repositories to compare")
     untrained: list[str] = option(
@@ -26,7 +26,7 @@ class ErfArguments(ArgumentGroup):
     trust_remote_code: bool = option(False, "run the Python code of those repositories; a RepLKNet needs none")
     image_size: int = option(1024, "side to which images are squeezed, in pixels, as in the paper", least=32)
     max_samples: int = option(50, "largest number of images, evenly chosen; as in the paper", least=1)
-    seed: int = option(0, "seed of random weights")
+    seed: int = option(0, "seed of random weights", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ splits, drops all labels for one stray image, reads [ ] and * in names as patter
 folder separately.
 """
 
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -35,6 +36,7 @@ def list_folders(train_dir: str | os.PathLike, validation_dir: str | os.PathLike
     roots = _find_roots(Path(train_dir))
     if validation_dir is not None:
         roots["validation"] = Path(validation_dir)
+    _check_apart(roots)
     return {split: list_class_folders(root) for split, root in roots.items()}
 
 
@@ -87,6 +89,16 @@ def _list_class(root: Path, label: str, left_out: LeftOut) -> list[str]:
             f"expected images in the class folder {a_few([label])} of {root}, {other}; add some or remove it"
         )
     return found
+
+
+def _check_apart(roots: dict[str, Path]) -> None:
+    """Refuses two splits that share images, because one folder is the other or lies in it."""
+    for (split, root), (other, folder) in itertools.permutations(roots.items(), 2):
+        if folder.resolve().is_relative_to(root.resolve()):
+            raise InputError(
+                f"expected {split} and {other} in folders of their own, found {folder} in {root}; give another folder, "
+                "or leave --validation_dir out to split the images of --train_dir"
+            )
 
 
 def _check_utf8(folder: Path) -> None:

@@ -63,21 +63,45 @@ class LeftOut:
 def list_images(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
     """The images among `paths`: files as they are, folders searched in byte order; never all of them in memory.
 
+    What is given twice, by any of its names or with a folder above it, is listed once.
+
     Hidden files and folders are ignored, and so are links that lead back to a folder above them. At the end of a folder
     other files in it are counted in a warning.
 
     Raises:
         InputError: for a path that does not exist, or a folder that cannot be read.
     """
-    for path in map(Path, paths):
+    paths = list(_without_repeats([Path(path) for path in paths]))
+    given = {os.path.realpath(path) for path in paths if path.is_dir()}
+    for path in paths:
         if path.is_dir():
             left_out = LeftOut(path)
-            yield from _walk(path, frozenset(), left_out)
+            yield from _walk(path, frozenset(given), left_out)
             left_out.say()
         elif path.exists() or path.is_symlink():
             yield path
         else:
             raise InputError(f"expected an image or a folder at {_printable(path)}, found nothing there")
+
+
+def _without_repeats(paths: list[Path]) -> Iterator[Path]:
+    """The paths without those that another one, or a folder among them, covers."""
+    folders = {os.path.realpath(path) for path in paths if path.is_dir()}
+    seen = set()
+    for path in paths:
+        # A link to an image is an image of its own, as in a folder; a link to a folder is that folder.
+        real = os.path.realpath(path) if path.is_dir() else os.path.join(os.path.realpath(path.parent), path.name)
+        if real not in seen and not any(_is_walked(real, folder) for folder in folders):
+            seen.add(real)
+            yield path
+
+
+def _is_walked(path: str, folder: str) -> bool:
+    """Whether `_walk` comes to a path in `folder`."""
+    if path == folder or not path.startswith(os.path.join(folder, "")):
+        return False
+    inside = os.path.relpath(path, folder).split(os.sep)
+    return not any(name.startswith(".") for name in inside) and (os.path.isdir(path) or is_image(inside[-1]))
 
 
 def list_folder(folder: Path) -> list[str]:

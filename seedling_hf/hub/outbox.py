@@ -154,8 +154,8 @@ class Outbox:
             with contextlib.suppress(OSError):
                 folder.rename(hidden)
             shutil.rmtree(hidden, ignore_errors=True)
-        if not self._folders():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # only if it is empty
 
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("[0-9]*-*") if re.match(r"\d{6,}-", path.name))

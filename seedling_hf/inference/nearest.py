@@ -39,6 +39,19 @@ def check_embeddings(embeddings_file: str | os.PathLike, weights_hash: str | Non
         )
 
 
+def check_replaced(embeddings_file: str | os.PathLike) -> None:
+    """Raises InputError for a file that would be replaced and holds something else than embeddings."""
+    if not os.path.exists(embeddings_file) or os.path.getsize(embeddings_file) == 0:
+        return
+    try:
+        check_embeddings(embeddings_file)
+    except InputError as error:
+        raise InputError(
+            f"expected embeddings of an earlier run at {embeddings_file}, or nothing, found another file; move it "
+            "away, or choose another --embeddings_file"
+        ) from error
+
+
 def find_nearest(embeddings_file: str | os.PathLike, query: np.ndarray, top_k: int) -> list[dict[str, Any]]:
     """The images whose embeddings have the largest cosine similarity to `query` (C,), the most alike first.
 

@@ -9,7 +9,7 @@ from typing import TextIO
 from seedling_hf.files import open_text, replacing, write_csv
 from seedling_hf.inference.answers import Answer, AnswerWriter, format_count, format_table
 from seedling_hf.inference.journal import Journal
-from seedling_hf.inference.predict_arguments import PredictArguments
+from seedling_hf.inference.predict_arguments import PredictArguments, failed_path
 
 LONGEST_TABLE = 20
 MOST_FILES_PRINTED = 100
@@ -46,10 +46,6 @@ def _write(arguments: PredictArguments, journal: Journal, stream: TextIO) -> Non
     writer.write_heading()
     for answer in journal.answers():
         writer.write(answer)
-
-
-def failed_path(output_file: Path) -> Path:
-    return output_file.with_name(f"{output_file.stem}.failed.csv")
 
 
 def write_failed(output_file: Path, failed: Iterator[Answer]) -> None:

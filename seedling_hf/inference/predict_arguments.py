@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,11 @@ from seedling_hf.arguments import option
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import FORMATS, format_of
 from seedling_hf.inference.classifier import InferenceArguments
+from seedling_hf.paths import check_replaceable
+
+# How files begin that this command writes.
+PREDICTIONS = [b"file,class,", b"file,species\n", b"file,plant,left,", b'{"file": ']
+FAILED = b"file,reason\n"
 
 
 @dataclass(kw_only=True)
@@ -19,7 +23,7 @@ class PredictArguments(InferenceArguments):
 
     _argument_group_name = "Prediction"
 
-    images: list[str] = option(MISSING, "images, or folders that are searched for images")
+    images: list[str] = option(MISSING, "images, or folders that are searched for images", images=True)
     output_file: str | None = option(
         None,
         "file to write (default: the terminal); the same command resumes a run that was stopped or killed",
@@ -46,7 +50,7 @@ class PredictArguments(InferenceArguments):
         False, "classify each green plant of photographs of trays: adds its number and its box in pixels"
     )
     boxes_dir: str | None = option(
-        None, "folder for the photographs of --tiles with boxes and classes drawn", writable=True
+        None, "folder for the photographs of --tiles with boxes and classes drawn", writable=True, apart=True
     )
     min_plant_side: float | None = option(
         None,
@@ -70,10 +74,12 @@ class PredictArguments(InferenceArguments):
         for name in ("boxes_dir", "min_plant_side"):
             if getattr(self, name) is not None and not self.tiles:
                 raise InputError(f"expected --tiles for --{name}, found it without; add --tiles or remove --{name}")
-        if self.boxes_dir is not None:
-            _check_apart(Path(self.boxes_dir), self.images)
         if self.output_file is not None and Path(self.output_file).is_dir():
             raise InputError(f"expected a file as --output_file, found the folder {self.output_file}; add a name.csv")
+        if self.output_path is not None:
+            if not self.watch:  # which continues its own file only
+                check_replaceable(self.output_file, "--output_file", PREDICTIONS, "predictions")
+            check_replaceable(failed_path(self.output_path), "--output_file", [FAILED], "a list of failed files")
 
     @property
     def output_path(self) -> Path | None:
@@ -103,9 +109,6 @@ class PredictArguments(InferenceArguments):
         }
 
 
-def _check_apart(boxes_dir: Path, images: Sequence[str]) -> None:
-    """Refuses a folder above the photographs, which could be replaced, or among them, where it would be read too."""
-    boxes_dir = boxes_dir.resolve()
-    for path in (Path(image).resolve() for image in images):
-        if boxes_dir == path or boxes_dir in path.parents or (path.is_dir() and path in boxes_dir.parents):
-            raise InputError(f"expected --boxes_dir apart from {path}, found {boxes_dir}; name another folder")
+def failed_path(output_file: Path) -> Path:
+    """The list of files that could not be decoded, beside the predictions."""
+    return output_file.with_name(f"{output_file.stem}.failed.csv")

@@ -222,6 +222,34 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def discard_checkpoints(folder: Path) -> None:
+    """Deletes the checkpoints of a run that is discarded; other files, and damaged checkpoints, stay in the folder."""
+    _remove_leftovers(folder)
+    for step in _steps(folder):
+        path = folder / checkpoint_name(step)
+        if _is_ours_alone(path):
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.pruned")))
+        else:
+            _move_aside(path)
+    if _read_pointer(folder / LATEST) is not None:
+        (folder / LATEST).unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # only if it is empty
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether one of the folders in `folder` is a checkpoint."""
+    for step in _steps(folder):
+        with contextlib.suppress(InputError):
+            return bool(read_manifest(folder / checkpoint_name(step)))
+    return False
+
+
+def holds_pointer(path: Path) -> bool:
+    """Whether a file is the pointer `latest` of a run."""
+    return _read_pointer(path) is not None
+
+
 def _move_aside(path: Path) -> None:
     """Makes room for a checkpoint of the same step; a damaged one, or one with other files in it, is kept for good."""
     if _is_ours_alone(path):

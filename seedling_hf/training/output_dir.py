@@ -1,11 +1,15 @@
 """The output folder of a run: prepared before it, described at its start, completed with the report at its end."""
 
+import json
 import shlex
-import shutil
 import sys
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import yaml
 from accelerate import Accelerator
 from datasets import Dataset, Image
 
@@ -18,14 +22,20 @@ from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.report import evaluate_model
 from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.hub.model_card import write_card
-from seedling_hf.hub.outbox import Outbox
+from seedling_hf.hub.outbox import CARD, PUSHED, Outbox
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.locks import lock_folder
 from seedling_hf.plots.curves import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
 from seedling_hf.train_arguments import TrainArguments
-from seedling_hf.training.checkpointing import UNSAVED_EXIT_CODE
+from seedling_hf.training.checkpointing import (
+    LATEST,
+    UNSAVED_EXIT_CODE,
+    discard_checkpoints,
+    holds_checkpoint,
+    holds_pointer,
+)
 from seedling_hf.training.loop import Training
 
 
@@ -48,11 +58,43 @@ def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> N
 
 
 def _take(output_dir: Path, clear: bool) -> None:
+    is_ours = _holds_our_run(output_dir)
+    foreign = [] if is_ours else _files_in_the_way(output_dir)
+    if foreign:
+        raise InputError(
+            f"expected a new folder for --output_dir, or one that train has written, found {foreign[0]} in "
+            f"{output_dir}, which a run would replace; choose another folder, or move it away"
+        )
     lock_folder(output_dir)
-    if clear:
+    if clear and is_ours:
         (output_dir / "metrics.jsonl").unlink(missing_ok=True)
-        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+        discard_checkpoints(output_dir / "checkpoints")
         Outbox(output_dir).clear(keep=None)
+
+
+def _holds_our_run(output_dir: Path) -> bool:
+    """Whether a run of ours has written to the folder: its arguments, its log or a checkpoint is there."""
+    return (
+        _parses(output_dir / "arguments.yaml", yaml.safe_load, {"output_dir", "train_val_split", "learning_rate"})
+        or _parses(output_dir / "metrics.jsonl", lambda text: json.loads(text.partition("\n")[0]), {"step", "epoch"})
+        or holds_checkpoint(output_dir / "checkpoints")
+    )
+
+
+def _parses(path: Path, parse: Callable[[str], Any], keys: set[str]) -> bool:
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    return isinstance(found, dict) and keys <= found.keys()
+
+
+def _files_in_the_way(output_dir: Path) -> list[str]:
+    """What a run would replace; not a card, in which the text of people stays."""
+    patterns = {*PUSHED, "report.html", "probabilities.npz", "train_results.json"} - {CARD}
+    found = [path.name for path in output_dir.glob("*") if any(fnmatchcase(path.name, each) for each in patterns)]
+    pointer = output_dir / "checkpoints" / LATEST
+    return sorted(found) + ([f"checkpoints/{LATEST}"] if pointer.exists() and not holds_pointer(pointer) else [])
 
 
 def report_start(training: Training) -> None:

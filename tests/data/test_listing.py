@@ -28,7 +28,32 @@ def test_a_folder_too_large_for_memory_is_listed_in_the_same_order(tree, monkeyp
 
 def test_a_file_is_listed_whatever_it_is_called(tmp_path):
     (tmp_path / ".a").write_bytes(b"")
-    assert list(list_images([tmp_path / ".a", str(tmp_path / ".a")])) == [tmp_path / ".a"] * 2
+    (tmp_path / ".b").write_bytes(b"")
+    assert list(list_images([tmp_path / ".a", str(tmp_path / ".b")])) == [tmp_path / ".a", tmp_path / ".b"]
+
+
+def test_what_is_given_twice_is_listed_once(tmp_path):
+    inner = tmp_path / "a" / "inner"
+    inner.mkdir(parents=True)
+    images = [inner / "2.png", tmp_path / "a" / "3.png"]
+    for image in images:
+        image.write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for again in (tmp_path / "a", tmp_path / "b" / ".." / "a", tmp_path / "link", inner, images[0]):
+        assert list(list_images([tmp_path / "a", again])) == sorted(images)
+    assert list(list_images([inner, tmp_path / "a"])) == sorted(images)
+
+
+def test_a_folder_within_another_one_under_a_hidden_name_is_listed(tmp_path):
+    (tmp_path / "a" / ".hidden").mkdir(parents=True)
+    (tmp_path / "a" / ".hidden" / "1.png").write_bytes(b"")
+    assert list(list_images([tmp_path / "a", tmp_path / "a" / ".hidden"])) == [tmp_path / "a" / ".hidden" / "1.png"]
+
+
+def test_a_link_to_an_image_is_an_image_of_its_own(tmp_path):
+    (tmp_path / "1.png").write_bytes(b"")
+    (tmp_path / "2.png").symlink_to(tmp_path / "1.png")
+    assert len(list(list_images([tmp_path / "1.png", tmp_path / "2.png"]))) == 2
 
 
 def test_a_link_to_a_folder_above_is_not_followed(tree):

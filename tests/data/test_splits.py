@@ -170,9 +170,15 @@ def test_an_impossible_fold_is_refused(tree, flags, message):
         splits_of(train_dir=tree, **flags)
 
 
-def test_a_fold_of_images_with_a_validation_folder_is_refused(tree):
+def test_a_fold_of_images_with_a_validation_folder_is_refused(tree, plant, tmp_path):
     with pytest.raises(InputError, match="expected --fold for images without a validation split"):
-        splits_of(train_dir=tree, validation_dir=tree, fold="1/2")
+        splits_of(train_dir=tree, validation_dir=plant(tmp_path / "validation"), fold="1/2")
+
+
+def test_validation_images_from_the_training_folder_are_refused(tree, tmp_path):
+    (tmp_path / "link").symlink_to(tree)
+    with pytest.raises(InputError, match="expected train and validation in folders of their own"):
+        splits_of(train_dir=tree, validation_dir=tmp_path / "link")
 
 
 def test_the_mle_bench_split_depends_only_on_sorted_classes_and_files(tmp_path, plant):

@@ -204,7 +204,7 @@ def test_a_watched_folder_is_answered_plant_by_plant(model_dir, tmp_path):
         ({"boxes_dir": TRAY}, "expected --boxes_dir in a writable folder"),
         (
             {"images": [TRAY.parent], "boxes_dir": TRAY.parent / "drawn"},
-            f"expected --boxes_dir apart from {TRAY.parent}",
+            f"expected --boxes_dir outside of {TRAY.parent}",
         ),
     ],
 )

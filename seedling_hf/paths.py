@@ -1,0 +1,86 @@
+"""Paths as people give them: `~` and variables expanded, and outputs kept apart from what is read."""
+
+import mimetypes
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from seedling_hf.errors import InputError
+
+
+def expand_home(path: str) -> str:
+    """`~` and `~user` at the beginning; the shell leaves `--output_dir=~/run` as it is."""
+    return os.path.expanduser(path)
+
+
+def expand_variables(path: str, flag: str) -> str:
+    """`$NAME` and `${NAME}` in a path that nothing has yet; a folder may have a `$` in its name.
+
+    Raises:
+        InputError: for a variable that is not set.
+    """
+    if "$" not in path or os.path.lexists(path):
+        return path
+    expanded = os.path.expandvars(path)
+    if missing := re.search(r"\$(\w+|\{[^}]*\})", expanded, re.ASCII):
+        raise InputError(
+            f"expected ${missing[1].strip('{}')} to be set for {flag}, found {path}; set it, or write it out"
+        )
+    return expanded
+
+
+def check_path(path: str, flag: str) -> None:
+    """Raises InputError for an empty path, which would be the current folder, and for one that no file can have."""
+    if not path.strip():
+        raise InputError(f"expected a path for {flag}, found an empty one; write . for the current folder")
+    if "\0" in path:
+        raise InputError(f"expected a path for {flag}, found a zero byte in {path!r}; remove it")
+
+
+def check_folder_apart(folder: str, flag: str, read: Iterable[tuple[str, str]], *, around: bool) -> None:
+    """Refuses an output folder that is, or lies in, a folder of images, where it would be read as images or a class.
+
+    Args:
+        read: The images and folders that are read, each after its flag.
+        around: Also refuse a folder that holds one of them.
+
+    Raises:
+        InputError: names both.
+    """
+    output = Path(folder).resolve()
+    for source_flag, name in read:
+        source = Path(name).resolve()
+        if source.is_dir() and output.is_relative_to(source):
+            raise InputError(
+                f"expected {flag} outside of {name}, which {source_flag} reads, found {folder}; choose another {flag}"
+            )
+        if around and source != output and source.is_relative_to(output):
+            raise InputError(
+                f"expected {flag} apart from {name}, which {source_flag} reads, found {folder} around it; choose "
+                f"another {flag}"
+            )
+
+
+def check_file_apart(file: str, flag: str, read: Iterable[tuple[str, str]]) -> None:
+    """Raises InputError for an output file that is read too, or that has the name of an image."""
+    kind = mimetypes.guess_type(Path(file).name)[0] or ""
+    if kind.startswith("image/"):
+        raise InputError(f"expected {flag} to be no image, found {file}; choose another name")
+    for source_flag, name in read:
+        if os.path.isfile(name) and os.path.exists(file) and os.path.samefile(name, file):
+            raise InputError(f"expected {flag} apart from {source_flag}, found {file} for both; choose another {flag}")
+
+
+def check_replaceable(file: str, flag: str, beginnings: Sequence[bytes], what: str) -> None:
+    """Raises InputError if `file` has content that begins in none of these ways: then it is not ours to replace."""
+    try:
+        with open(file, "rb") as stream:
+            found = stream.read(max(map(len, beginnings)))
+    except OSError:  # nothing there; a file that cannot be read cannot be written either
+        return
+    if found and not found.startswith(tuple(beginnings)):
+        raise InputError(
+            f"expected {what} of an earlier run at {file}, or nothing, found another file; move it away, or choose "
+            f"another {flag}"
+        )
