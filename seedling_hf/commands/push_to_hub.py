@@ -41,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if snapshot is None:
         if not (folder / "config.json").is_file():
             raise InputError(f"expected a model folder with a config.json at {folder}, found none; choose another")
+        check_configs(folder)
         if not arguments.dry_run:
             write_missing_card(folder)
-        snapshot = Snapshot(model_files(folder), default_target(folder))
+        snapshot = Snapshot(model_files(folder), default_target(folder, is_named=arguments.hub_model_id is not None))
     changes = {
         "repo_id": arguments.hub_model_id,
         "private": arguments.hub_private_repo,
@@ -65,6 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     print(f"Pushed: {address}")
 
 
+def check_configs(folder: Path) -> None:
+    """Raises InputError if a configuration in a model folder is no JSON object, which nobody could load."""
+    for path in (folder / "config.json", folder / "preprocessor_config.json"):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            reason = None if isinstance(found, dict) else f"a {type(found).__name__}"
+        except (OSError, ValueError, RecursionError) as error:
+            reason = str(error)
+        if reason:
+            raise InputError(f"expected a JSON object in {path}, found: {reason}; save the model again")
+
+
 def write_missing_card(folder: Path) -> None:
     """Writes README.md for a RepLKNet without one."""
     from seedling_hf.hub.model_card import write_card
@@ -78,11 +91,19 @@ def write_missing_card(folder: Path) -> None:
         print(f"warning: the card in {folder} could not be written: {error}", file=sys.stderr)
 
 
-def default_target(folder: Path) -> Target:
-    """The target of the run in this folder, otherwise a repository named after the folder."""
-    target = Target(folder.resolve().name, f"Push {folder.resolve().name}")
+def default_target(folder: Path, *, is_named: bool = False) -> Target:
+    """The target of the run in this folder, otherwise a repository named after the folder.
+
+    Raises:
+        InputError: for damaged arguments of a run, unless the repository `is_named` by a flag.
+    """
+    target, path = Target(folder.resolve().name, f"Push {folder.resolve().name}"), folder / "arguments.yaml"
+    if not path.exists():
+        return target
     try:
-        arguments = yaml.safe_load((folder / "arguments.yaml").read_text(encoding="utf-8"))
+        arguments = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not all(isinstance(arguments[name], str | None) for name in ("hub_model_id", "hub_revision", "hub_tag")):
+            raise TypeError("a name that is no text")
         return replace(
             target,
             repo_id=arguments["hub_model_id"] or target.repo_id,
@@ -91,5 +112,10 @@ def default_target(folder: Path) -> Target:
             # The tag is for the end of the run.
             tag=arguments["hub_tag"] if (folder / "train_results.json").exists() else None,
         )
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return target
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        if is_named:
+            return target
+        raise InputError(
+            f"expected the arguments of a run in {path}, found that they are damaged ({type(error).__name__}); name "
+            "the repository with --hub_model_id"
+        ) from error

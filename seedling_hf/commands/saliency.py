@@ -40,12 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.inference.prediction import build_accelerator, on_main_process
     from seedling_hf.plots.images import plot_saliency
 
-    files = select_images(arguments.images, arguments.max_samples, skip_bad_images=arguments.skip_bad_images)
     accelerator = build_accelerator("no")
     on_main_process(accelerator, arguments.lock_outputs)
-    device = accelerator.device
+    files = select_images(arguments.images, arguments.max_samples, skip_bad_images=arguments.skip_bad_images)
     model, image_processor = arguments.load()
-    model.to(device)
+    model.to(accelerator.device)
     class_names = list_classes(model.config)
     if arguments.target is not None and arguments.target not in class_names:
         raise InputError(f"expected --target of {', '.join(class_names)}, found {arguments.target}")

@@ -53,23 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     from seedling_hf.plots.receptive_fields import plot_erf
 
+    accelerator = build_accelerator("no")
+    on_main_process(accelerator, arguments.lock_outputs)
     files = select_images(arguments.images, arguments.max_samples)
     models = {
         title: load_classifier(name, trust_remote_code=arguments.trust_remote_code)
         for name, title in short_names(arguments.model_name_or_path).items()
     }
     untrained = {f"{name}, untrained": build_untrained(name, arguments.seed) for name in arguments.untrained}
-    accelerator = build_accelerator("no")
-    on_main_process(accelerator, arguments.lock_outputs)
-    device = accelerator.device
 
     scores, rows = {}, []
     for title, (model, image_processor) in (models | untrained).items():
-        model.to(device)
-        images = (image.to(device) for image in load_squares(files, image_processor, arguments.image_size))
+        model.to(accelerator.device)
+        images = (image.to(accelerator.device) for image in load_squares(files, image_processor, arguments.image_size))
         if title in untrained:
             few = load_squares(files[:IMAGES_THAT_SETTLE], image_processor, arguments.image_size)
-            settle_batch_norms(model, (image.to(device) for image in few))
+            settle_batch_norms(model, (image.to(accelerator.device) for image in few))
         bar = tqdm(images, title, total=len(files), unit="image", leave=False, disable=not sys.stderr.isatty())
         scores[title] = measure_erf(model, bar)
         rows += [

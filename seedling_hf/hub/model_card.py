@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined
-from safetensors import safe_open
+from jinja2 import Environment, StrictUndefined, TemplateError
+from safetensors import SafetensorError, safe_open
 
 from seedling_hf.data.splits import hash_split
 from seedling_hf.evaluation.metrics import PLANT_SEEDLINGS
@@ -29,10 +29,13 @@ def write_card(output_dir: str | os.PathLike, *, results: bool = True) -> Path:
     other weights.
 
     Raises:
-        ValueError: if the Hub would refuse the card.
+        ValueError: if the Hub would refuse the card, or a file of the run is not as it was written.
     """
     path = Path(output_dir) / CARD
-    text = render_card(output_dir, results=results)
+    try:
+        text = render_card(output_dir, results=results)
+    except (LookupError, TypeError, AttributeError, yaml.YAMLError, TemplateError, SafetensorError) as error:
+        raise ValueError(f"a file of the run in {output_dir} is not as it was written ({error!r})") from error
     if path.exists():
         text = merge_cards(path.read_text(encoding="utf-8"), text)
     check_card(text)
@@ -96,7 +99,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         "training": training,
         "versions": ((report or {}).get("provenance") or training or {}).get("versions", {}),
         "shared_images": _read_json(folder / "near_duplicates.json"),
-        "last_record": json.loads(records[-1]) if records else None,
+        "last_record": _parse_json(records[-1], folder / "metrics.jsonl") if records else None,
         "is_plant_seedlings": set(class_names) <= PLANT_SEEDLINGS,
         "counts": count_split(split) if has_split else None,
         "split_hash": hash_split(split) if has_split else None,
@@ -167,7 +170,14 @@ def _image_size(processor: dict[str, Any]) -> int | None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return _parse_json(path.read_text(encoding="utf-8"), path) if path.exists() else None
+
+
+def _parse_json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error})") from error
 
 
 def _read_text(path: Path) -> str:

@@ -146,7 +146,7 @@ def _write_parquet(
     label_of = {Path(paths[0], name): number for number, name in enumerate(class_names)}
     schema = _build_schema(class_names, first[1].shape[1], about)
     count, tables = 0, []
-    with parquet.ParquetWriter(path, schema) as writer:
+    with parquet.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for files, embeddings in chain([first], batches):
             columns = {
                 "file": files,

@@ -3,7 +3,9 @@
 import heapq
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,16 +25,15 @@ def check_embeddings(embeddings_file: str | os.PathLike, weights_hash: str | Non
     Raises:
         InputError: says which.
     """
-    try:
+    if not Path(embeddings_file).is_file():
+        found = "something else" if Path(embeddings_file).exists() else "nothing there"
+        raise InputError(f"expected embeddings at {embeddings_file}, found {found}; write them with --images FOLDER")
+    with _explaining_damage(embeddings_file):
         metadata = parquet.read_schema(embeddings_file).metadata or {}
-    except (OSError, pa.ArrowInvalid) as error:
-        found = "nothing there" if isinstance(error, FileNotFoundError) else "something else"
-        raise InputError(
-            f"expected embeddings at {embeddings_file}, found {found}; write them with --images FOLDER"
-        ) from error
-    if METADATA_KEY not in metadata:
-        raise InputError(f"expected embeddings that `embed` wrote in {embeddings_file}, found another Parquet file")
-    if weights_hash not in (None, json.loads(metadata[METADATA_KEY])["weights_sha256"]):
+        if METADATA_KEY not in metadata:
+            raise InputError(f"expected embeddings that `embed` wrote in {embeddings_file}, found another Parquet file")
+        found_hash = json.loads(metadata[METADATA_KEY])["weights_sha256"]
+    if weights_hash not in (None, found_hash):
         raise InputError(
             f"expected {embeddings_file} to be of the same model, found it written with other weights; write it again "
             "with this model"
@@ -61,7 +62,8 @@ def find_nearest(embeddings_file: str | os.PathLike, query: np.ndarray, top_k: i
         For each `file`, `similarity` (-1 to 1), and `label` (the class's name or None) if the file has labels.
     """
     check_embeddings(embeddings_file)
-    with parquet.ParquetFile(embeddings_file) as file:
+    reading = parquet.ParquetFile(embeddings_file, page_checksum_verification=True)
+    with _explaining_damage(embeddings_file), reading as file:
         label_feature = Features.from_arrow_schema(file.schema_arrow).get("label")
         best, position = [], 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
@@ -75,6 +77,19 @@ def find_nearest(embeddings_file: str | os.PathLike, query: np.ndarray, top_k: i
             best = heapq.nlargest(top_k, best)
             position += len(batch)
     return [row for _, _, row in best]
+
+
+@contextmanager
+def _explaining_damage(embeddings_file: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"expected embeddings that `embed` wrote in {embeddings_file}, found something else or a damaged file "
+            f"({' '.join(str(error).split())[:200]}); write them again with --images FOLDER"
+        ) from error
 
 
 def format_nearest(rows: Sequence[dict[str, Any]]) -> str:
