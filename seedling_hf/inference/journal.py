@@ -153,7 +153,7 @@ def prepare(
             f"expected to resume the run with its answers in {folder}, found {changes}; repeat its command, or "
             "remove that folder to start again"
         )
-    elif former.get("list_sha256") == _hash_list(folder):
+    elif former.get("list_sha256") == _hash_list(folder, former.get("num_images")):
         return Journal(folder)
     elif former.get("list_sha256"):
         print(
@@ -172,7 +172,8 @@ def prepare(
     if count == 0:
         discard(folder)
         raise InputError("expected images, found none; name another folder")
-    _write_run(folder, run | {"num_images": count, "checked": False, "list_sha256": _hash_list(folder)})
+    checksum = _hash_list(folder, count)
+    _write_run(folder, run | {"num_images": count, "checked": False, "list_sha256": checksum})
     return Journal(folder)
 
 
@@ -250,9 +251,9 @@ def _write_run(folder: Path, run: dict[str, Any]) -> None:
     write_text(folder / RUN, json.dumps({"written_by": "seedling-hf"} | run, indent=2) + "\n")
 
 
-def _hash_list(folder: Path) -> str | None:
-    """SHA-256 of the list and its offsets; None if one of them is missing."""
-    digest = hashlib.sha256()
+def _hash_list(folder: Path, count: int) -> str | None:
+    """SHA-256 of the list, its offsets and its length; None if one of them is missing."""
+    digest = hashlib.sha256(str(count).encode())
     try:
         for name in (IMAGES, OFFSETS):
             with open(folder / name, "rb") as stream:
