@@ -70,8 +70,8 @@ class WatchedOutput:
         if self._read(len(self.heading), 0) != self.heading:
             beginning += self.heading
         self._write(beginning + rows, size)
-        status = os.fstat(self.descriptor)
-        self.length, self.inode = status.st_size, str(status.st_ino)
+        self.length = size + len(beginning + rows)  # not what the file has now: it may just have been truncated
+        self.inode = str(os.fstat(self.descriptor).st_ino)
 
     def __enter__(self) -> Self:
         return self

@@ -69,10 +69,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """The entry of a line; None for what is none."""
     try:
         record = json.loads(line.decode("utf-8"))
-        numbers = {**record, "step": int(record["step"]), "epoch": float(record["epoch"])}.values()
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        whole = isinstance(record["step"], int) and isinstance(record["epoch"], int | float)
+        whole = whole and all(value is None or isinstance(value, int | float) for value in record.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return record if all(value is None or isinstance(value, int | float) for value in numbers) else None
+    return record if whole else None
 
 
 class RunLog:

@@ -87,7 +87,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         ValueError, RuntimeError: for the tensors of another model.
     """
     own = model.state_dict()
-    for name in state.keys() & own.keys():
+    if different := sorted(state.keys() ^ own.keys()):  # PyTorch forgives a missing counter of BatchNorm
+        raise ValueError(f"{len(different)} tensors are missing or unknown, such as {different[0]}")
+    for name in own:
         if state[name].dtype != own[name].dtype:
             raise ValueError(f"{name} is of {state[name].dtype} instead of {own[name].dtype}")
     model.load_state_dict({name: _shard_like(tensor, own.get(name)) for name, tensor in state.items()})

@@ -150,10 +150,9 @@ def test_nothing_else_writes_the_output_of_a_watch(places, second):
     first = Started(WATCH, places[0])
     first.wait_for(lambda: rows(places[0] / "out") >= 16)
     refused = Started(second, places[1])
-    time.sleep(8)
-    for process in refused.processes:
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGTERM)
+    refused.processes[0].join(10)
+    if refused.processes[0].is_alive():
+        refused.send(signal.SIGTERM)
     refused = refused.finish()
     first.send(signal.SIGTERM)
     outcome = first.finish()
