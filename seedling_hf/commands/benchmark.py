@@ -27,7 +27,12 @@ class BenchmarkArguments(ArgumentGroup):
     image_size: int = option(224, "side of the images in pixels", least=32)
     batch_size: int = option(4, "images in a batch", least=1)
     repeats: int = option(5, "measured rounds, after one for warm-up", least=1)
-    dtype: str = option("float32", "precision of the parts `layers` and `training`", choices=["float32", "bfloat16"])
+    dtype: str = option("float32", "precision of layers, training and inference", choices=["float32", "bfloat16"])
+    torch_compile_mode: str | None = option(
+        None,
+        "time our form compiled by torch.compile in this mode too",
+        choices=["default", "reduce-overhead", "max-autotune"],
+    )
     device: str | None = option(None, "device (default: a GPU if available)", choices=["cpu", "cuda"])
     num_threads: int | None = option(None, "CPU threads (default: torch's own number)", least=1)
     seed: int = option(0, "seed of weights and images", least=0, most=LARGEST_SEED)
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         torch.set_num_threads(arguments.num_threads)
     # TF32 has 10 of float32's 23 bits, and not every form uses it; all must compute the same.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    names = ("variant", "image_size", "batch_size", "repeats", "seed")
+    names = ("variant", "image_size", "batch_size", "repeats", "seed", "torch_compile_mode")
     setting = Setting(
         **{name: getattr(arguments, name) for name in names}, device=device, dtype=getattr(torch, arguments.dtype)
     )

@@ -19,7 +19,9 @@ free: in a convolution of three dimensions, with the images as depth and no padd
 larger the kernel, the more machine code oneDNN writes for it; so large maps are cut into bands of rows, and the bands'
 gradients are added.
 
-Each way is a `Candidate`: a forward pass and the two gradients, made of operations that have derivatives in turn.
+Each way is a `Candidate`: a forward pass and the two gradients. The convolution is linear in both inputs, so that the
+derivatives of its gradients are convolutions and gradients again, and one operator serves all candidates: PyTorch's
+compiler and its exporter see one operation.
 
     plain           F.conv2d and its own backward pass: the reference, and what export sees
     direct          as above
@@ -27,6 +29,7 @@ Each way is a `Candidate`: a forward pass and the two gradients, made of operati
                     y[:, c] = x[:, c] T[c], T of H·W × H·W; the gradients are products of matrices and a fold
     fft             convolutions are products of spectra: Y = X · W*, ∂X = G · W, ∂W = Σ_n X · G*, on maps of
                     (H + p) × (W + p), where what wraps around falls beside what is kept
+    triton          products of Toeplitz matrices on a GPU's tensor cores: see `large_kernel_triton.py`
     implicit_gemm   the compiled extension of the paper's authors, if it happens to be installed
 
 A tap further from the kernel's center than the map is long meets padding only, so kernels are first cropped to
@@ -37,8 +40,8 @@ meet padding, Π (H K - p (p + 1)) over the two sides, and fft by the points of 
 machines of two AVX-512 cores each, torch 2.14.1, a point cost as much as 350 and as 600 products, from maps of 14 to 96
 and in float32 as in bfloat16. The rule takes 600, since fft also needs memory for its spectra: so with K = 31 fft from
 maps of 94 upwards, with K = 51 from 48, and direct below. Kernels up to 3 × 3 are left to PyTorch. oneDNN has no
-float64, nor float16 on most CPUs: there fft. On CUDA the candidates are timed, once for each
-device, dtype, shape and direction; `timings()` tells the results. The environment variable SEEDLING_HF_CONV, or
+float64, nor float16 on most CPUs: there fft. On CUDA plain, fft, triton and implicit_gemm are timed, once for each
+device,  The environment variable SEEDLING_HF_CONV, or
 `conv_implementation` of the model's configuration, forces one.
 """
 
@@ -53,18 +56,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .large_kernel_triton import convolve as triton_convolve
+from .large_kernel_triton import grad_weight as triton_grad_weight
+from .large_kernel_triton import is_available as triton_is_available
+
 ENVIRONMENT_VARIABLE = "SEEDLING_HF_CONV"
 PRODUCTS_PER_POINT = 600  # the multiply-adds of `direct` that take as long as one point of `fft`, on a CPU
 # oneDNN writes machine code for each number of taps that meets no padding: with 3136 taps 150 MB of it, which stay.
 MAX_TAPS = 1200
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
-MAX_DENSE_ELEMENTS = 2**26  # of the matrices of `dense`, 256 MiB in float32
+
+# Of the largest output, for two ways to the same sums: bits of the inputs' and the outputs' dtype.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 Gradients = tuple[Tensor | None, Tensor | None]
 
 
 def depthwise_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, implementation: str | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, implementation: str | None = None, relu: bool = False
 ) -> Tensor:
     """Convolves each channel with a kernel of its own, with stride 1 and the padding that keeps height and width.
 
@@ -73,6 +82,7 @@ def depthwise_conv2d(
         weight: Kernels of odd sides, (C, 1, K, K).
         bias: One number for each channel, (C,).
         implementation: Name of a candidate; None chooses. The environment variable SEEDLING_HF_CONV overrides it.
+        relu: Whether ReLU follows.
 
     Returns:
         (N, C, H, W), in the dtype of `x`, or that of autocast.
@@ -82,7 +92,8 @@ def depthwise_conv2d(
     """
     _check(x, weight)
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return _plain(x, weight, bias)
+        y = _plain(x, weight, bias)
+        return F.relu(y) if relu else y
     forced = _forced(implementation) if x.numel() else "plain"
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
@@ -90,16 +101,27 @@ def depthwise_conv2d(
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     weight = _cropped(weight, x.shape[2:])
     if forced == "implicit_gemm" and not _implicit_gemm_works(tuple(weight.shape), x.dtype, x.device):
-        _warn_of_missing_extension()
+        _warn_of_missing("the extension depthwise_conv2d_implicit_gemm")
         forced = None
-    name = forced or _choose(x, weight, "forward")
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if forced == "plain" or (name == "plain" and not needs_grad):
-        return _plain(x, weight, bias)  # the bias is free there
-    if name == "direct" and not needs_grad:
-        return _plain(_channels_last(x), weight, bias)
-    y = _DepthwiseConv2d.apply(x, weight, name, forced) if needs_grad else CANDIDATES[name].convolve(x, weight)
-    return y if bias is None else y + bias[:, None, None]
+    elif forced == "triton" and not triton_is_available(x):
+        _warn_of_missing("Triton and a GPU for it")
+        forced = None
+    needs_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias)
+    )
+    if forced == "plain" or (not needs_grad and device == "cpu" and (forced or _static_choice(x, weight)) == "plain"):
+        y = _plain(x, weight, bias)
+    elif needs_grad:
+        y = _convolve(x, weight, None, False, forced or "")
+        y = y if bias is None else y + bias[:, None, None]
+    else:
+        return _convolve(x, weight, bias, relu, forced or "")
+    return F.relu(y) if relu else y
+
+
+def in_fast_format(x: Tensor) -> Tensor:
+    """`x` in the memory format in which a GPU is fast with large kernels, map after map; elsewhere unchanged."""
+    return x.contiguous() if x.is_cuda else x
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -109,28 +131,103 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
         self.implementation = implementation
 
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, self.weight, self.bias, self.implementation)
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        return depthwise_conv2d(x, self.weight, self.bias, self.implementation, relu)
 
 
-class _DepthwiseConv2d(torch.autograd.Function):
-    """The forward pass of one candidate, and the gradients of the same or another one."""
+# The operator. A compiler sees one operation, whatever the candidate. Each copy of this file, as models carry it, has
+# operators of its own.
+NAMESPACE = __name__.replace(".", "_")
 
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, name: str, forced: str | None) -> Tensor:
-        return CANDIDATES[name].convolve(x, weight)
 
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        x, weight, _, ctx.forced = inputs
-        ctx.save_for_backward(x, weight)
+@torch.library.custom_op(f"{NAMESPACE}::convolve", mutates_args=())
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, implementation: str) -> Tensor:
+    """The output of a candidate; with bias and ReLU only where no gradient is needed."""
+    name = implementation or _choose(x, weight, "forward")
+    memory_format = _output_format(x, name)
+    if name == "triton":
+        y = triton_convolve(x.contiguous(), weight, bias, relu)
+        return y.contiguous(memory_format=memory_format)
+    if name in ("plain", "direct") and bias is not None:  # it is free there
+        y = _plain(x.contiguous(memory_format=memory_format), weight, bias)
+    else:
+        y = CANDIDATES[name].convolve(x, weight)
+        y = y if bias is None else y.add_(bias[:, None, None])
+    y = y.contiguous(memory_format=memory_format)
+    return F.relu_(y) if relu else y
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            name = ctx.forced or _choose(x, weight, "backward")
-            return *CANDIDATES[name].gradients(x, weight, grad, ctx.needs_input_grad[:2]), None, None
+
+@_convolve.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, implementation: str) -> Tensor:
+    return torch.empty_like(x, memory_format=_output_format(x, implementation or _static_choice(x, weight)))
+
+
+@torch.library.custom_op(f"{NAMESPACE}::gradients", mutates_args=())
+def _gradients(
+    x: Tensor, weight: Tensor, grad: Tensor, needs_x: bool, needs_weight: bool, implementation: str
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `x` and `weight`; empty where not needed."""
+    name = implementation or _choose(x, weight, "backward")
+    with torch.autocast(x.device.type, enabled=False):
+        grad_x, grad_weight = CANDIDATES[name].gradients(x, weight, grad, (needs_x, needs_weight))
+    return (
+        grad_x.contiguous(memory_format=_output_format(x, name)) if needs_x else x.new_empty(0),
+        grad_weight if needs_weight else weight.new_empty(0),
+    )
+
+
+@_gradients.register_fake
+def _(
+    x: Tensor, weight: Tensor, grad: Tensor, needs_x: bool, needs_weight: bool, implementation: str
+) -> tuple[Tensor, Tensor]:
+    memory_format = _output_format(x, implementation or _static_choice(x, weight))
+    return (
+        torch.empty_like(x, memory_format=memory_format) if needs_x else x.new_empty(0),
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if needs_weight else weight.new_empty(0),
+    )
+
+
+def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+    x, weight, _, _, ctx.implementation = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    needed = ctx.needs_input_grad[:2]
+    grads = _gradients(*ctx.saved_tensors, grad, *needed, ctx.implementation)
+    return *(value if is_needed else None for value, is_needed in zip(grads, needed, strict=True)), None, None, None
+
+
+def _save_gradient_inputs(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, grad, ctx.needs_x, ctx.needs_weight, ctx.implementation = inputs
+    ctx.save_for_backward(x, weight, grad)
+
+
+def _second_backward(ctx, grad_x: Tensor, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
+    """The convolution is linear in both inputs, so that derivatives of its gradients are convolutions again.
+
+    With a = `grad_x` and b = `grad_weight`, the gradients of ⟨a, ∂x(w, g)⟩ + ⟨b, ∂w(x, g)⟩: those of x and w are the
+    convolution's gradients at (a, b), and that of g is conv(a, w) + conv(x, b).
+    """
+    x, weight, grad = ctx.saved_tensors
+    grad_x = grad_x if ctx.needs_x else torch.zeros_like(x)
+    grad_weight = grad_weight if ctx.needs_weight else torch.zeros_like(weight)
+    second_x, second_weight = _gradients(grad_x, grad_weight, grad, True, True, ctx.implementation)
+    second_grad = _convolve(grad_x, weight, None, False, ctx.implementation)
+    second_grad = second_grad + _convolve(x, grad_weight, None, False, ctx.implementation)
+    return second_x, second_weight, second_grad, None, None, None
+
+
+_convolve.register_autograd(_backward, setup_context=_save_inputs)
+_gradients.register_autograd(_second_backward, setup_context=_save_gradient_inputs)
+
+
+def _output_format(x: Tensor, name: str) -> torch.memory_format:
+    """On a CPU channels_last, in which it is fast; else, and for plain, the format of `x`."""
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if is_channels_last or (x.device.type == "cpu" and name != "plain"):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 # plain
@@ -223,7 +320,7 @@ def _dense_margins(x: Tensor, weight: Tensor) -> list[int]:
 
 def _fft(x: Tensor, weight: Tensor) -> Tensor:
     size = _fft_size(x, weight)
-    return _from_spectrum(_spectrum(x, size) * _kernel_spectrum(weight, size).conj(), x, size)
+    return _from_spectrum(_spectrum(x, size) * _kernel_spectrum(weight, size).conj_physical(), x, size)
 
 
 def _fft_gradients(x: Tensor, weight: Tensor, grad: Tensor, needed: tuple[bool, bool]) -> Gradients:
@@ -232,7 +329,7 @@ def _fft_gradients(x: Tensor, weight: Tensor, grad: Tensor, needed: tuple[bool, 
     grad_x = _from_spectrum(spectrum * _kernel_spectrum(weight, size), x, size) if needed[0] else None
     grad_weight = None
     if needed[1]:
-        sums = torch.fft.irfft2((_spectrum(x, size) * spectrum.conj()).sum(0), size)
+        sums = torch.fft.irfft2((_spectrum(x, size) * spectrum.conj_physical()).sum(0), size)
         sums = sums.roll(_half(weight), (1, 2))[:, : weight.shape[2], : weight.shape[3]]
         grad_weight = sums.unsqueeze(1).to(weight.dtype).contiguous()
     return grad_x, grad_weight
@@ -269,6 +366,49 @@ def _fast_length(length: int) -> int:
         length += 1
 
 
+# triton
+
+
+def _triton(x: Tensor, weight: Tensor) -> Tensor:
+    return triton_convolve(x.contiguous(), weight)
+
+
+def _triton_gradients(x: Tensor, weight: Tensor, grad: Tensor, needed: tuple[bool, bool]) -> Gradients:
+    grad = grad.contiguous()
+    grad_x = triton_convolve(grad, weight, flip=True) if needed[0] else None
+    grad_weight = None
+    if needed[1]:
+        grad_weight = triton_grad_weight(x.contiguous(), grad, weight.shape[2:]).to(weight.dtype)
+    return grad_x, grad_weight
+
+
+def _triton_works(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels compile for this shape, and compute what plain does; tried once."""
+    key = _timing_key(x, weight, "")
+    if key not in _trusted and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        _trusted[key] = triton_is_available(x) and _triton_is_right(x, weight)
+    return _trusted.get(key, False)
+
+
+@torch.no_grad()
+def _triton_is_right(x: Tensor, weight: Tensor) -> bool:
+    # Compilers have erred in single cases (triton-lang/triton#1254). Its own generator leaves the run's draws alone.
+    generator = torch.Generator(x.device).manual_seed(0)
+    x, weight, grad = (
+        torch.empty_like(tensor, memory_format=torch.contiguous_format).normal_(generator=generator)
+        for tensor in (x, weight, x)
+    )
+    tolerance = TOLERANCES[x.dtype]
+    if torch.backends.cudnn.allow_tf32:
+        tolerance = max(tolerance, TOLERANCES[torch.float16])  # TF32 has as many bits
+    try:
+        found = _triton(x, weight), *_triton_gradients(x, weight, grad, (True, True))
+        expected = _plain(x, weight), *_plain_gradients(x, weight, grad, (True, True))
+        return all((a - b).abs().max() <= tolerance * b.abs().max() for a, b in zip(found, expected, strict=True))
+    except Exception:  # a compiler may raise anything
+        return False
+
+
 # implicit_gemm
 
 
@@ -278,10 +418,9 @@ def _implicit_gemm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _implicit_gemm_gradients(x: Tensor, weight: Tensor, grad: Tensor, needed: tuple[bool, bool]) -> Gradients:
-    if torch.is_grad_enabled():  # for second derivatives, which the extension lacks
-        return _direct_gradients(x, weight, grad, needed)
     with torch.enable_grad():  # its backward pass is offered through autograd only
-        x, weight = x.detach().requires_grad_(needed[0]), weight.detach().requires_grad_(needed[1])
+        x = x.detach().contiguous().requires_grad_(needed[0])
+        weight = weight.detach().requires_grad_(needed[1])
         y = _implicit_gemm(x, weight)
     wanted = [tensor for tensor in (x, weight) if tensor.requires_grad]
     grads = iter(torch.autograd.grad(y, wanted, grad.contiguous()))
@@ -336,10 +475,12 @@ CANDIDATES = {
     "direct": Candidate(_direct, _direct_gradients),
     "dense": Candidate(_dense, _dense_gradients),
     "fft": Candidate(_fft, _fft_gradients),
+    "triton": Candidate(_triton, _triton_gradients),
     "implicit_gemm": Candidate(_implicit_gemm, _implicit_gemm_gradients),
 }
 
 _timings: dict[tuple, dict[str, float]] = {}
+_trusted: dict[tuple, bool] = {}  # whether triton was right, on a device, in a dtype, for a shape
 
 
 def timings() -> list[dict]:
@@ -349,24 +490,24 @@ def timings() -> list[dict]:
 
 
 def _choose(x: Tensor, weight: Tensor, direction: str) -> str:
-    if x.device.type == "cpu":
-        return _cpu_rule(x.dtype, x.shape[2:], weight.shape[2:])
-    if x.device.type == "cuda" and not (
-        torch.compiler.is_compiling()
-        or torch.cuda.is_current_stream_capturing()
-        or torch.are_deterministic_algorithms_enabled()  # another process might choose another candidate
-    ):
-        times = _timed(x, weight, direction, _cuda_milliseconds)
-        return min(times, key=times.get)
-    return "plain"
+    if x.device.type != "cuda":
+        return _static_choice(x, weight)
+    is_timed = _timing_key(x, weight, direction) in _timings
+    if torch.are_deterministic_algorithms_enabled() or (torch.cuda.is_current_stream_capturing() and not is_timed):
+        # Another process might choose another candidate, and what is captured cannot be timed.
+        return "triton" if _triton_works(x, weight) else "plain"
+    times = _timed(x, weight, direction, _cuda_milliseconds)
+    return min(times, key=times.get)
+
+
+def _static_choice(x: Tensor, weight: Tensor) -> str:
+    return _cpu_rule(x.dtype, x.shape[2:], weight.shape[2:]) if x.device.type == "cpu" else "plain"
 
 
 def _cpu_rule(dtype: torch.dtype, map_size: tuple[int, int], kernel_size: tuple[int, int]) -> str:
     is_fast = dtype in (torch.float32, torch.bfloat16) and HAS_ONEDNN
     if max(kernel_size) <= (3 if is_fast else 5):
         return "plain"
-    if torch.compiler.is_compiling():  # which has no complex numbers
-        return "direct" if is_fast else "plain"
     products = points = 1
     for side, kernel_side in zip(map_size, kernel_size, strict=True):
         half = kernel_side // 2
@@ -376,7 +517,7 @@ def _cpu_rule(dtype: torch.dtype, map_size: tuple[int, int], kernel_size: tuple[
 
 
 def _timed(x: Tensor, weight: Tensor, direction: str, milliseconds: Callable) -> dict[str, float]:
-    key = (str(x.device), str(x.dtype), tuple(x.shape), tuple(weight.shape[2:]), direction)
+    key = _timing_key(x, weight, direction)
     if key not in _timings:
         x, weight = x.detach(), weight.detach()
         times = {}
@@ -390,10 +531,14 @@ def _timed(x: Tensor, weight: Tensor, direction: str, milliseconds: Callable) ->
     return _timings[key]
 
 
+def _timing_key(x: Tensor, weight: Tensor, direction: str) -> tuple:
+    return str(x.device), str(x.dtype), tuple(x.shape), tuple(weight.shape[2:]), direction
+
+
 def _possible(x: Tensor, weight: Tensor) -> list[str]:
-    names = ["plain", "direct", "fft"]
-    if x.shape[1] * (x.shape[2] * x.shape[3]) ** 2 <= MAX_DENSE_ELEMENTS:
-        names.append("dense")
+    names = ["plain", "fft"]  # direct and dense are for CPUs: here they take ten times as long
+    if _triton_works(x, weight):
+        names.append("triton")
     if x.dtype in (torch.float32, torch.float16) and _implicit_gemm_works(tuple(weight.shape), x.dtype, x.device):
         names.append("implicit_gemm")
     return names
@@ -427,11 +572,8 @@ def _forced(implementation: str | None) -> str | None:
 
 
 @cache
-def _warn_of_missing_extension() -> None:
-    warnings.warn(
-        "expected the extension depthwise_conv2d_implicit_gemm, found none that works here; another candidate is used",
-        stacklevel=4,
-    )
+def _warn_of_missing(what: str) -> None:
+    warnings.warn(f"expected {what}, found none that works here; another candidate is used", stacklevel=4)
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

@@ -31,7 +31,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_replknet import RepLKNetConfig
-from .large_kernel_conv import DepthwiseConv2d
+from .large_kernel_conv import DepthwiseConv2d, in_fast_format
 from .pointwise_conv import PointwiseConv2d
 
 AUTO_MAP = {
@@ -130,11 +130,15 @@ class RepLKNetLargeKernel(nn.Module):
                 DepthwiseConv2d(channels, config.small_kernel_size, implementation=implementation)
             )
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, relu: bool = False) -> Tensor:
+        if isinstance(self.merged or self.large.convolution, DepthwiseConv2d):  # once for both convolutions
+            hidden_states = in_fast_format(hidden_states)
         if self.merged is not None:
-            return self.merged(hidden_states)
+            return self.merged(hidden_states, relu=relu)
         output = self.large(hidden_states)
-        return output if self.small is None else output.add_(self.small(hidden_states))
+        if self.small is not None:
+            output = output.add_(self.small(hidden_states))
+        return F.relu_(output) if relu else output
 
     @torch.no_grad()
     def reparameterize(self) -> None:
@@ -172,7 +176,7 @@ class RepLKNetLargeKernelBlock(nn.Module):
         residual = hidden_states
         hidden_states = self.normalization(hidden_states)
         hidden_states = F.relu_(self.pointwise1(hidden_states))
-        hidden_states = F.relu_(self.large_kernel(hidden_states))
+        hidden_states = self.large_kernel(hidden_states, relu=True)
         hidden_states = self.pointwise2(hidden_states)
         return self.drop_path(hidden_states).add_(residual)
 

@@ -21,6 +21,7 @@ from seedling_hf.replknet.large_kernel_conv import DepthwiseConv2d
 from seedling_hf.replknet.pointwise_conv import PointwiseConv2d
 
 OURS, PLAIN, PLAIN_CHANNELS_LAST = "ours", "plain NCHW", "plain channels_last"
+COMPILED = "ours, compiled"
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
 # Sums of some hundred float32 products, through up to 24 blocks, rounded in another order.
 TOLERANCE = 1e-3
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Setting:
-    """What the measurements of one benchmark share; `dtype` holds for layers and training."""
+    """What the measurements of one benchmark share; `dtype` holds for layers, training and inference."""
 
     variant: str
     image_size: int
@@ -39,6 +40,7 @@ class Setting:
     device: str
     dtype: torch.dtype
     seed: int
+    torch_compile_mode: str | None = None
 
     def build_model(self, **changes: Any) -> RepLKNetForImageClassification:
         return build_model(self.variant, self.device, self.seed, **changes)

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seedling_hf.replknet import RepLKNetConfig
-from seedling_hf.replknet.large_kernel_conv import depthwise_conv2d
+from seedling_hf.replknet.large_kernel_conv import depthwise_conv2d, in_fast_format
 from seedling_hf.replknet.pointwise_conv import PointwiseConv2d
 from seedling_hf.speed.forms import (
+    COMPILED,
     OURS,
     PLAIN,
     PLAIN_CHANNELS_LAST,
@@ -58,7 +59,7 @@ def depthwise_rows(setting: Setting) -> list[dict[str, Any]]:
         weight = (torch.randn(c, 1, k, k, **options) / k).requires_grad_()
         last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         ways = {
-            OURS: (depthwise_conv2d, last),
+            OURS: (depthwise_conv2d, in_fast_format(last.detach()).requires_grad_()),
             PLAIN: (_conv2d, x.clone().requires_grad_()),
             PLAIN_CHANNELS_LAST: (_conv2d, last),
         }
@@ -96,6 +97,9 @@ def training_row(setting: Setting) -> dict[str, Any]:
     runs = {name: partial(training_step, form, images, setting.dtype) for name, form in forms.items()}
     if setting.dtype == torch.float32:
         check_equal({name: run() for name, run in runs.items()}, f"the loss of {setting.variant}")
+    if setting.torch_compile_mode:
+        compiled = torch.compile(model, mode=setting.torch_compile_mode)
+        runs[COMPILED] = partial(training_step, compiled, images, setting.dtype)
     runs[PRODUCTS] = _pointwise_products(model, images, setting.dtype)
     return row(setting.describe("training step"), setting.time(runs), setting.batch_size)
 
@@ -131,14 +135,20 @@ def _pointwise_products(model: nn.Module, images: Tensor, dtype: torch.dtype) ->
 
 
 def inference_row(setting: Setting) -> dict[str, Any]:
-    """Float32 inference of the merged and folded model, the plain forms and, on a CPU, other runtimes."""
-    model, images = setting.build_model().eval(), setting.random_images()
+    """Inference of the merged and folded model, the plain forms and, on a CPU in float32, other runtimes."""
+    model, images = setting.build_model().eval(), setting.random_images().to(setting.dtype)
     forms = {OURS: copy.deepcopy(model).fuse_batch_norms(), **plain_forms(model)}
+    forms = {name: form.to(setting.dtype) for name, form in forms.items()}
     runs = {name: lambda form=form: form(images).logits for name, form in forms.items()}
-    if setting.device == "cpu":
+    if setting.device == "cpu" and setting.dtype == torch.float32:
         runs |= other_runtimes(forms[OURS], images)
     with torch.inference_mode():
-        check_equal({name: torch.as_tensor(run()) for name, run in runs.items()}, f"the logits of {setting.variant}")
+        if setting.dtype == torch.float32:
+            results = {name: torch.as_tensor(run()) for name, run in runs.items()}
+            check_equal(results, f"the logits of {setting.variant}")
+        if setting.torch_compile_mode:
+            compiled = torch.compile(forms[OURS], mode=setting.torch_compile_mode)
+            runs[COMPILED] = lambda: compiled(images).logits
         return row(setting.describe("inference"), setting.time(runs), setting.batch_size)
 
 

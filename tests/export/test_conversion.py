@@ -230,6 +230,7 @@ def test_the_folder_holds_the_code_and_the_processor(tmp_path):
         "configuration_replknet.py",
         "image_processing_replknet.py",
         "large_kernel_conv.py",
+        "large_kernel_triton.py",
         "model.safetensors",
         "modeling_replknet.py",
         "pointwise_conv.py",
