@@ -43,6 +43,7 @@ DECLARED = {*RANGES, "path", "images", "writable", "apart"}  # checked here, unk
 PATH_ENDINGS = ("_dir", "_file", "_path")
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_SEED = 2**32 - 1  # of NumPy
+MOST_WORKERS = 1024  # processes or threads
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -135,8 +136,9 @@ def _check_value(value: Any, flag: Field) -> None:
     limits = [(*RANGES[key], flag.metadata[key]) for key in RANGES if key in flag.metadata]
     if not all(inside(value, bound) for _, inside, bound in limits):
         raise InputError(f"expected --{flag.name} {_range(limits)}, found {value}")
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER and "most" not in flag.metadata:
-        raise InputError(f"expected --{flag.name} of at most {LARGEST_INTEGER}, found {value}")
+    largest = max(LARGEST_INTEGER, flag.metadata.get("most", 0))
+    if isinstance(value, int) and abs(value) > largest:
+        raise InputError(f"expected --{flag.name} from {-largest} to {largest}, found {value}")
     if not math.isfinite(value):
         raise InputError(f"expected a finite number for --{flag.name}, found {value}")
 

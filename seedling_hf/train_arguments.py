@@ -3,11 +3,13 @@
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any
 
-from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option
+from seedling_hf.arguments import LARGEST_SEED, MOST_WORKERS, ArgumentGroup, option
 from seedling_hf.errors import InputError
 
 if TYPE_CHECKING:
     from seedling_hf.replknet import RepLKNetConfig
+
+LONGEST_WAIT = 10_000_000  # seconds, some months; Python's locks take no more than some centuries
 
 
 @dataclass(kw_only=True)
@@ -65,7 +67,9 @@ class DataArguments(SplitArguments):
     image_column_name: str = option("image", "column of images in that dataset")
     label_column_name: str = option("label", "column of classes in that dataset")
     no_duplicate_check: bool = option(False, "do not search for validation images that are also in training")
-    dataloader_num_workers: int = option(0, "image-loading processes for each training process", least=0)
+    dataloader_num_workers: int = option(
+        0, "image-loading processes for each training process", least=0, most=MOST_WORKERS
+    )
     cache_images: int | None = option(
         None,
         "cache decoded images on the disk; larger training images are resized to this shorter side in pixels (at least "
@@ -103,14 +107,16 @@ class ModelArguments(ArgumentGroup):
     ignore_mismatched_sizes: bool = option(False, "give the model a new head if the number of classes differs")
     variant: str | None = option(None, "RepLKNet to train from scratch", choices=["nano", "tiny", "31B", "31L", "XL"])
     timm_architecture: str | None = option(None, "timm network to train from scratch, such as resnet18")
-    kernel_sizes: list[int] | None = option(None, "large kernels of the RepLKNet, one for all stages or one per stage")
-    depths: list[int] | None = option(None, "layers per stage")
-    hidden_sizes: list[int] | None = option(None, "channels per stage")
+    kernel_sizes: list[int] | None = option(
+        None, "large kernels of the RepLKNet, one for all stages or one per stage", least=1
+    )
+    depths: list[int] | None = option(None, "layers per stage", least=1)
+    hidden_sizes: list[int] | None = option(None, "channels per stage", least=1)
     image_size: int | None = option(None, "side of the images in pixels (default: that of the model)", least=32)
     image_size_start: int | None = option(
         None, "initial side of the training images; grows to image_size in 2/3 of the epochs", least=32
     )
-    crop_pct: float = option(1.0, "fraction of the side kept by the centre crop of evaluation", above=0, most=1)
+    crop_pct: float = option(1.0, "fraction of the side kept by the centre crop of evaluation", least=0.1, most=1)
     drop_path_rate: float | None = option(
         None, "stochastic depth of the last block (default: that of the model)", least=0, below=1
     )
@@ -152,13 +158,13 @@ class AugmentationArguments(ArgumentGroup):
     quarter_turns: float = option(0.0, "probability of a rotation by 0, 90, 180 or 270 degrees", least=0, most=1)
     rotation_degrees: float = option(180.0, "largest rotation in either direction", least=0, most=180)
     color_jitter: float = option(0.2, "strength of brightness, contrast and saturation jitter", least=0, most=1)
-    randaugment_num_ops: int = option(0, "RandAugment operations per image; 0 is off", least=0)
+    randaugment_num_ops: int = option(0, "RandAugment operations per image; 0 is off", least=0, most=100)
     randaugment_magnitude: int = option(7, "RandAugment magnitude, 0 to 30", least=0, most=30)
     jpeg_prob: float = option(0.0, "probability of JPEG compression with a quality of 50 to 100", least=0, most=1)
     random_erasing: float = option(0.0, "probability of Random Erasing", least=0, most=1)
     cutout_size: int = option(0, "side of Cutout's square in pixels; 0 is off", least=0)
-    mixup_alpha: float = option(0.8, "alpha of MixUp's beta distribution; 0 is off", least=0)
-    cutmix_alpha: float = option(1.0, "alpha of CutMix's beta distribution; 0 is off", least=0)
+    mixup_alpha: float = option(0.8, "alpha of MixUp's beta distribution; 0 is off", least=0, most=1000)
+    cutmix_alpha: float = option(1.0, "alpha of CutMix's beta distribution; 0 is off", least=0, most=1000)
     mixup_prob: float = option(0.1, "probability that a batch, pair or image is mixed", least=0, most=1)
     mixup_switch_prob: float = option(0.5, "probability of CutMix instead of MixUp if both are on", least=0, most=1)
     mixup_mode: str = option("batch", "what shares a mixing weight", choices=["batch", "pair", "elem"])
@@ -179,18 +185,18 @@ class DistillationArguments(ArgumentGroup):
 class OptimizationArguments(ArgumentGroup):
     _argument_group_name = "Optimization"
 
-    num_train_epochs: float = option(30.0, "epochs", above=0)
+    num_train_epochs: float = option(30.0, "epochs", above=0, most=1_000_000)
     max_steps: int = option(-1, "optimizer steps; above 0, overrides num_train_epochs")
     per_device_train_batch_size: int = option(32, "training images in a batch, per process", least=1)
     per_device_eval_batch_size: int = option(64, "validation images in a batch, per process", least=1)
     gradient_accumulation_steps: int = option(1, "batches per optimizer step", least=1)
     auto_find_batch_size: bool = option(False, "use smaller batches, and more of them per step, if memory is short")
     optim: str = option("adamw", "adamw, or muon for matrices with adamw for the rest", choices=["adamw", "muon"])
-    learning_rate: float = option(1e-3, "peak learning rate", above=0)
-    weight_decay: float = option(0.05, "weight decay, not applied to biases and normalization", least=0)
+    learning_rate: float = option(1e-3, "peak learning rate", above=0, most=100)
+    weight_decay: float = option(0.05, "weight decay, not applied to biases and normalization", least=0, most=1000)
     adam_beta1: float = option(0.9, "AdamW's beta1", least=0, below=1)
     adam_beta2: float = option(0.999, "AdamW's beta2", least=0, below=1)
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon", above=0, most=1)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon", least=1e-30, most=1)
     layer_decay: float = option(1.0, "learning rate of a block relative to the next one; 1 is off", above=0, most=1)
     lr_scheduler_type: str = option("cosine", "schedule after warm-up", choices=["cosine", "linear", "constant"])
     warmup_steps: int = option(0, "steps of linear warm-up", least=0)
@@ -220,7 +226,7 @@ class RunArguments(ArgumentGroup):
     run_name: str | None = option(None, "name of the run in the trackers")
     resume_from_checkpoint: str | None = option(None, "latest, a checkpoint folder, or a Hub repository", path=True)
     allow_changed_arguments: bool = option(False, "resume even if flags that change the results differ")
-    ddp_timeout: int = option(600, "seconds to wait for a process that hangs", least=1)
+    ddp_timeout: int = option(600, "seconds to wait for a process that hangs", least=1, most=LONGEST_WAIT)
 
 
 @dataclass(kw_only=True)
@@ -233,7 +239,9 @@ class HubArguments(ArgumentGroup):
     hub_revision: str | None = option(None, "branch to push to")
     hub_strategy: str = option("every_save", "when to push", choices=["end", "best", "every_save", "checkpoint"])
     hub_tag: str | None = option(None, "tag of the final push")
-    hub_timeout: float = option(600.0, "seconds to wait for the last push at the end of the run")
+    hub_timeout: float = option(
+        600.0, "seconds to wait for the last push at the end of the run", least=0, most=LONGEST_WAIT
+    )
 
 
 @dataclass(kw_only=True)

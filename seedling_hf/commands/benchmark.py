@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import LARGEST_SEED, MOST_WORKERS, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
 
@@ -34,7 +34,7 @@ class BenchmarkArguments(ArgumentGroup):
         choices=["default", "reduce-overhead", "max-autotune"],
     )
     device: str | None = option(None, "device (default: a GPU if available)", choices=["cpu", "cuda"])
-    num_threads: int | None = option(None, "CPU threads (default: torch's own number)", least=1)
+    num_threads: int | None = option(None, "CPU threads (default: torch's own number)", least=1, most=MOST_WORKERS)
     seed: int = option(0, "seed of weights and images", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:

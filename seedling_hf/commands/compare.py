@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import LARGEST_SEED, MOST_WORKERS, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
 
 
@@ -22,7 +22,7 @@ class CompareArguments(ArgumentGroup):
     )
     trust_remote_code: bool = option(False, "run the Python code of the repositories; a RepLKNet needs none")
     per_device_eval_batch_size: int = option(64, "images in a batch, per process", least=1)
-    dataloader_num_workers: int = option(0, "processes that load images, per process", least=0)
+    dataloader_num_workers: int = option(0, "processes that load images, per process", least=0, most=MOST_WORKERS)
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of refusing them")
     seed: int = option(42, "seed of the bootstrap", least=0, most=LARGEST_SEED)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.arguments import MOST_WORKERS, ArgumentGroup, option, parse_arguments
 
 FOUND_EXIT_CODE = 1
 
@@ -20,7 +20,9 @@ class InspectArguments(ArgumentGroup):
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)
     output_dir: str = option(MISSING, "folder for inspection.html and inspection.json", writable=True)
-    num_threads: int | None = option(None, "threads that decode (default: one for each core)", least=1)
+    num_threads: int | None = option(
+        None, "threads that decode (default: one for each core)", least=1, most=MOST_WORKERS
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

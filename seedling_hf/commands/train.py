@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -24,10 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.training.batch_size import fit_batch_size
     from seedling_hf.training.loop import Training
     from seedling_hf.training.models import build_trainable_model
-    from seedling_hf.training.output_dir import prepare_output_dir, report_run, report_start, report_stop
+    from seedling_hf.training.output_dir import prepare_output_dir, record_start, report_run, report_start, report_stop
     from seedling_hf.training.resuming import advising_to_resume
     from seedling_hf.training.sharding import configure_sharding
+    from seedling_hf.training.trackers import check_trackers, start_trackers
 
+    check_trackers(arguments.report_to)
     accelerator = build_accelerator(
         mixed_precision=arguments.mixed_precision,
         timeout=arguments.ddp_timeout,
@@ -47,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         arguments = fit_batch_size(arguments, model, image_processor.crop_size["height"], accelerator)
     training = Training(arguments, model, image_processor, splits, accelerator, pusher)
     report_start(training)
-    accelerator.init_trackers(arguments.run_name or Path(arguments.output_dir).name)
+    start_trackers(accelerator, arguments)
 
     # The weights are the same on every process; from here on stochastic depth may differ.
     set_seed(arguments.seed, device_specific=True)
     if arguments.resume_from_checkpoint:
         training.resume(arguments.resume_from_checkpoint)
+        record_start(training)
     with advising_to_resume():
         finished = training.run()
         if finished:

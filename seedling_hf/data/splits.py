@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import logging
+import math
 import os
 import random
 from collections import Counter
@@ -30,7 +31,7 @@ def draw_validation(
     The strategy `grouped` needs `clusters`, the number of each image's cluster of duplicates.
 
     Raises:
-        InputError: for a fold that the classes are too small for.
+        InputError: for a fold that the classes are too small for, or a fraction that leaves no image to train on.
     """
     rows, share, seed = sorted(rows), arguments.train_val_split, arguments.split_seed
     if arguments.fold is not None:
@@ -43,6 +44,11 @@ def draw_validation(
             # files of each sorted, 0.14 of the rows for its test set, random state 0.
             by_class = sorted(rows, key=lambda row: (row[1], row[0]))
             return set(train_test_split(by_class, test_size=0.14, random_state=0)[1])
+        if math.floor((1 - share) * len(rows)) == 0:  # validation gets at least one
+            raise InputError(
+                f"expected --train_val_split to leave images to train on, found {share} of {len(rows)} images; "
+                "choose a smaller fraction"
+            )
         return set(train_test_split(rows, test_size=share, random_state=seed)[1])
     chosen, decided = set(), set()
     if arguments.split_strategy == "grouped":
@@ -138,8 +144,8 @@ def _draw_fold(rows: Sequence[Row], arguments: SplitArguments, clusters: Mapping
     label, smallest = min(Counter(labels).items(), key=lambda item: item[1])
     if smallest < n:
         raise InputError(
-            f"expected at least {n} images of each class for {n} folds, found {smallest} of {label}; use fewer folds "
-            "or add images"
+            f"expected at least {n} images of each class for {n} folds, found {smallest} of {label}; use fewer "
+            "folds in --fold, or add images"
         )
     kind, groups = StratifiedKFold, None
     if arguments.split_strategy == "grouped":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedling_hf import SHIPPED_MODEL
-from seedling_hf.arguments import ArgumentGroup, option
+from seedling_hf.arguments import MOST_WORKERS, ArgumentGroup, option
 from seedling_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class InferenceArguments(ClassifierArguments):
     _argument_group_name = "Inference"
 
     per_device_eval_batch_size: int = option(64, "images in a batch, per process", least=1)
-    dataloader_num_workers: int = option(0, "processes that load images, per process", least=0)
+    dataloader_num_workers: int = option(0, "processes that load images, per process", least=0, most=MOST_WORKERS)
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
     no_merge: bool = option(False, "keep small kernels and BatchNorms unmerged: slower, same predictions")
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of refusing them")

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import TrainArguments
+from seedling_hf.training.models import needs_two_images
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +26,11 @@ def fit_batch_size(
     the smallest batch that any of them found.
 
     Raises:
-        InputError: if not even one image fits.
+        InputError: if not even the smallest batch fits.
     """
     requested = arguments.per_device_train_batch_size
-    sizes = iter([size for size in range(requested, 0, -1) if requested % size == 0][1:])
+    least = 2 if needs_two_images(model, image_size) else 1
+    sizes = iter([size for size in range(requested - 1, least - 1, -1) if requested % size == 0])
 
     @find_executable_batch_size(starting_batch_size=requested, reduce_batch_size_fn=lambda: next(sizes, 0))
     def largest(batch_size: int) -> int:
@@ -44,7 +46,7 @@ def fit_batch_size(
     found = min(gather_object([found]))
     if found == 0:
         raise InputError(
-            f"expected memory for a step on one image of {image_size}×{image_size} pixels, found too little; use a "
+            f"expected memory for a batch of {least}, {image_size}×{image_size} pixels, found too little; use a "
             "smaller --variant or --image_size, or --gradient_checkpointing"
         )
     if found < requested:

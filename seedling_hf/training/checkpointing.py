@@ -237,11 +237,11 @@ def discard_checkpoints(folder: Path) -> None:
         folder.rmdir()  # only if it is empty
 
 
-def holds_checkpoint(folder: Path) -> bool:
-    """Whether one of the folders in `folder` is a checkpoint."""
-    for step in _steps(folder):
+def holds_checkpoint(folder: Path, *others: Path) -> bool:
+    """Whether one of the folders in `folder`, or of the others, is a checkpoint."""
+    for path in (*(folder / checkpoint_name(step) for step in _steps(folder)), *others):
         with contextlib.suppress(InputError):
-            return bool(read_manifest(folder / checkpoint_name(step)))
+            return bool(read_manifest(path))
     return False
 
 

@@ -17,7 +17,7 @@ from seedling_hf.signals import StopSignal
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.distillation import Teachers
-from seedling_hf.training.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler
+from seedling_hf.training.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler, place_schedule
 from seedling_hf.training.resuming import check_same_shape
 from seedling_hf.training.sharding import gather, load_model_state, load_optimizer_state
 
@@ -138,7 +138,7 @@ class Learner:
         }
 
     def load(self, checkpoint: RunState) -> None:
-        """Restores what `state_dicts` returned.
+        """Restores what `state_dicts` returned, under the schedule and the settings of this run's flags.
 
         Raises:
             ValueError, KeyError, TypeError, RuntimeError: for the state of another model or optimizer.
@@ -153,7 +153,10 @@ class Learner:
         if self.ema:
             load_model_state(self.ema.model, checkpoint.tensors["ema"])
             self.ema.updates = state["ema_updates"]
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group |= values
+        place_schedule(self.scheduler, state["scheduler"]["last_epoch"])
         if scaler and state["scaler"]:
             scaler.load_state_dict(state["scaler"])

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from seedling_hf.errors import InputError
 from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.hub.pusher import HubPusher
 from seedling_hf.inference.classifier import list_classes, parse_hub_name
@@ -45,7 +46,7 @@ NO_BEST = {"best_step": None, "best_accuracy": -1.0, "best_loss": math.inf, "eva
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(InputError):
     """The loss is infinite or not a number; the message names the images of the batch."""
 
 
@@ -149,7 +150,12 @@ class Training:
         started = time.perf_counter()
         self.learner.share_statistics()
         logits, index = predict(self.learner.evaluated_model(), self.eval_loader, self.accelerator)
-        metrics = compute_metrics(logits.softmax(-1).numpy(), self.eval_labels[index], self.class_names)
+        if not logits.isfinite().all():
+            raise NonFiniteLossError(
+                "expected finite predictions of the validation images, found others after step "
+                f"{self.counters['step']}; lower --learning_rate or use --mixed_precision bf16"
+            )
+        metrics = compute_metrics(logits.softmax(-1).numpy(), self.eval_labels[index.numpy()], self.class_names)
         self.timing.evaluation += time.perf_counter() - started
 
         counters = self.counters
@@ -232,9 +238,29 @@ class Training:
             ):
                 logger.warning("changed: %s", change)
             self.learner.load(checkpoint)
+            self._report_schedule(max(state["scheduler"]["_last_lr"]))
             if len(random_states) == self.accelerator.num_processes:
                 set_random_state(random_states[self.accelerator.process_index])
         self.counters = state["counters"]
+
+    def _report_schedule(self, former: float) -> None:
+        """Says how the learning rate goes on where the schedule is not that of the checkpoint.
+
+        Raises:
+            InputError: if the run would end before the step that it has reached.
+        """
+        step, num_steps, rate = self.learner.scheduler.last_epoch, self.batches.num_steps, self.learner.learning_rate
+        if num_steps < step:
+            raise InputError(
+                f"expected a run of at least the {step} steps that the checkpoint has done, found one of {num_steps}; "
+                "give more --num_train_epochs or --max_steps"
+            )
+        if rate != former and step < num_steps:
+            logger.warning(
+                "the learning rate goes from %.4g to %.4g: from step %d on it follows the new schedule (%s, %d steps, "
+                "peak %.4g)",
+                former, rate, step + 1, self.arguments.lr_scheduler_type, num_steps, self.arguments.learning_rate,
+            )  # fmt: skip
 
     def _compared_arguments(self) -> dict[str, Any]:
         """What must be the same when the run is resumed; of the batch, its global size."""

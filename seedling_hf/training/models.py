@@ -1,8 +1,10 @@
 """The model that a run trains, in float32: from scratch, from timm, or from trained weights with a head that fits."""
 
+import copy
 import logging
 from typing import Any
 
+import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.errors import InputError
@@ -61,6 +63,18 @@ def load_replknet_config(arguments: TrainArguments, num_labels: int) -> tuple[Re
     return config, arguments.image_size or image_processor.crop_size["height"]
 
 
+def needs_two_images(model: PreTrainedModel, side: int) -> bool:
+    """Whether a batch of one image of this side ends in maps of one pixel, of which BatchNorm has no variance."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            copy.deepcopy(model).train()(torch.zeros(1, model.config.num_channels, side, side))
+    except ValueError as error:
+        if "Expected more than 1 value per channel" in str(error):
+            return True
+        raise
+    return False
+
+
 def _source(arguments: TrainArguments) -> Pretrained:
     return Pretrained(arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code)
 
@@ -101,6 +115,13 @@ def _set_image_size(arguments: TrainArguments, image_processor: BaseImageProcess
 
 def _check_fit(arguments: TrainArguments, model: PreTrainedModel, side: int) -> None:
     """Refuses flags that do not fit the model or the final side of its images."""
+    smallest = arguments.image_size_start or side
+    if arguments.per_device_train_batch_size == 1 and not arguments.sync_bn and needs_two_images(model, smallest):
+        raise InputError(
+            f"expected --per_device_train_batch_size of at least 2 for images of {smallest}×{smallest} pixels, which "
+            "end in maps of one pixel, of which BatchNorm needs two, found 1; use larger batches or a larger "
+            "--image_size"
+        )
     if arguments.layer_decay != 1 and model.config.model_type == "timm_wrapper":
         raise InputError(
             "expected --layer_decay 1 for a network of timm, whose blocks have no names here, found "

@@ -96,6 +96,15 @@ def build_scheduler(optimizer: Optimizer, arguments: OptimizationArguments, num_
     )
 
 
+def place_schedule(scheduler: LambdaLR, step: int) -> None:
+    """Goes to optimizer step `step`, as if the schedule had been in use from the first one."""
+    factors = [factor(step) for factor in scheduler.lr_lambdas]
+    rates = [rate * factor for rate, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates})
+
+
 class ExponentialMovingAverage:
     """A copy of a model whose weights and BatchNorm statistics slowly follow the original's.
 

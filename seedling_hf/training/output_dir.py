@@ -22,7 +22,7 @@ from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.report import evaluate_model
 from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.hub.model_card import write_card
-from seedling_hf.hub.outbox import CARD, PUSHED, Outbox
+from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Outbox
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.locks import lock_folder
@@ -77,7 +77,7 @@ def _holds_our_run(output_dir: Path) -> bool:
     return (
         _parses(output_dir / "arguments.yaml", yaml.safe_load, {"output_dir", "train_val_split", "learning_rate"})
         or _parses(output_dir / "metrics.jsonl", lambda text: json.loads(text.partition("\n")[0]), {"step", "epoch"})
-        or holds_checkpoint(output_dir / "checkpoints")
+        or holds_checkpoint(output_dir / "checkpoints", output_dir / LAST_CHECKPOINT)
     )
 
 
@@ -98,18 +98,25 @@ def _files_in_the_way(output_dir: Path) -> list[str]:
 
 
 def report_start(training: Training) -> None:
-    """Writes and prints what the run starts from: arguments.yaml, split.csv, images in both splits, and its size."""
+    """Prints what the run starts from: its images, those that are in both splits, and its size."""
     arguments, splits, output_dir = training.arguments, training.splits, training.output_dir
     if training.accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
-        write_arguments(arguments, output_dir / "arguments.yaml")
-        if not arguments.streaming:
-            write_split_csv(splits, output_dir / "split.csv")
+        if not arguments.resume_from_checkpoint:
+            record_start(training)
         if not (arguments.resume_from_checkpoint or arguments.streaming):
             report_shared_images(splits, output_dir / SHARED_IMAGES, look=not arguments.no_duplicate_check)
         print(describe_splits({"validation": splits["validation"]} if arguments.streaming else splits))
         print(training.description)
     training.accelerator.wait_for_everyone()
+
+
+def record_start(training: Training) -> None:
+    """Writes arguments.yaml and split.csv; of a resumed run, once it is known to be the same run."""
+    if training.accelerator.is_main_process:
+        write_arguments(training.arguments, training.output_dir / "arguments.yaml")
+        if not training.arguments.streaming:
+            write_split_csv(training.splits, training.output_dir / "split.csv")
 
 
 def report_stop(training: Training) -> int:

@@ -27,6 +27,10 @@ FREE_ARGUMENTS = frozenset(
         "trust_remote_code",
     }
 )  # fmt: skip
+# Arguments that decide which state there is, so that not even `--allow_changed_arguments` can change them.
+FIXED_ARGUMENTS = frozenset(
+    {"depths", "hidden_sizes", "kernel_sizes", "layer_decay", "optim", "timm_architecture", "variant"}
+)
 # Factors of `global_batch_size`: with the same product they may change, though results then differ in the last bits.
 BATCH_FACTORS = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"})
 
@@ -78,7 +82,14 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, all
     if refused and not allow:
         raise InputError(
             f"expected the arguments that the checkpoint was written with, found that {'; '.join(refused)}; restore "
-            "the earlier values, or resume anyway with --allow_changed_arguments"
+            "the earlier values, resume anyway with --allow_changed_arguments, which is the way to go on for longer, "
+            "or start a new run from this model with --model_name_or_path"
+        )
+    if fixed := [changes[name] for name in changes.keys() & FIXED_ARGUMENTS]:
+        raise InputError(
+            f"expected the network and the optimizer of the checkpoint, found that {'; '.join(sorted(fixed))}, which "
+            "does not fit its state; restore the earlier values, or start a new run from this model with "
+            "--model_name_or_path"
         )
     return list(changes.values())
 
