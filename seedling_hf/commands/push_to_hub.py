@@ -67,15 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def check_configs(folder: Path) -> None:
-    """Raises InputError if a configuration in a model folder is no JSON object, which nobody could load."""
+    """Raises InputError for a configuration in a model folder that nobody could load."""
+    from seedling_hf.replknet import RepLKNetConfig
+
     for path in (folder / "config.json", folder / "preprocessor_config.json"):
         try:
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             reason = None if isinstance(found, dict) else f"a {type(found).__name__}"
-        except (OSError, ValueError, RecursionError) as error:
-            reason = str(error)
+            if path.name == "config.json" and reason is None:
+                kind = found.get("model_type")
+                reason = None if isinstance(kind, str) else "no model_type"
+                if kind == RepLKNetConfig.model_type:
+                    RepLKNetConfig.from_dict(found)
+        except Exception as error:  # transformers checks the fields with errors of its own
+            reason = " ".join(str(error).split())
         if reason:
-            raise InputError(f"expected a JSON object in {path}, found: {reason}; save the model again")
+            raise InputError(f"expected the configuration of a model in {path}, found: {reason}; save the model again")
 
 
 def write_missing_card(folder: Path) -> None:

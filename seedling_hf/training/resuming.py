@@ -85,7 +85,9 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, all
             "the earlier values, resume anyway with --allow_changed_arguments, which is the way to go on for longer, "
             "or start a new run from this model with --model_name_or_path"
         )
-    if fixed := [changes[name] for name in changes.keys() & FIXED_ARGUMENTS]:
+    is_averaged = {bool(arguments.get("ema_decay")) for arguments in (saved, current)}
+    fixed_names = FIXED_ARGUMENTS | ({"ema_decay"} if len(is_averaged) == 2 else set())
+    if fixed := [changes[name] for name in changes.keys() & fixed_names]:
         raise InputError(
             f"expected the network and the optimizer of the checkpoint, found that {'; '.join(sorted(fixed))}, which "
             "does not fit its state; restore the earlier values, or start a new run from this model with "
