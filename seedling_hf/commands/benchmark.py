@@ -55,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.plots.curves import plot_growth
     from seedling_hf.speed import measurements
     from seedling_hf.speed.forms import Setting
-    from seedling_hf.speed.loading import loading_row
     from seedling_hf.speed.results import describe_machine, format_results
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -84,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if "growth" in parts:
         results["growth"] = measurements.growth_rows(setting)
     if "loading" in parts:
+        from seedling_hf.speed.loading import loading_row  # needs datasets, which the other parts do not
+
         side = arguments.cache_images or arguments.image_size * 3 // 2
         results["rows"].append(loading_row(setting, arguments.train_dir, side))
 
