@@ -31,11 +31,23 @@ def expand_variables(path: str, flag: str) -> str:
 
 
 def check_path(path: str, flag: str) -> None:
-    """Raises InputError for an empty path, which would be the current folder, and for one that no file can have."""
+    """Refuses a path that cannot be meant; it may lead nowhere.
+
+    Raises:
+        InputError: if it is empty, which would be the current folder, or one that no file can have, or names a pipe, a
+            socket or a device, which would be waited for.
+    """
     if not path.strip():
         raise InputError(f"expected a path for {flag}, found an empty one; write . for the current folder")
     if "\0" in path:
         raise InputError(f"expected a path for {flag}, found a zero byte in {path!r}; remove it")
+    check_regular(expand_home(path), flag)
+
+
+def check_regular(path: str | os.PathLike, what: str) -> None:
+    """Raises InputError for what is there, but neither a file nor a folder."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"expected a file or a folder as {what}, found a pipe, a socket or a device: {path}")
 
 
 def check_folder_apart(folder: str, flag: str, read: Iterable[tuple[str, str]], *, around: bool) -> None:

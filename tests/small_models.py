@@ -11,12 +11,14 @@ from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification,
 SPECIES = ["Black-grass", "Charlock", "Loose Silky-bent", "Maize"]
 
 
-def write_model(folder: Path, sample_dir: Path, class_names: Sequence[str] = SPECIES, images: int = 4) -> None:
+def write_model(
+    folder: Path, sample_dir: Path, class_names: Sequence[str] = SPECIES, images: int = 4, image_size: int = 64
+) -> None:
     """A small model with random features whose head is fitted to a few images, so that its answers differ."""
     torch.manual_seed(0)
     config = RepLKNetConfig.from_variant("tiny", id2label=dict(enumerate(class_names)), drop_path_rate=0.0)
     model = RepLKNetForImageClassification(config).train()
-    processor = RepLKNetImageProcessor.from_variant("tiny", image_size=64)
+    processor = RepLKNetImageProcessor.from_variant("tiny", image_size=image_size)
     files = [file for name in class_names for file in sorted((sample_dir / name).iterdir())[:images]]
     pixel_values = processor([Image.open(file) for file in files], return_tensors="pt")["pixel_values"]
     for module in model.modules():

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from seedling_hf.signals import ECHO_SECONDS, RESUMABLE_EXIT_CODE, STOP_SIGNALS, StopSignal
+from seedling_hf.signals import ECHO_SECONDS, RESUMABLE_EXIT_CODE, STOP_SIGNALS, Stopped, StopSignal
 
 PROGRAM = """
 import sys, time
@@ -77,6 +78,34 @@ def test_a_child_process_does_not_handle_signals_of_its_parent(capfd):
             os._exit(0 if stop.received is None else 1)
         assert os.waitpid(child, 0)[1] == 0
     assert capfd.readouterr().err == ""
+
+
+def test_a_signal_raises_at_once_where_it_may(capfd):
+    with StopSignal() as stop:
+        with pytest.raises(Stopped), stop.raising():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        with pytest.raises(Stopped), stop.raising():  # one that came before, too
+            pass
+    assert capfd.readouterr().err.count("SIGTERM") == 1
+
+
+def test_in_a_thread_no_signals_are_taken():
+    former = [signal.getsignal(number) for number in STOP_SIGNALS]
+
+    def work() -> str | None:
+        with StopSignal() as stop:
+            assert [signal.getsignal(number) for number in STOP_SIGNALS] == former
+            return stop.received
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() is None
+
+
+def test_a_system_without_sigusr1_has_the_other_signals():
+    program = "import signal; del signal.SIGUSR1; from seedling_hf.signals import STOP_SIGNALS; print(*STOP_SIGNALS)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert found == f"{signal.SIGTERM} {signal.SIGINT}\n"
 
 
 def test_the_exit_code_is_that_of_a_temporary_failure():

@@ -44,6 +44,7 @@ GROUPS = {
     },
     "Speed": {"benchmark": "time the large-kernel convolution, whole models and image loading"},
 }
+INTERRUPTED_EXIT_CODE = 130  # as shells report Ctrl-C
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
@@ -54,6 +55,9 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     except (HubError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
     finally:
         release_locks()
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,8 @@ class Evaluator:
             transform=transform,
         )
         started = time.perf_counter()
-        logits, _ = predict(model or self.model, dataloader, self.accelerator)
+        with closing(dataloader.base_dataloader):
+            logits, _ = predict(model or self.model, dataloader, self.accelerator)
         seconds = time.perf_counter() - started
         order = np.argsort(dataset["index"])
         labels, files = np.array(dataset["label"])[order], np.array(dataset["file"])[order].tolist()

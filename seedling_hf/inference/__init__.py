@@ -3,5 +3,6 @@
 In reading order: `classifier` loads a model, `prediction` makes its logits, `answers` writes what they say; `predictor`
 goes from files to answers, `greenness`, `tiles` and `trays` from photographs of trays. `listed_run` with its `journal`
 and `watched_run` with its `ledger` and `watched_output` run what `predict_arguments` describe; `output` and `progress`
-show the results. `embedding` writes features, `nearest` searches them.
+show the results, and `waiting` keeps processes together that wait for batches. `embedding` writes features, `nearest`
+searches them.
 """

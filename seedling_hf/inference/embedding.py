@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,10 +17,10 @@ from accelerate import Accelerator
 from datasets import ClassLabel, Features, List, Value
 from pyarrow import parquet
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.listing import list_images
+from seedling_hf.data.loading import Loader
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import Answer
@@ -110,7 +111,7 @@ def write_embeddings(
     """
     failed = []
 
-    def embed(batches: DataLoader) -> Iterator[tuple[list[str], Tensor]]:
+    def embed(batches: Loader) -> Iterator[tuple[list[str], Tensor]]:
         for batch in batches:
             rows = list(zip(batch["file"], batch["reason"], strict=True))
             failed.extend(Answer(file, [], reason) for file, reason in rows if reason is not None)
@@ -127,9 +128,9 @@ def write_embeddings(
         # The list of images is on the disk, since there may be millions.
         journal = prepare(Path(folder), map(str, list_images(paths)), identity={}, batch_size=batch_size, num_parts=1)
         load_batch = ImageLoader(image_processor).load_batch
-        batches = DataLoader(journal, batch_size=None, collate_fn=load_batch, num_workers=num_workers)
         about = {"weights_sha256": weights_hash, "normalize": normalize}
-        count = _write_parquet(temporary, embed(batches), paths, about)
+        with closing(Loader(journal, batch_size=None, collate_fn=load_batch, num_workers=num_workers)) as batches:
+            count = _write_parquet(temporary, embed(batches), paths, about)
         if count == 0:
             raise InputError(f"expected images that can be decoded in {', '.join(paths)}, found none")
     return count, failed

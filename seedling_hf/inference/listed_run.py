@@ -9,10 +9,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
 
 from seedling_hf.data.images import find_bad_images
 from seedling_hf.data.listing import list_images
+from seedling_hf.data.loading import Loader
 from seedling_hf.errors import InputError
 from seedling_hf.inference.journal import Journal, Part, discard, find_equal_name, prepare
 from seedling_hf.inference.output import write_and_show
@@ -20,7 +20,8 @@ from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.progress import Progress
-from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
+from seedling_hf.inference.waiting import meet
+from seedling_hf.signals import RESUMABLE_EXIT_CODE, Stopped, StopSignal
 
 MOST_FILES_NAMED = 5
 
@@ -37,16 +38,11 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
         with Part(journal, accelerator.process_index) as part:
             if not (arguments.skip_bad_images or journal.checked):
                 _refuse_bad_images(journal, part.remaining, accelerator)
-            # Batches are made by the journal; the loader reads the files of each.
-            batches = DataLoader(
-                journal, batch_size=None, sampler=part.remaining, collate_fn=predictor.loader.load_batch,
-                num_workers=arguments.dataloader_num_workers,
-            )  # fmt: skip
             # Without an output file there is nothing to resume.
             with StopSignal() if arguments.output_file else contextlib.nullcontext() as stop:
-                if not _answer(batches, journal, part, predictor, accelerator, stop):
+                if not _answer(arguments, journal, part, predictor, accelerator, stop):
                     return RESUMABLE_EXIT_CODE
-        accelerator.wait_for_everyone()
+        meet(accelerator)
         on_main_process(accelerator, partial(_finish, arguments, journal))
 
 
@@ -65,7 +61,7 @@ def _open_journal(cleanup: contextlib.ExitStack, arguments: PredictArguments, ba
 
 
 def _answer(
-    batches: DataLoader, journal: Journal, part: Part, predictor: ImagePredictor, accelerator: Accelerator,
+    arguments: PredictArguments, journal: Journal, part: Part, predictor: ImagePredictor, accelerator: Accelerator,
     stop: StopSignal | None,
 ) -> bool:  # fmt: skip
     """Answers what is left of the share of this process; False if a signal stopped it."""
@@ -73,14 +69,22 @@ def _answer(
     done = total - journal.size(part.remaining)
     if done and accelerator.is_main_process:
         print(f"resuming after {done:,} of {total:,} images", file=sys.stderr)
-    with Progress(total, done=done, quiet=not accelerator.is_main_process) as progress:
-        for batch in batches:
-            part.append(predictor(batch))
-            progress.update(len(batch["file"]))
-            if stop and stop.received:
-                done = f"{progress.done:,} of {total:,} images"
-                print(f"stopped after {done}; the same command resumes the run", file=sys.stderr)
-                return False
+    # Batches are made by the journal; the loader reads the files of each.
+    batches = Loader(
+        journal, batch_size=None, sampler=part.remaining, collate_fn=predictor.loader.load_batch,
+        num_workers=arguments.dataloader_num_workers, advice="run the same command again, which resumes the run",
+    )  # fmt: skip
+    batches.waiting.stop = stop
+    quiet = not accelerator.is_main_process
+    with contextlib.closing(batches), Progress(total, done=done, quiet=quiet) as progress:
+        try:
+            for batch in batches:
+                part.append(predictor(batch))
+                progress.update(len(batch["file"]))
+        except Stopped:
+            done = f"{progress.done:,} of {total:,} images"
+            print(f"stopped after {done}; the same command resumes the run", file=sys.stderr)
+            return False
     return True
 
 

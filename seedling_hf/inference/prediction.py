@@ -15,10 +15,12 @@ from transformers import BaseImageProcessor
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from seedling_hf.data.images import to_rgb
+from seedling_hf.data.loading import Loader
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Ranking
 from seedling_hf.inference.progress import Progress
+from seedling_hf.inference.waiting import WaitingTogether, deal
 
 T = TypeVar("T")
 
@@ -66,6 +68,14 @@ class InferenceTransform:
         return {"pixel_values": [self.transform(to_rgb(image)) for image in rows["image"]], "index": rows["index"]}
 
 
+def collate_numbered(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """`pixel_values` (N, C, H, W) and `index` (N,); PyTorch's own collation needs /dev/shm."""
+    return {
+        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+        "index": torch.tensor([example["index"] for example in examples]),
+    }
+
+
 def build_dataloader(
     dataset: Dataset,
     image_processor: BaseImageProcessor,
@@ -82,13 +92,15 @@ def build_dataloader(
         batch_size, num_workers: Of each process.
         transform: Makes `pixel_values` and `index` of rows, in place of the image processor.
     """
-    dataloader = DataLoader(
+    loader = Loader(
         dataset.with_transform(transform or InferenceTransform(image_processor)),
-        batch_size=batch_size,
         num_workers=num_workers,
+        collate_fn=collate_numbered,
+        waiting=WaitingTogether(accelerator),
+        batch_size=batch_size,
         pin_memory=accelerator.device.type == "cuda",
     )
-    return accelerator.prepare(dataloader)
+    return deal(loader, accelerator)
 
 
 def forward(

@@ -13,7 +13,6 @@ from accelerate.utils import broadcast, fsdp2_prepare_model
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.signals import StopSignal
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.distillation import Teachers
@@ -63,11 +62,11 @@ class Learner:
         """Of the next update, the highest of all parameter groups."""
         return max(self.scheduler.get_last_lr())
 
-    def accumulate_gradients(self, batches: list[dict[str, Tensor]], stop: StopSignal) -> tuple[Tensor, bool]:
+    def accumulate_gradients(self, batches: list[dict[str, Tensor]]) -> Tensor:
         """Forward and backward passes over the batches of one optimizer step on this process.
 
         Returns:
-            The mean loss of each process, (num_processes,), and whether any of them was asked to stop.
+            The mean loss of each process, (num_processes,).
         """
         self.model.train()
         total = torch.zeros((), device=self.accelerator.device)
@@ -83,11 +82,7 @@ class Learner:
                     loss = self.model(pixel_values=pixel_values, labels=labels).loss / len(batches)
                 total += loss.detach()
                 self.accelerator.backward(loss)
-        # One message between processes: each must know of a bad loss, and stop at the same step.
-        messages = self.accelerator.gather(
-            torch.stack([total, torch.full_like(total, stop.received is not None)])[None]
-        )
-        return messages[:, 0], bool(messages[:, 1].any())
+        return self.accelerator.gather(total[None])  # each process must know of a bad loss
 
     def update(self) -> float | None:
         """Clips the gradients, updates weights and averages, and returns the norm of the gradients."""

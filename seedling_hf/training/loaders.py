@@ -3,10 +3,10 @@
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset, IterableDataset
@@ -21,10 +21,13 @@ from seedling_hf.data.image_cache import (
     cache_validation_images,
     prepared_examples,
 )
+from seedling_hf.data.loading import Loader, Waiting
 from seedling_hf.data.sampler import EpochSampler
 from seedling_hf.data.stream import Place, TrainingStream, pop_place
+from seedling_hf.data.training_images import BatchKey, TrainingImages
 from seedling_hf.data.transforms import EvalTransform, ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
+from seedling_hf.inference.waiting import WaitingTogether, deal
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.run_log import Timing
 
@@ -55,8 +58,8 @@ class TrainingBatches:
         self.device, self.image_size = accelerator.device, image_processor.crop_size["height"]
         self.accumulation = arguments.gradient_accumulation_steps
         self.global_batch_size = arguments.per_device_train_batch_size * self.accumulation * accelerator.num_processes
-        self.transform = ExampleTransform(build_train_transform(arguments, image_processor), seed=arguments.seed)
-        self.collator = Collator(num_labels, arguments, seed=arguments.seed)
+        transform = ExampleTransform(build_train_transform(arguments, image_processor), seed=arguments.seed)
+        collator = Collator(num_labels, arguments, seed=arguments.seed)
         # These deal the images to the processes, so accelerate must not divide them again.
         shares = {
             "batch_size": arguments.per_device_train_batch_size,
@@ -65,47 +68,69 @@ class TrainingBatches:
             "seed": arguments.seed,
         }
         self.sampler = self.stream = None
-        self.place = Place()
+        self.place, self.waiting = Place(), WaitingTogether(accelerator)
         if arguments.streaming:
-            self.stream = TrainingStream(
-                train, self.transform, self.collator, skip_bad_images=arguments.skip_bad_images, **shares
+            images = self.stream = TrainingStream(
+                train, transform, collator, skip_bad_images=arguments.skip_bad_images, **shares
             )
-            self.loader = _loader(self.stream, arguments, accelerator, batch_size=None)
             self.steps_per_epoch = arguments.max_steps
         else:
             self.files = train["file"]
             self.sampler = EpochSampler(len(train), accumulation=self.accumulation, **shares)
             if arguments.cache_images is None:
-                images = train.with_transform(self.transform)
+                images = train.with_transform(transform)
             else:
                 images = cache_training_images(train, arguments.cache_images, image_processor)
-                images = images.with_transform(FromCache(self.transform))
-            self.loader = _loader(images, arguments, accelerator, batch_sampler=self.sampler, collate_fn=self.collator)
+                images = images.with_transform(FromCache(transform))
+            build = partial(build_train_transform, arguments, image_processor)
+            images = TrainingImages(images, transform, collator, build)
             self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.loader = _loader(
+            images, arguments, accelerator, self.waiting, batch_size=None, sampler=None if self.stream else self
+        )
         self.num_steps = arguments.max_steps
         if self.num_steps <= 0:
             self.num_steps = math.ceil(arguments.num_train_epochs * self.steps_per_epoch)
 
     def steps_from(self, step: int) -> Iterator[list[dict[str, Tensor]]]:
-        """For each optimizer step from `step` to the end of its epoch, the batches of this process, on its device."""
-        epoch, first_step = divmod(step, self.steps_per_epoch)
-        self._set_position(epoch, first_step)
+        """For each optimizer step from `step` to the end of the run, the batches of this process, on its device.
+
+        Raises:
+            InputError: for an image that cannot be read any more, or workers that died.
+            Stopped: if a signal came; no step is half done then.
+        """
+        self.first_step = step
+        if self.stream:
+            self.stream.set_place(self.place)
         with self.timing.measure("wait"):  # workers start here
             batches = iter(self.loader)
-        for number in range(step + 1, (epoch + 1) * self.steps_per_epoch + 1):
+        for number in range(step + 1, self.num_steps + 1):
             try:
                 with self.timing.measure("wait"):
                     group = islice(batches, self.accumulation)
                     if self.stream:
                         group, self.place = pop_place(group)
                     group = list(group)
-            except OSError as error:  # the images themselves are named where they are decoded
+            except OSError as error:  # all were decoded before the first step
                 raise InputError(
-                    f"expected training images that can be read, found at step {number}: "
-                    f"{str(error).splitlines()[-1]}; check the disk or the network, and resume with "
+                    f"expected images that stay unchanged during training, found at step {number}: "
+                    f"{str(error).splitlines()[-1]}; restore the image, and resume with "
                     "--resume_from_checkpoint latest"
                 ) from error
             yield send_to_device(group, self.device, non_blocking=True)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        """The keys of all batches from the first step to the last: the sampler of the loader."""
+        epoch, first_step = divmod(self.first_step, self.steps_per_epoch)
+        keys = self._keys(epoch, first_step)
+        yield from islice(keys, (self.num_steps - self.first_step) * self.accumulation)
+
+    def _keys(self, epoch: int, first_step: int) -> Iterator[BatchKey]:
+        while True:
+            self.sampler.set_position(epoch, first_step)
+            for indices in self.sampler:
+                yield BatchKey(epoch, self.image_size_at(epoch), indices)
+            epoch, first_step = epoch + 1, 0
 
     def epoch_at(self, step: int) -> float:
         """Epochs done after `step` optimizer steps; of a stream, the number of the current one."""
@@ -146,17 +171,6 @@ class TrainingBatches:
             )
         self.place = Place(*places[accelerator.process_index])
 
-    def _set_position(self, epoch: int, first_step: int) -> None:
-        if self.stream:
-            self.stream.set_place(self.place)
-            return
-        self.sampler.set_position(epoch, first_step)
-        self.transform.set_epoch(epoch)
-        self.transform.transform = build_train_transform(
-            self.arguments, self.image_processor, self.image_size_at(epoch)
-        )
-        self.collator.set_epoch(epoch)
-
 
 class TimedLoader:
     """Batches of `loader`; the seconds spent waiting for them, including its start, are added to `timing`."""
@@ -170,6 +184,14 @@ class TimedLoader:
             self.timing.evaluation_wait += time.perf_counter() - started
             yield batch
             started = time.perf_counter()
+
+    @property
+    def waiting(self) -> Waiting:
+        return self.loader.base_dataloader.waiting
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self.loader.base_dataloader.close()
 
 
 def build_eval_loader(
@@ -187,16 +209,19 @@ def build_eval_loader(
     else:
         validation, transform = cache_validation_images(validation, image_processor), prepared_examples
         options["num_workers"] = 0  # starting a worker takes longer than reading
-    loader = _loader(validation.with_transform(transform), arguments, accelerator, **options)
-    return TimedLoader(accelerator.prepare(loader), timing)
+    loader = _loader(
+        validation.with_transform(transform), arguments, accelerator, WaitingTogether(accelerator), **options
+    )
+    return TimedLoader(deal(loader, accelerator), timing)
 
 
-def _loader(dataset: Any, arguments: TrainArguments, accelerator: Accelerator, **options: Any) -> DataLoader:
+def _loader(
+    dataset: Any, arguments: TrainArguments, accelerator: Accelerator, waiting: Waiting, **options: Any
+) -> Loader:
     settings = {
         "num_workers": arguments.dataloader_num_workers,
         "pin_memory": accelerator.device.type == "cuda",
-        # Each start of an iteration draws from it, and a run that is resumed within an epoch starts one more: with the
-        # global generator, stochastic depth would then draw other numbers.
-        "generator": torch.Generator(),
+        "waiting": waiting,
+        "advice": "resume with --resume_from_checkpoint latest",
     }
-    return DataLoader(dataset, **settings | options)
+    return Loader(dataset, **settings | options)

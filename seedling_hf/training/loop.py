@@ -23,7 +23,7 @@ from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.hub.pusher import HubPusher
 from seedling_hf.inference.classifier import list_classes, parse_hub_name
 from seedling_hf.inference.prediction import predict
-from seedling_hf.signals import StopSignal
+from seedling_hf.signals import Stopped, StopSignal
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.checkpointing import CheckpointError, Checkpoints
@@ -92,7 +92,7 @@ class Training:
             gather=gather_object,
         )
         self.counters: dict[str, Any] = {"step": 0, **NO_BEST}
-        self.resumed_at_step = 0
+        self.resumed_at_step, self.is_evaluated = 0, True  # as far as it is due
         self.unsaved: str | None = None  # why the last checkpoint could not be written
 
     # The loop
@@ -103,51 +103,62 @@ class Training:
         Returns:
             Whether the run is finished; if a signal stopped it, its state is saved and `resume` continues it.
         """
-        arguments, counters = self.arguments, self.counters
         with StopSignal() as stop, self._progress_bar() as bar:
-            while not self._is_done():
-                for batches in self.batches.steps_from(counters["step"]):
-                    learning_rate = self.learner.learning_rate
-                    with self.timing.measure("train"):
-                        loss, grad_norm, stopped = self.optimization_step(batches, stop)
-                    counters["step"] += 1
-                    self.timing.images += self.batches.global_batch_size
-                    bar.update()
-
-                    if self._is_due(arguments.logging_steps):
-                        self.log({"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm})
-                        bar.set_postfix(loss=f"{loss:.3f}")
-                    if self._is_due(arguments.eval_steps or self.batches.steps_per_epoch):
-                        self.evaluate()
-                    if stopped or self._is_save_due():
-                        self.save_checkpoint()
-                    if stopped and not self._is_done():
-                        return False
-                    if self._is_done():
-                        break
+            self.batches.waiting.stop = self.eval_loader.waiting.stop = stop
+            try:
+                self._train(bar)
+            except Stopped:
+                self.save_checkpoint()
+                return False
+            finally:
+                self.batches.waiting.stop = self.eval_loader.waiting.stop = None
+                self.batches.loader.close()
+                self.eval_loader.close()
         return True
 
-    def optimization_step(self, batches: list[dict[str, Tensor]], stop: StopSignal) -> tuple[float, float | None, bool]:
+    def _train(self, bar: tqdm) -> None:
+        arguments, counters = self.arguments, self.counters
+        steps = self.batches.steps_from(counters["step"])
+        while not self._is_done():
+            batches, learning_rate = next(steps), self.learner.learning_rate
+            with self.timing.measure("train"):
+                loss, grad_norm = self.optimization_step(batches)
+            counters["step"] += 1
+            self.timing.images += self.batches.global_batch_size
+            bar.update()
+
+            if self._is_due(arguments.logging_steps):
+                self.log({"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm})
+                bar.set_postfix(loss=f"{loss:.3f}")
+            if self._is_due(arguments.eval_steps or self.batches.steps_per_epoch):
+                self.evaluate()
+            if self._is_save_due():
+                self.save_checkpoint()
+
+    def optimization_step(self, batches: list[dict[str, Tensor]]) -> tuple[float, float | None]:
         """One step over the batches of this process.
 
         Returns:
-            The mean loss over all processes, the norm of the gradient, and whether any process was asked to stop.
+            The mean loss over all processes, and the norm of the gradient.
 
         Raises:
             NonFiniteLossError: on every process, with the files of the images.
         """
-        losses, stopped = self.learner.accumulate_gradients(batches, stop)
+        losses = self.learner.accumulate_gradients(batches)
         if not losses.isfinite().all():
             raise NonFiniteLossError(
                 f"expected a finite loss, found {losses.tolist()} at step {self.counters['step'] + 1} on the images "
                 f"{', '.join(self.batches.list_images(batches))}; look at these images, lower --learning_rate or use "
                 "--mixed_precision bf16"
             )
-        return losses.mean().item(), self.learner.update(), stopped
+        return losses.mean().item(), self.learner.update()
 
     def evaluate(self) -> dict[str, float]:
-        """Validates the weights that would be saved now, and saves them if they are the best so far."""
-        started = time.perf_counter()
+        """Validates the weights that would be saved now, and saves them if they are the best so far.
+
+        A signal ends it, and the checkpoint that is then saved says that it is to be repeated.
+        """
+        started, self.is_evaluated = time.perf_counter(), False
         self.learner.share_statistics()
         logits, index = predict(self.learner.evaluated_model(), self.eval_loader, self.accelerator)
         if not logits.isfinite().all():
@@ -175,6 +186,7 @@ class Training:
                 f"accuracy {metrics['accuracy']:6.2%}  macro-F1 {metrics['macro_f1']:.4f}  "
                 f"{self.timing.images_per_second:5.1f} images/s{'  best' if better else ''}"
             )
+        self.is_evaluated = True
         return values
 
     # Checkpoints
@@ -186,6 +198,7 @@ class Training:
             "arguments": self._compared_arguments(),
             "counters": self.counters,
             "places": self.batches.gather_places(),
+            "is_evaluated": self.is_evaluated,
         }
         try:
             path = self.checkpoints.save(self.counters["step"], tensors, state, protect=self.counters["best_step"])
@@ -223,6 +236,10 @@ class Training:
             # The best weights are in another folder: in this one, the best so far are these.
             self.counters |= NO_BEST
             self.evaluate()
+        elif not self.is_evaluated:
+            self.evaluate()
+            if self._is_save_due():
+                self.save_checkpoint()
 
     def _restore(self, checkpoint: RunState) -> None:
         """Restores a checkpoint; DamageError if it is not one of a run like this, InputError for other arguments."""
@@ -241,7 +258,7 @@ class Training:
             self._report_schedule(max(state["scheduler"]["_last_lr"]))
             if len(random_states) == self.accelerator.num_processes:
                 set_random_state(random_states[self.accelerator.process_index])
-        self.counters = state["counters"]
+        self.counters, self.is_evaluated = state["counters"], state.get("is_evaluated", True)
 
     def _report_schedule(self, former: float) -> None:
         """Says how the learning rate goes on where the schedule is not that of the checkpoint.
