@@ -1,8 +1,10 @@
 """`predict` on many images: killed, resumed, on two processes, watching, and its memory."""
 
 import csv
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub_client import wait_until
+from hub_client import Process, wait_until
 from predict_runs import contents, finish, flags, lines_in, read_csv, start, wait_for_rows
 from small_models import SPECIES
 
@@ -101,6 +103,43 @@ def test_a_killed_run_resumes_to_the_very_same_files(model_dir, many, uninterrup
     assert resumed.returncode == 0, resumed.stdout
     assert "resuming after" in resumed.stdout
     assert contents(out) == contents(uninterrupted)
+
+
+def kill_once(process: Process, rows: Path, count: int, wait: float) -> bool:
+    """Kills a process some seconds after it has `count` rows; returns whether it was still running."""
+    wait_until(lambda: lines_in(rows) >= count or process.status is not None)
+    time.sleep(wait)
+    if process.status is None:
+        process.kill()
+    return process.finish().returncode == -signal.SIGKILL
+
+
+KILLS = 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_killed_at_twenty_moments_ends_with_the_very_same_files(
+    model_dir, many, uninterrupted, tmp_path, num_workers
+):
+    moments, kills, midway = random.Random(num_workers), 0, 0
+    for attempt in itertools.count():
+        out = tmp_path / f"out-{attempt}"
+        arguments = words(model_dir, many, out / "answers.csv", dataloader_num_workers=num_workers)
+        rows, alive = out / "answers.csv.partial" / "answers-00000.jsonl", True
+        while kills < KILLS and alive:
+            # A quarter of them before the first answer, or after the last.
+            count = 0 if moments.random() < 0.25 else lines_in(rows) + moments.randint(1, 120)
+            alive = kill_once(start(tmp_path, arguments), rows, count, moments.uniform(0, 0.02 if count else 2))
+            kills += alive
+            midway += alive and 0 < lines_in(rows) < 300
+        finished = finish(tmp_path, arguments)
+        assert finished.returncode == 0, finished.stdout
+        assert contents(out) == contents(uninterrupted)
+        if kills == KILLS:
+            break
+    assert midway >= KILLS // 4
 
 
 def test_two_processes_give_the_very_same_files_as_one(model_dir, many, uninterrupted, out):
@@ -238,6 +277,30 @@ def test_a_killed_watch_resumes_without_a_missing_or_repeated_row(model_dir, sam
     rows = read_csv((out / "answers.csv").read_text())
     assert [Path(row["file"]).name for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
     assert all(len(row["probability"]) == 8 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_watch_killed_at_twenty_moments_names_every_image_once(model_dir, many, tmp_path):
+    # Single images, since batches are others after a kill, and rounding differs between batches of different sizes.
+    reference = tmp_path / "reference" / "answers.csv"
+    assert finish(tmp_path, words(model_dir, many, reference, batch_size=1)).returncode == 0
+    expected, moments, kills = reference.read_bytes(), random.Random(0), 0
+    for attempt in itertools.count():
+        output = tmp_path / f"out-{attempt}" / "answers.csv"
+        arguments = words(model_dir, many, output, batch_size=1, watch=True)
+        while kills < KILLS and lines_in(output) < expected.count(b"\n"):
+            count = 0 if moments.random() < 0.25 else lines_in(output) + moments.randint(1, 60)
+            count = min(count, expected.count(b"\n"))
+            kills += kill_once(start(tmp_path, arguments), output, count, moments.uniform(0, 0.02 if count else 2))
+        process = start(tmp_path, arguments)
+        wait_for_rows(process, output, expected.count(b"\n") - 1)
+        time.sleep(1)  # for a row too many
+        os.kill(process.id, signal.SIGTERM)
+        assert process.finish().returncode == 0
+        assert output.read_bytes() == expected
+        if kills == KILLS:
+            break
 
 
 @pytest.mark.parametrize(
