@@ -29,7 +29,7 @@ class PushToHubArguments(ArgumentGroup):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """The pending snapshot, or the folder → one commit, or none if the Hub has the same files."""
+    """The pending snapshots, or the folder → a commit of each, or none if the Hub has the same files."""
     arguments = parse_arguments(PushToHubArguments, argv, prog="push_to_hub")
 
     from seedling_hf.hub.connection import hub_session
@@ -37,33 +37,42 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     folder = Path(arguments.output_dir)
     outbox = Outbox(folder)
-    snapshot = outbox.newest()
-    if snapshot is None:
+    waiting = outbox.pending()
+    if not waiting:
         if not (folder / "config.json").is_file():
             raise InputError(f"expected a model folder with a config.json at {folder}, found none; choose another")
         check_configs(folder)
         if not arguments.dry_run:
             write_missing_card(folder)
-        snapshot = Snapshot(model_files(folder), default_target(folder, is_named=arguments.hub_model_id is not None))
+        waiting = [Snapshot(model_files(folder), default_target(folder, is_named=arguments.hub_model_id is not None))]
+    snapshots = [
+        replace(snapshot, target=change_target(snapshot.target, arguments, is_last=snapshot is waiting[-1]))
+        for snapshot in waiting
+    ]
+    for snapshot in snapshots:
+        print(snapshot.describe())
+        if arguments.dry_run:
+            print(snapshot.list_files())
+    if arguments.dry_run:
+        return
+    with hub_session():
+        for former, snapshot in zip(waiting, snapshots, strict=True):
+            address = push(snapshot)
+            if former.folder is not None:
+                outbox.remove(former)
+            print(f"Pushed: {address}")
+
+
+def change_target(target: Target, arguments: PushToHubArguments, *, is_last: bool) -> Target:
+    """The target with what the flags change; a tag and a message belong to one commit, the last."""
     changes = {
         "repo_id": arguments.hub_model_id,
         "private": arguments.hub_private_repo,
         "revision": arguments.hub_revision,
-        "tag": arguments.hub_tag,
-        "message": arguments.commit_message,
+        "tag": arguments.hub_tag if is_last else None,
+        "message": arguments.commit_message if is_last else None,
     }
-    target = replace(snapshot.target, **{name: value for name, value in changes.items() if value is not None})
-    snapshot = replace(snapshot, target=target)
-
-    print(snapshot.describe())
-    if arguments.dry_run:
-        print(snapshot.list_files())
-        return
-    with hub_session():
-        address = push(snapshot)
-    if snapshot.folder is not None:
-        outbox.remove(snapshot)
-    print(f"Pushed: {address}")
+    return replace(target, **{name: value for name, value in changes.items() if value is not None})
 
 
 def check_configs(folder: Path) -> None:

@@ -12,6 +12,7 @@ from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import ImageFeature, ImagePool
 from seedling_hf.data.splits import SPLITS, choose_of_each_class
 from seedling_hf.errors import InputError
+from seedling_hf.network import explaining
 from seedling_hf.train_arguments import DataArguments
 
 HUB_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -77,14 +78,10 @@ def load_streamed(arguments: DataArguments) -> dict[str, IterableDataset | Datas
 
 @contextmanager
 def _opening(name: str) -> Iterator[None]:
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-    try:
+    with explaining(f"a dataset at {name}", DatasetNotFoundError, DatasetGenerationError, OSError, ValueError):
         yield
-    except InputError:
-        raise
-    except (DatasetNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"expected a dataset at {name}, found none: {str(error).splitlines()[0]}") from error
 
 
 def _load(arguments: DataArguments, *, streaming: bool) -> dict[str, Any]:

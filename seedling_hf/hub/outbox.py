@@ -46,6 +46,15 @@ class Target:
     tag: str | None = None  # of the commit
     repo_type: str = "model"  # or `dataset`, `space`
 
+    @property
+    def place(self) -> tuple[str, str, str | None]:
+        """The branch that the commit goes to."""
+        return self.repo_type, self.repo_id, self.revision
+
+    def replaces(self, earlier: "Target") -> bool:
+        """Whether a commit here makes an earlier one needless: it goes to the same place and loses no tag."""
+        return self.place == earlier.place and earlier.tag in (None, self.tag)
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -97,7 +106,10 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 class Outbox:
-    """The snapshots of one run, oldest first; each is complete and replaces the earlier ones."""
+    """The snapshots of one run, oldest first; each is complete, and replaces earlier ones of its kind.
+
+    A checkpoint that waits is handed on to the next snapshot without one. Other places and tags wait by themselves.
+    """
 
     def __init__(self, output_dir: str | os.PathLike) -> None:
         self.folder = Path(output_dir) / OUTBOX
@@ -108,6 +120,9 @@ class Outbox:
         Raises:
             OSError: if the disk fails; nothing is left of the snapshot then.
         """
+        if not _checkpoint_of(files):
+            waiting = [_checkpoint_of(s.files) for s in self.pending() if s.target.place == target.place]
+            files = {**files, **next((found for found in reversed(waiting) if found), {})}
         former = [int(folder.name.split("-")[0]) for folder in self._folders()]
         folder = self.folder / f"{max(former, default=0) + 1:06d}-{name}"
         building = folder.with_name(f".{folder.name}.tmp")
@@ -125,23 +140,38 @@ class Outbox:
             raise
         return _read(folder)
 
+    def pending(self) -> list[Snapshot]:
+        """The snapshots that wait, oldest first, in which order they are to be pushed."""
+        found = []
+        for folder in self._folders():
+            with contextlib.suppress(OSError, ValueError, TypeError):  # just removed by another process, or none
+                found.append(_read(folder))
+        return found
+
     def newest(self) -> Snapshot | None:
         """The newest pending snapshot, if any."""
-        for folder in reversed(self._folders()):
-            try:
-                return _read(folder)
-            except (OSError, ValueError, TypeError):  # just removed by another process, or not a snapshot
-                continue
-        return None
+        return next(reversed(self.pending()), None)
 
     def remove(self, snapshot: Snapshot) -> None:
-        """Removes a snapshot that is on the Hub, and the earlier ones."""
-        self._remove([folder for folder in self._folders() if folder.name <= snapshot.folder.name])
+        """Removes a snapshot that is on the Hub, and the earlier ones for the same place."""
+        earlier = [s for s in self.pending() if s.target.place == snapshot.target.place]
+        self._remove([snapshot.folder, *(s.folder for s in earlier if s.folder.name < snapshot.folder.name)])
 
-    def remove_before(self, snapshot: Snapshot, *, keep: Snapshot | None) -> None:
-        """Removes the snapshots before `snapshot`, except one that is being pushed."""
-        kept = keep and keep.folder
-        self._remove([f for f in self._folders() if f.name < snapshot.folder.name and f != kept])
+    def remove_replaced(self, *, keep: Snapshot | None) -> None:
+        """Removes the snapshots that newer ones replace, except one that is being pushed."""
+        pending = self.pending()
+        for number, earlier in enumerate(pending):
+            if any(later.target.replaces(earlier.target) for later in pending[number + 1 :]):
+                self._remove([earlier.folder] if earlier.folder != (keep and keep.folder) else [])
+
+    def make_room(self, files: Mapping[str, Path], target: Target, *, keep: Snapshot | None) -> None:
+        """Removes what a snapshot of `files` would replace, but no checkpoint if it has none of its own."""
+        for earlier in self.pending():
+            spared = earlier.folder == (keep and keep.folder) or (
+                _checkpoint_of(earlier.files) and not _checkpoint_of(files)
+            )
+            if target.replaces(earlier.target) and not spared:
+                self._remove([earlier.folder])
 
     def clear(self, *, keep: Snapshot | None) -> None:
         """Removes all snapshots, except one that is being pushed."""
@@ -159,6 +189,10 @@ class Outbox:
 
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("[0-9]*-*") if re.match(r"\d{6,}-", path.name))
+
+
+def _checkpoint_of(files: Mapping[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in files.items() if name.startswith(f"{LAST_CHECKPOINT}/")}
 
 
 def _code_files(folder: Path) -> Iterator[str]:

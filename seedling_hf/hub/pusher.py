@@ -15,10 +15,11 @@ from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
 
 from seedling_hf.errors import InputError
-from seedling_hf.hub.connection import REQUEST_TIMEOUT_S, explain, limit_waiting
+from seedling_hf.hub.connection import REQUEST_TIMEOUT_S, limit_waiting
 from seedling_hf.hub.model_card import write_card
 from seedling_hf.hub.outbox import Outbox, Snapshot, Target, model_files
 from seedling_hf.hub.repository import PREFLIGHT_TIMEOUT_S, TRIES, check_access, push
+from seedling_hf.network import explain
 from seedling_hf.train_arguments import TrainArguments
 
 # The events that each strategy pushes: a new best model, a save, and the end of the run.
@@ -32,8 +33,8 @@ logger = logging.getLogger(__name__)
 class HubPusher:
     """Pushes in the background of a run, from one process; no failure of the Hub ends or delays the run.
 
-    One thread pushes the newest snapshot; a newer snapshot replaces a pending one. A failed push is retried after 30 s,
-    1 min … 10 min and at the next save; after a permanent error, at the end of the run only.
+    One thread pushes the pending snapshots, oldest first; a newer one replaces a pending one of its kind. A failed push
+    is retried after 30 s, 1 min … 10 min and at the next save; after a permanent error, at the end of the run only.
 
     Args:
         output_dir: Folder of the run; pending snapshots are in `hub_outbox` inside.
@@ -156,7 +157,7 @@ class HubPusher:
             return
         self._not_staged, self._num_bytes = "", snapshot.num_bytes
         with self._changed:
-            self.outbox.remove_before(snapshot, keep=self._pushing)
+            self.outbox.remove_replaced(keep=self._pushing)
             self._news = True
             self._changed.notify()
         self._start()
@@ -195,7 +196,7 @@ class HubPusher:
             return self.outbox.put(files, target, name)
         except OSError:  # a full disk may have room after the snapshots that this one replaces are removed
             with self._changed:
-                self.outbox.clear(keep=self._pushing)
+                self.outbox.make_room(files, target, keep=self._pushing)
             return self.outbox.put(files, target, name)
 
     def _start(self) -> None:
@@ -220,13 +221,7 @@ class HubPusher:
             with self._changed:
                 self._changed.wait_for(lambda: self._finishing or (self._news and not self._permanent), timeout=delay)
                 finishing, self._news = self._finishing, False
-                self._pushing = snapshot = self.outbox.newest()
-            if snapshot is not None:
-                self._push(snapshot, tries=TRIES if finishing else 1)
-                with self._changed:
-                    self._pushing = None
-                    if (newest := self.outbox.newest()) is not None:
-                        self.outbox.remove_before(newest, keep=None)
+            self._push_pending(tries=TRIES if finishing else 1)
             if finishing:
                 return
             if not self._failure or self._permanent:
@@ -234,19 +229,37 @@ class HubPusher:
             else:
                 delay = min(2 * delay, self.longest_delay_s) if delay else self.first_delay_s
 
-    def _push(self, snapshot: Snapshot, tries: int) -> None:
+    def _push_pending(self, tries: int) -> None:
+        """Pushes what waits, oldest first; after a failure nothing more to the same place, to keep the order."""
+        failures: dict[tuple, tuple[str, bool]] = {}
+        for snapshot in self.outbox.pending():
+            with self._changed:
+                if snapshot.target.place in failures or not snapshot.exists():
+                    continue
+                self._pushing = snapshot
+            if failure := self._push(snapshot, tries):
+                failures[snapshot.target.place] = failure
+            with self._changed:
+                self._pushing = None
+                self.outbox.remove_replaced(keep=None)
+        self._failure = "; ".join(reason for reason, _ in failures.values())
+        self._permanent = bool(failures) and all(permanent for _, permanent in failures.values())
+
+    def _push(self, snapshot: Snapshot, tries: int) -> tuple[str, bool] | None:
+        """Pushes one snapshot; the reason of a failure, and whether it is permanent."""
         try:
-            self._address, self._failure, self._permanent = push(snapshot, tries=tries), "", False
+            self._address = push(snapshot, tries=tries)
             self.outbox.remove(snapshot)
-            logger.info("pushed to %s: %s", self.target.repo_id, snapshot.target.message)
+            logger.info("pushed to %s: %s", snapshot.target.repo_id, snapshot.target.message)
         except Exception as error:
             if not snapshot.exists():  # push_to_hub was faster
-                self._failure = ""
-                return
-            self._failure, self._permanent = explain(error)
+                return None
+            self._failure, permanent = explain(error)
             if not self._finishing:
-                again = "at the end of the run" if self._permanent else "soon and at the next save"
+                again = "at the end of the run" if permanent else "soon and at the next save"
                 logger.warning(
                     "push failed: %s; it is safe in %s and is retried %s; `%s` pushes it later",
                     self._failure, snapshot.folder, again, self.push_command,
                 )  # fmt: skip
+            return self._failure, permanent
+        return None

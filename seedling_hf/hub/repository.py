@@ -24,9 +24,10 @@ from huggingface_hub.utils import get_session
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.hub.cards import address_card, check_card, merge_cards
-from seedling_hf.hub.connection import explain, full_repo_id, limit_waiting, require_login
+from seedling_hf.hub.connection import full_repo_id, limit_waiting, require_login
 from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Snapshot, Target, is_result, model_files
 from seedling_hf.inference.classifier import parse_hub_name
+from seedling_hf.network import explain
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

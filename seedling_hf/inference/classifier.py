@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from seedling_hf import SHIPPED_MODEL
 from seedling_hf.arguments import MOST_WORKERS, ArgumentGroup, option
 from seedling_hf.errors import InputError
+from seedling_hf.network import explaining
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
@@ -116,10 +117,8 @@ class Pretrained:
         with_bar = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            yield
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise InputError(f"expected an image classifier at {self.name}, found: {reason}") from error
+            with explaining(f"an image classifier at {self.name}", OSError, ValueError, SafetensorError):
+                yield
         finally:
             if with_bar:
                 logging.enable_progress_bar()

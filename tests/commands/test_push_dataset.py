@@ -143,7 +143,7 @@ def test_a_refusal_of_the_hub_is_one_sentence(client, images, where):
     result = push(client, images)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout
-    assert "\nerror: the Hub answered 403: this token has no write access\n" in result.stdout
+    assert "\nerror: the Hub answered 403: this token has no write access (from HF_TOKEN); use one " in result.stdout
 
 
 def test_a_login_is_required_before_any_work(hub, images, tmp_path):

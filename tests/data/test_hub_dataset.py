@@ -121,5 +121,5 @@ def test_a_hub_class_without_training_images_is_refused_by_name(hub):
 
 
 def test_a_dataset_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"expected a dataset at .*nowhere, found none: "):
+    with pytest.raises(InputError, match=r"expected a dataset at .*nowhere, found: "):
         splits_of(dataset_name=str(tmp_path / "nowhere"))

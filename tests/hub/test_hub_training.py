@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hub_client import FAULTS, LOAD, TOKENS, Client, clean
-from local_hub import Fault
+from local_hub import Fault, LocalHub
 from sample import copy_sample
 
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
@@ -161,6 +161,26 @@ def test_no_fault_harms_the_training(client, images, plain, repository, tmp_path
     assert repository.read("model.safetensors") == (plain / "model.safetensors").read_bytes()
     if not times:
         assert "seedling-hf push_to_hub --output_dir" in result.stdout
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "every_save", "best", "end"])
+def test_a_checkpoint_that_waits_is_not_lost_when_a_run_is_resumed(client, images, repository, tmp_path, strategy):
+    folder = tmp_path / "run"
+    flags = FLAGS | HUB | {"hub_timeout": 1, "train_dir": images, "output_dir": folder, "max_steps": 4}
+    nowhere = Client(None, tmp_path / "home")
+    port = client.hub.port
+    client.hub.stop()
+    for chosen in ("checkpoint", strategy):
+        resume = {"resume_from_checkpoint": "latest"}
+        result = nowhere.train(**flags, **resume, hub_strategy=chosen).finish()
+        assert result.returncode == 0, result.stdout
+    with LocalHub(tmp_path / "hub", tokens=dict(TOKENS), port=port) as hub:
+        repository.hub = hub
+        late = Client(hub, tmp_path / "home").command("push_to_hub", "--output_dir", folder)
+        assert late.returncode == 0, late.stdout
+        assert json.loads(repository.read("last-checkpoint/manifest.json"))["step"] == 4
+        assert set(repository.tree()) >= {"model.safetensors"} | REPORT
+    assert not (folder / "hub_outbox").exists()
 
 
 def test_a_missing_hub_is_one_warning(images, plain, tmp_path):

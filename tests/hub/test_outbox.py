@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -110,5 +111,63 @@ def test_removing_a_snapshot_removes_earlier_ones_and_an_empty_outbox(folder):
 def test_a_snapshot_that_is_being_pushed_is_not_replaced(folder):
     outbox = Outbox(folder)
     first, second, third = (outbox.put(model_files(folder), TARGET, f"step-{step}-save") for step in (1, 2, 3))
-    outbox.remove_before(third, keep=first)
+    outbox.remove_replaced(keep=first)
     assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
+
+
+def test_a_checkpoint_that_waits_goes_on_with_the_next_snapshot_without_one(folder):
+    outbox = Outbox(folder)
+    checkpoint = folder / "checkpoints" / "step-00000001"
+    outbox.put(model_files(folder, checkpoint=checkpoint), replace(TARGET, tag=None), "step-00000001-save")
+    (checkpoint / "state.json").write_text("what the run has written since")
+    end = outbox.put(model_files(folder), TARGET, "step-00000001-end")
+    outbox.remove_replaced(keep=None)
+    assert outbox.pending() == [end]
+    assert end.files["last-checkpoint/state.json"].read_text() == "checkpoints/step-00000001/state.json"
+    newer = outbox.put(model_files(folder, checkpoint=checkpoint), TARGET, "step-00000002-save")
+    assert newer.files["last-checkpoint/state.json"].read_text() == "what the run has written since"
+
+
+@pytest.mark.parametrize(
+    ("change", "replaced"),
+    [
+        ({"message": "Step 2"}, True),
+        ({"private": True}, True),
+        ({"repo_id": "alice/others"}, False),
+        ({"revision": "trial"}, False),
+        ({"tag": "v2"}, False),
+        ({"tag": None}, False),
+    ],
+)
+def test_only_what_is_newer_for_the_same_branch_and_tag_replaces_a_snapshot(folder, change, replaced):
+    outbox = Outbox(folder)
+    first = outbox.put(model_files(folder), TARGET, "step-1-end")
+    second = outbox.put(model_files(folder), replace(TARGET, **change), "step-2-end")
+    outbox.remove_replaced(keep=None)
+    assert outbox.pending() == ([second] if replaced else [first, second])
+
+
+def test_a_checkpoint_for_another_place_stays_there(folder):
+    outbox = Outbox(folder)
+    files = model_files(folder, checkpoint=folder / "checkpoints" / "step-00000001")
+    outbox.put(files, TARGET, "step-00000001-save")
+    other = outbox.put(model_files(folder), replace(TARGET, repo_id="alice/others"), "step-00000001-end")
+    assert "last-checkpoint/state.json" not in other.files
+
+
+def test_room_on_a_full_disk_is_not_made_of_the_only_checkpoint(folder):
+    outbox = Outbox(folder)
+    with_checkpoint = model_files(folder, checkpoint=folder / "checkpoints" / "step-00000001")
+    first = outbox.put(with_checkpoint, TARGET, "step-1-save")
+    outbox.make_room(model_files(folder), TARGET, keep=None)
+    assert outbox.pending() == [first]
+    outbox.make_room(with_checkpoint, TARGET, keep=None)
+    assert outbox.pending() == []
+
+
+def test_a_push_removes_what_waited_before_it_for_the_same_place_only(folder):
+    outbox = Outbox(folder)
+    other = outbox.put(model_files(folder), replace(TARGET, repo_id="alice/others"), "step-1-end")
+    outbox.put(model_files(folder), replace(TARGET, tag=None), "step-2-save")
+    outbox.remove(outbox.put(model_files(folder), TARGET, "step-3-end"))
+    assert outbox.pending() == [other]

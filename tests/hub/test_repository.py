@@ -307,7 +307,7 @@ def test_a_failed_command_says_why_and_ends_with_code_1(client, folder):
     client.hub.faults.append(Fault(path="/commit/", status=403))
     result = client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
     assert result.returncode == 1
-    assert result.stdout.strip().endswith("error: the Hub answered 403: this token has no write access")
+    assert "error: the Hub answered 403: this token has no write access (from HF_TOKEN); use one " in result.stdout
 
 
 def test_a_full_disk_does_not_end_the_run(client, folder, repository):
@@ -343,7 +343,7 @@ def test_two_runs_that_push_to_one_repository_leave_one_complete_model(client, f
     [
         ("hf_reader_secret", "alice/seedlings", "403: this token has no write access"),
         ("hf_bob_secret", "alice/seedlings", "403: this token has no write access"),
-        ("hf_unknown_secret", "alice/seedlings", "401: the token is missing or not valid"),
+        ("hf_unknown_secret", "alice/seedlings", "401: the token is not valid or has expired (from HF_TOKEN)"),
     ],
 )
 def test_missing_write_access_is_reported_before_the_first_step(hub, tmp_path, folder, token, repo_id, reason):
