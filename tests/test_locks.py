@@ -167,3 +167,36 @@ def test_a_lock_whose_file_was_removed_and_made_by_another_is_not_removed(tmp_pa
     (tmp_path / LOCK).write_text("another's")
     release_locks()
     assert (tmp_path / LOCK).read_text() == "another's"
+
+
+# The module that Windows has in place of fcntl, with locks that last as long as the file is open.
+MSVCRT = """
+import errno, fcntl, os, sys, types
+
+def locking(descriptor, mode, count):
+    assert mode == 2 and count == 1 and os.lseek(descriptor, 0, os.SEEK_CUR) > 1 << 20
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PermissionError(errno.EACCES, "Permission denied") from error
+
+sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+sys.modules["fcntl"] = None
+from seedling_hf.errors import InputError
+from seedling_hf.locks import LOCK, lock_folder, release_locks
+"""
+
+
+def test_windows_has_the_same_locks(tmp_path):
+    program = f"""{MSVCRT}
+lock_folder("run")
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or release_locks() or len(os.listdir()))
+try:
+    lock_folder("run")
+except InputError as error:
+    os._exit(f"process {{os.getppid()}} on " not in str(error))
+os._exit(9)
+"""
+    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found
