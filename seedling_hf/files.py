@@ -1,6 +1,5 @@
 """Files and folders that appear complete or not at all, however a run ends."""
 
-import csv
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import CsvWriter
 
 
 def temporary_path(path: str | os.PathLike) -> Path:
@@ -48,7 +48,7 @@ def open_text(path: str | os.PathLike, mode: str = "w") -> TextIO:
 def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes rows as CSV, complete or not at all."""
     with replacing(path) as temporary, open_text(temporary) as stream:
-        csv.writer(stream, lineterminator="\n").writerows(chain([header], rows))
+        CsvWriter(stream).writerows(chain([header], rows))
 
 
 @contextmanager

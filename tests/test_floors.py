@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
-GROUND = {"arguments", "errors", "files", "locks", "machine", "network", "paths", "plots", "signals", "train_arguments"}
+GROUND = {
+    "arguments", "errors", "escaping", "files", "locks", "machine", "network", "paths", "plots", "signals",
+    "spelling", "train_arguments",
+}  # fmt: skip
 FLOORS = [
     GROUND, {"replknet"}, {"data"}, {"inference", "interpretation"}, {"demo", "evaluation"},
     {"hub", "export"}, {"speed", "training"}, {"commands"}, {"__main__"},

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from seedling_hf import __version__
 from seedling_hf.errors import HubError, InputError
+from seedling_hf.escaping import one_line, visible_output
 from seedling_hf.locks import release_locks
 
 GROUPS = {
@@ -48,12 +49,13 @@ INTERRUPTED_EXIT_CODE = 130  # as shells report Ctrl-C
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
+@visible_output()
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main`; an error of ours becomes one sentence on stderr and the exit code."""
     try:
         return main(argv) or 0
     except (HubError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

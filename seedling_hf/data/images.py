@@ -18,6 +18,7 @@ from seedling_hf.data.formats import describe_beginning, image_formats
 from seedling_hf.data.listing import list_images
 from seedling_hf.data.metadata import without_metadata
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import one_line
 
 IMAGE_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
 LARGEST_ASPECT_RATIO = 100  # beyond it, scaling the shorter side up to the model's size takes gigabytes
@@ -206,6 +207,6 @@ def _content(source: Source, size: int = -1) -> bytes:
 
 
 def a_few(names: Sequence[str], most: int = 5) -> str:
-    """The first names for a sentence, and how many more there are; line breaks in them are made visible."""
-    shown = ", ".join(str(name).replace("\n", "\\n") for name in names[:most])
+    """The first names for a sentence, and how many more there are; control characters in them are made visible."""
+    shown = ", ".join(map(one_line, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -15,6 +15,7 @@ from datasets import DatasetDict
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import Row
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import unescape_cell
 from seedling_hf.files import write_csv
 from seedling_hf.train_arguments import SplitArguments
 
@@ -55,8 +56,10 @@ def draw_validation(
         sizes = Counter(clusters.values())
         chosen = _draw_clusters(rows, share, seed, clusters)
         decided = {row for row in rows if sizes[clusters[row]] > 1}
-    for label in sorted({label for _, label in rows}):
-        members = [row for row in rows if row[1] == label]
+    members_of: dict[str, list[Row]] = {}
+    for row in rows:
+        members_of.setdefault(row[1], []).append(row)
+    for label, members in sorted(members_of.items()):
         count = _count_validation(len(members), share)
         if count == 0:
             logger.warning("the class %s has one image, which is used for training and never for validation", label)
@@ -96,7 +99,7 @@ def read_split_csv(path: str | os.PathLike) -> dict[Row, str]:
 def hash_split(path: str | os.PathLike) -> str:
     """SHA-256 of a split.csv, regardless of the order of its lines: runs with equal hashes have equal splits."""
     lines = sorted("\t".join(line) for line in _read_lines(path))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def split_as_written(rows: list[Row], split_file: str | os.PathLike, *, ignore_test: bool) -> dict[Row, str]:
@@ -181,10 +184,11 @@ def _count_validation(count: int, share: float) -> int:
 
 def _read_lines(path: str | os.PathLike) -> list[list[str]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.reader(stream)
             # The header first, so that a huge file of another kind is not read completely.
             lines = list(reader) if next(reader, None) == ["file", "label", "split"] else [[]]
+            lines = [[unescape_cell(cell) for cell in line] for line in lines]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"expected a split.csv at {path}, found: {error}") from error
     if any(len(line) != 3 or line[2] not in SPLITS for line in lines):

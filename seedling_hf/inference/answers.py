@@ -1,10 +1,11 @@
 """What a model predicts for an image, and the files and tables that show it."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+
+from seedling_hf.escaping import CsvWriter, one_line, pad, width_of
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl"}
 FORMATS = ("csv", "jsonl", "kaggle")
@@ -55,7 +56,7 @@ class AnswerWriter:
         self, stream: TextIO, output_format: str, threshold: float | None = None, *, tiles: bool = False
     ) -> None:
         self.stream, self.output_format, self.threshold, self.tiles = stream, output_format, threshold, tiles
-        self.csv = csv.writer(stream, lineterminator="\n")
+        self.csv = CsvWriter(stream)
 
     def write_heading(self) -> None:
         if self.output_format == "kaggle":
@@ -92,10 +93,11 @@ def format_table(answers: Sequence[Answer], threshold: float | None = None) -> s
     """Answers for a terminal, with a bar for each probability; empty where there are none."""
     rows = [(answer.file, answer.ranking) for answer in answers if answer.ranking]
     rows += [(f"{a.file}  {number}", plant.ranking) for a in answers for number, plant in enumerate(a.plants, 1)]
-    place_width = max((len(place) for place, _ in rows), default=0)
-    name_width = max((len(name) for _, ranking in rows for name, _ in ranking), default=0)
+    rows = [(one_line(place), [(one_line(name), p) for name, p in ranking]) for place, ranking in rows]
+    place_width = max((width_of(place) for place, _ in rows), default=0)
+    name_width = max((width_of(name) for _, ranking in rows for name, _ in ranking), default=0)
     return "\n".join(
-        f"{place if rank == 0 else '':<{place_width}}  {name:<{name_width}}  {probability:6.1%}  "
+        f"{pad(place if rank == 0 else '', place_width)}  {pad(name, name_width)}  {probability:6.1%}  "
         f"{'█' * round(20 * probability)}{'' if rank or is_sure(ranking, threshold) else '  not sure'}".rstrip()
         for place, ranking in rows
         for rank, (name, probability) in enumerate(ranking)

@@ -6,6 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
+from seedling_hf.escaping import data_output, one_line
 from seedling_hf.files import open_text, replacing, write_csv
 from seedling_hf.inference.answers import Answer, AnswerWriter, format_count, format_table
 from seedling_hf.inference.journal import Journal
@@ -31,7 +32,7 @@ def write_and_show(arguments: PredictArguments, journal: Journal) -> None:
         if shown := [answer for answer in journal.answers() if answer.ranking or answer.plants]:
             print(format_table(shown, arguments.threshold))
     elif not path:
-        _write(arguments, journal, sys.stdout)
+        _write(arguments, journal, data_output())
     if path:
         count = sum(answer.reason is None for answer in journal.answers())
         of = f"{format_count(plants, 'plant')} in " if arguments.tiles else ""
@@ -69,7 +70,7 @@ def print_without_plants(answers: Iterable[Answer]) -> None:
 
 
 def _print_list(heading: str, items: Iterator[str], further: Sequence[str] = ()) -> None:
-    listed = list(islice(items, MOST_FILES_PRINTED))
+    listed = [one_line(item) for item in islice(items, MOST_FILES_PRINTED)]
     if not listed:
         return
     more = sum(1 for _ in items)

@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from seedling_hf.errors import require_package
+from seedling_hf.escaping import one_line
 from seedling_hf.inference.greenness import excess_green, otsu_bin
+from seedling_hf.plots.fonts import find_font_file, shorten, warn_of_missing
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, as PIL's crop takes it
 MIN_SIDE = 0.02
@@ -60,9 +62,9 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], names: Sequence[str]) -
     image = image.convert("RGB")
     draw = ImageDraw.Draw(image)
     width = max(2, min(image.size) // 300)
-    font = ImageFont.load_default(max(11, min(image.size) // 60))
     for box, name in zip(boxes, names, strict=True):
         left, top, right, bottom = box
+        name, font = _letter(name, max(11, min(image.size) // 60))
         draw.rectangle((left, top, right - 1, bottom - 1), outline="#ffd400", width=width)
         _, _, text_width, text_height = draw.textbbox((0, 0), name, font=font)
         x = max(0, min(left, image.width - text_width - 4))
@@ -70,6 +72,16 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], names: Sequence[str]) -
         draw.rectangle((x, y, x + text_width + 4, y + text_height + 4), fill="#ffd400")
         draw.text((x + 2, y + 1), name, fill="black", font=font)
     return image
+
+
+def _letter(name: str, size: int) -> "tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]":
+    """A name as it can be drawn, and a font for it: only its first word, the number, where no font holds it."""
+    name = shorten(one_line(name))
+    if not name.isascii():
+        if path := find_font_file(name):
+            return name, ImageFont.truetype(path, size)
+        warn_of_missing([name.split(" ", 1)[-1]], "boxes show the numbers that the plants have in the output")
+    return name if name.isascii() else name.split(" ")[0], ImageFont.load_default(size)
 
 
 def _find_green(image: Image.Image) -> np.ndarray:

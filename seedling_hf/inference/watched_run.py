@@ -11,6 +11,7 @@ from pathlib import Path
 
 from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import data_output
 from seedling_hf.inference.answers import AnswerWriter, format_count
 from seedling_hf.inference.ledger import SUFFIX, Ledger
 from seedling_hf.inference.output import build_writer, print_failed, print_without_plants, write_failed
@@ -79,8 +80,9 @@ def _write(output: WatchedOutput | None, rows: str) -> None:
     if output:
         output.append(rows.encode("utf-8", "surrogateescape"))
     else:
-        sys.stdout.write(rows)
-        sys.stdout.flush()
+        stream = data_output()
+        stream.write(rows)
+        stream.flush()
 
 
 def _watch(

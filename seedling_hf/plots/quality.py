@@ -2,49 +2,70 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seedling_hf.plots.style import EVAL_COLOR, INK, SERIES, TRAIN_COLOR, column, new_figure, save, tidy
+from seedling_hf.escaping import width_of
+from seedling_hf.plots.fonts import draw_names
+from seedling_hf.plots.style import EVAL_COLOR, INK, SERIES, TRAIN_COLOR, column, new_figure, readable_on, save, tidy
 
-LARGEST_MATRIX_WITH_COUNTS = 40
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_CLASSES = 40  # in a figure; more could not be read
 
 
 def plot_confusion_matrix(
     matrix: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str], path: str | os.PathLike
 ) -> None:
-    """Draws (C, C) counts, rows are true classes, colored by their share of the row: recall green, mistakes orange."""
-    matrix, count = np.asarray(matrix), len(class_names)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    with_counts = count <= LARGEST_MATRIX_WITH_COUNTS
-    side = max((0.56 if with_counts else 0.2) * count, 2.4) + 0.4 + 0.085 * max(map(len, class_names))
+    """Draws (C, C) counts, rows are true classes, colored by their share of the row: recall green, mistakes orange.
+
+    Of more than `MOST_CLASSES` classes it draws those with the most mistakes.
+    """
+    matrix = np.asarray(matrix)
+    correct, totals = int(np.trace(matrix)), matrix.sum(1)
+    title = f"{correct:,} of {totals.sum():,} images correct: {100 * correct / max(totals.sum(), 1):.1f} %"
+    shown = most_confused(matrix)
+    if len(shown) < len(matrix):
+        title += f"\nthe {len(shown)} of {len(matrix):,} classes with the most mistakes"
+    names = draw_names(class_names)
+    rows = [f"{names[i]}  ({totals[i]:,})" for i in shown]
+    names = [names[i] for i in shown]
+    counts = matrix[np.ix_(shown, shown)]
+    side = max(0.56 * len(shown), 2.4) + 0.4 + 0.085 * max(map(width_of, names))
     figure = new_figure(side + 0.4, side)
     axes = figure.subplots()
-    diagonal = np.eye(count, dtype=bool)
-    axes.imshow(np.ma.array(shares, mask=diagonal | (matrix == 0)), cmap="Oranges", vmin=0, vmax=0.5)
-    axes.imshow(np.ma.array(shares, mask=~diagonal), cmap="Greens", vmin=0, vmax=1)
-    totals = matrix.sum(1).tolist()
-    rows = [f"{name}  ({total:,})" for name, total in zip(class_names, totals, strict=True)]
-    axes.set_xticks(range(count), class_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(count), rows)
+    axes.set_xticks(range(len(shown)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(shown)), rows)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class (images)")
-    correct, total = int(np.trace(matrix)), sum(totals)
-    axes.set_title(f"{correct:,} of {total:,} images correct: {100 * correct / max(total, 1):.1f} %", loc="left")
+    axes.set_title(title, loc="left")
     axes.spines[:].set_color("#dddddd")
     axes.tick_params(which="both", length=0)
-    if with_counts:
-        axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
-        axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
-        axes.grid(which="minor", color="#dddddd", linewidth=0.6)
-        for y, x in np.argwhere(matrix > 0):
-            axes.text(
-                x, y, f"{matrix[y, x]:,}", ha="center", va="center", fontsize=9,
-                color="white" if shares[y, x] > (0.55 if x == y else 0.35) else INK,
-                fontweight="bold" if x == y else "normal",
-            )  # fmt: skip
+    axes.set_xticks(np.arange(1, len(shown)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, len(shown)) - 0.5, minor=True)
+    axes.grid(which="minor", color="#dddddd", linewidth=0.6)
+    _draw_cells(axes, counts, counts / np.maximum(totals[shown], 1)[:, None])
     save(figure, path)
+
+
+def most_confused(matrix: np.ndarray) -> np.ndarray:
+    """The numbers, in their order, of the at most `MOST_CLASSES` classes with the most mistakes in (C, C) counts."""
+    mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
+    return np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES])
+
+
+def _draw_cells(axes: "Axes", counts: np.ndarray, shares: np.ndarray) -> None:
+    diagonal = np.eye(len(counts), dtype=bool)
+    for cells, colors, most in ((~diagonal, "Oranges", 0.5), (diagonal, "Greens", 1)):
+        cells = cells & (counts > 0)
+        image = axes.imshow(np.ma.array(shares, mask=~cells), cmap=colors, vmin=0, vmax=most)
+        for y, x in np.argwhere(cells):
+            axes.text(
+                x, y, f"{counts[y, x]:,}", ha="center", va="center", fontsize=9,
+                color=readable_on(image.to_rgba(shares[y, x])), fontweight="bold" if x == y else "normal",
+            )  # fmt: skip
 
 
 def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, chance: float) -> None:

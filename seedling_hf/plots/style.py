@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seedling_hf.escaping import visible
 from seedling_hf.files import replacing
+from seedling_hf.plots.fonts import DEFAULT, find_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +27,29 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save(figure: "Figure", path: str | os.PathLike) -> None:
+    _take_texts_literally(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12)
+
+
+def _take_texts_literally(figure: "Figure") -> None:
+    """No text is TeX, controls none, and has its characters from fonts that hold them, else `?`."""
+    from matplotlib.text import Text
+
+    for axes in figure.findobj(lambda artist: hasattr(artist, "xaxis")):
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels()  # makes them, so that they are found
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    fonts, missing = find_fonts("".join(visible(text.get_text()) for text in texts))
+    for text in texts:
+        text.set_parse_math(False)
+        shown = visible(text.get_text())
+        if missing:
+            shown = "".join("?" if character in missing else character for character in shown)
+        if shown != text.get_text():
+            text.set_text(shown)
+        if not shown.isascii() and fonts:
+            text.set_fontfamily([DEFAULT, *(font.family for font in fonts)])
 
 
 def tidy(axes: "Axes", axis: str = "both") -> None:
@@ -41,6 +64,14 @@ def bare(axes: "Axes") -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
+
+
+def readable_on(color: Sequence[float]) -> str:
+    """Black or white, whichever has the higher contrast on a color of 0 to 1: at least 4.5 (WCAG 2.2, 1.4.3)."""
+    channels = np.asarray(color[:3], dtype=float)
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
 def column(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
