@@ -305,6 +305,8 @@ def _pointer_text(name: str) -> str:
 
 
 def _read_pointer(pointer: Path) -> int | None:
+    if not pointer.is_file():  # reading from a pipe would never end
+        return None
     try:
         text = pointer.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

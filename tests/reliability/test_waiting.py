@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -314,6 +315,10 @@ def test_a_signal_while_other_commands_wait_ends_them_at_once(tmp_path, species,
 # Files that are no files
 
 
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))  # /dev/zero never ends
+
+
 def put(kind: str, path: Path) -> None:
     path.unlink(missing_ok=True)
     if kind == "pipe":
@@ -332,6 +337,16 @@ def put(kind: str, path: Path) -> None:
 KINDS = ["pipe", "device", "socket", "terminal"]
 
 
+def assert_named(outcome: Outcome, name: str) -> None:
+    """Refused or counted, but named."""
+    assert outcome.code in (0, 2), outcome
+    assert name in outcome.stderr + outcome.stdout
+    if outcome.code == 2:
+        assert_sentence(outcome, name)
+    else:
+        assert_well(outcome)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["train", "predict", "evaluate"])
 def test_what_is_no_regular_file_is_no_image(tmp_path, images, species, model_dir, kind, name):
@@ -339,13 +354,84 @@ def test_what_is_no_regular_file_is_no_image(tmp_path, images, species, model_di
     shutil.copytree(images if name == "train" else species, folder)
     put(kind, folder / "Maize" / "odd.jpg")
     words = train_words(folder, 0) if name == "train" else words_of(name, folder, model_dir, 0)
-    outcome = command(words, tmp_path, timeout=40)
-    assert outcome.code in (0, 2), outcome
-    assert "odd.jpg" in outcome.stderr
-    if outcome.code == 2:
-        assert_sentence(outcome, "odd.jpg")
+    assert_named(command(words, tmp_path, timeout=40, before=_limit_memory), "odd.jpg")
+
+
+READERS = {
+    "describe_dataset": ["--train_dir", "images"],
+    "inspect_dataset": ["--train_dir", "images", "--output_dir", "out"],
+    "make_split": ["--train_dir", "images", "--output_dir", "out"],
+    "preview_augmentation": ["--train_dir", "images", "--output_dir", "out"],
+    "embed": ["--images", "images", "--embeddings_file", "features.parquet"],
+    "compare": ["--models", "model", "other", "--data_dir", "images", "--output_dir", "out"],
+    "probe": ["--test_dir", "images", "--output_dir", "out"],
+    "visualize_erf": ["--images", "images", "--model_name_or_path", "model", "--output_dir", "out"],
+    "export": [
+        "--model_name_or_path",
+        "model",
+        "--output_file",
+        "m.pt2",
+        "--format",
+        "torch_export",
+        "--eval_dir",
+        "images",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", READERS)
+def test_no_command_waits_for_a_pipe_among_images(tmp_path, species, model_dir, kind, name):
+    shutil.copytree(species, tmp_path / "images")
+    for link in ("model", "other"):
+        (tmp_path / link).symlink_to(model_dir)
+    put(kind, tmp_path / "images" / "Maize" / "odd.jpg")
+    outcome = command([name, *READERS[name]], tmp_path, timeout=60, before=_limit_memory)
+    if name == "inspect_dataset":  # its exit code says that there are findings
+        assert outcome.code == 1 and "odd.jpg" in (tmp_path / "out" / "inspection.json").read_text(), outcome
     else:
-        assert_well(outcome)
+        assert_named(outcome, "odd.jpg")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_watch_names_a_pipe_and_goes_on(tmp_path, species, model_dir, kind):
+    folder = tmp_path / "images"
+    shutil.copytree(species, folder)
+    put(kind, folder / "Charlock" / "odd.jpg")
+    os.utime(folder / "Charlock" / "odd.jpg", (1e9, 1e9), follow_symlinks=False)  # writing has ended long ago
+    started = Started([*words_of("predict", folder, model_dir, 0), "--watch"], tmp_path)
+    answers = tmp_path / "answers.csv"
+    started.wait_for(lambda: answers.exists() and answers.read_text().count("\n") == 17)
+    time.sleep(0.5)
+    started.send(signal.SIGTERM)
+    outcome = started.finish(30)
+    assert_well(outcome)
+    assert "odd.jpg" in outcome.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_an_image_that_becomes_a_pipe_in_the_run_is_a_sentence(tmp_path, images, kind, workers):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    started = Started(train_words(folder, workers, **LONG), tmp_path)
+    started.wait_for(lambda: steps_done(tmp_path) >= 3)
+    for image in folder.glob("Maize/*"):
+        put(kind, image)
+    assert_sentence(started.finish(30), "Maize", "--resume_from_checkpoint latest")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("file", ["latest", "state.json", "model.safetensors", "metrics.jsonl"])
+def test_state_that_is_no_file_is_not_waited_for(tmp_path, images, kind, file):
+    words = train_words(images, 0)
+    assert_well(command(words, tmp_path))
+    found = sorted((tmp_path / "run").rglob(file))
+    for path in found:
+        put(kind, path)
+    words += ["--resume_from_checkpoint", "latest"]
+    resumed = command(words, tmp_path, timeout=40, before=_limit_memory)
+    assert resumed.code in (0, 2) and "Traceback" not in resumed.stderr, resumed
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
@@ -354,7 +440,8 @@ def test_a_model_folder_with_something_else_than_files_is_a_sentence(tmp_path, m
     folder = tmp_path / "model"
     shutil.copytree(model_dir, folder)
     put(kind, folder / file)
-    assert_sentence(command(words_of("predict", species, folder, 0), tmp_path, timeout=40), file)
+    words = words_of("predict", species, folder, 0)
+    assert_sentence(command(words, tmp_path, timeout=40, before=_limit_memory), file)
 
 
 INPUTS = {
@@ -362,6 +449,12 @@ INPUTS = {
     "split file": [*map(str, train_words(Path("images"), 0)), "--split_file", "odd"],
     "query": ["embed", "--embeddings_file", "features.parquet", "--query", "odd"],
     "table": ["embed", "--embeddings_file", "odd", "--query", "image.jpg"],
+    "teacher": [*map(str, train_words(Path("images"), 0)), "--teacher_model_name_or_path", "odd"],
+    "start": ["train", "--train_dir", "images", "--output_dir", "run", "--model_name_or_path", "odd"],
+    "checkpoint": [*map(str, train_words(Path("images"), 0)), "--resume_from_checkpoint", "odd"],
+    "output": ["predict", "--images", "images", "--output_file", "odd"],
+    "watched output": ["predict", "--images", "images", "--output_file", "odd", "--watch"],
+    "training images": ["train", "--train_dir", "odd", "--output_dir", "run", "--variant", "tiny"],
     "converted weights": ["convert_checkpoint", "--checkpoint_path", "odd", "--output_dir", "model"],
     "one image": ["predict", "--images", "odd"],
     "model": ["predict", "--model_name_or_path", "odd", "--images", "images"],
@@ -375,7 +468,7 @@ def test_an_input_that_is_no_regular_file_is_a_sentence(tmp_path, images, kind, 
     (tmp_path / "images").symlink_to(images)
     shutil.copyfile(next((images / "Maize").iterdir()), tmp_path / "image.jpg")
     (tmp_path / "features.parquet").touch()
-    assert_sentence(command(INPUTS[name], tmp_path, timeout=30), "odd")
+    assert_sentence(command(INPUTS[name], tmp_path, timeout=30, before=_limit_memory), "odd")
 
 
 # Workers that persist
