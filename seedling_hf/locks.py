@@ -64,6 +64,21 @@ def release_locks() -> None:
             lock.release()
 
 
+def keeps_lock(folder: str | os.PathLike) -> bool:
+    """Whether what `lock_folder` has locked is still there: not if the folder was deleted or replaced since."""
+    lock = _held.get(Path(os.path.realpath(Path(folder, LOCK))))
+    if lock is None or lock.descriptor is None:  # a file system without locks
+        return os.path.isdir(folder)
+    return _is_at(lock.path, lock.descriptor)
+
+
+def lock_again(folder: str | os.PathLike) -> None:
+    """Locks an output folder whose lock was deleted with it; otherwise as `lock_folder`."""
+    if (lock := _held.pop(Path(os.path.realpath(Path(folder, LOCK))), None)) is not None:
+        lock.release()
+    lock_folder(folder)
+
+
 def is_lock(path: str | os.PathLike) -> bool:
     """Whether a path is named as a lock, by its last part."""
     return Path(path).name.endswith(LOCK)

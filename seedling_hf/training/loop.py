@@ -1,16 +1,12 @@
 """The training loop: what a step, an evaluation and a checkpoint are, and when each is due."""
 
-import hashlib
 import logging
 import math
-import os
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import DatasetDict
@@ -18,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from seedling_hf.data.images import ImageError
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.hub.pusher import HubPusher
@@ -34,11 +31,13 @@ from seedling_hf.training.resuming import (
     check_counters,
     check_same_shape,
     check_unchanged,
+    compared_arguments,
     explaining_damage,
     fetch_checkpoint,
     get_random_state,
     set_random_state,
 )
+from seedling_hf.training.run_folder import RunFolder
 from seedling_hf.training.run_log import RunLog, Timing
 
 NO_BEST = {"best_step": None, "best_accuracy": -1.0, "best_loss": math.inf, "evaluations_since_best": 0}
@@ -84,7 +83,7 @@ class Training:
         if arguments.teacher_model_name_or_path:
             teachers = Teachers(arguments, self.class_names, image_processor, accelerator.device)
         self.learner = Learner(arguments, model, accelerator, self.batches.num_steps, teachers)
-        self.run_log = RunLog(self.output_dir, accelerator)
+        self.run_log, self.folder = RunLog(self.output_dir, accelerator), RunFolder(arguments, splits, accelerator)
         self.checkpoints = Checkpoints(
             self.output_dir,
             arguments.save_total_limit,
@@ -110,6 +109,10 @@ class Training:
             except Stopped:
                 self.save_checkpoint()
                 return False
+            except ImageError:
+                if self.accelerator.num_processes == 1:  # others do not know of it
+                    self.save_checkpoint()
+                raise
             finally:
                 self.batches.waiting.stop = self.eval_loader.waiting.stop = None
                 self.batches.loader.close()
@@ -124,6 +127,7 @@ class Training:
             with self.timing.measure("train"):
                 loss, grad_norm = self.optimization_step(batches)
             counters["step"] += 1
+            self.folder.keep()
             self.timing.images += self.batches.global_batch_size
             bar.update()
 
@@ -158,6 +162,7 @@ class Training:
 
         A signal ends it, and the checkpoint that is then saved says that it is to be repeated.
         """
+        self._forget_lost_model()
         started, self.is_evaluated = time.perf_counter(), False
         self.learner.share_statistics()
         logits, index = predict(self.learner.evaluated_model(), self.eval_loader, self.accelerator)
@@ -188,6 +193,21 @@ class Training:
             )
         self.is_evaluated = True
         return values
+
+    def keep_best_model(self) -> bool:
+        """Evaluates the present weights if the best ones are not in the output folder: there, these are the best."""
+        self.folder.keep()
+        lost = self._forget_lost_model()
+        if lost:
+            self.evaluate()
+        return lost
+
+    def _forget_lost_model(self) -> bool:
+        """Whether the best weights are in another folder, or deleted; any others are better then."""
+        is_whole = (self.output_dir / "config.json").exists() and any(self.output_dir.glob("model*.safetensors"))
+        lost = self.counters["best_step"] is not None and not gather_object([is_whole])[0]
+        self.counters |= NO_BEST if lost else {}
+        return lost
 
     # Checkpoints
 
@@ -232,11 +252,7 @@ class Training:
         self.resumed_at_step = checkpoint.step
         self.run_log.cut(checkpoint.step)
         logger.info("resumed at step %d from %s", checkpoint.step, checkpoint.path)
-        if self.counters["best_step"] is not None and not (self.output_dir / "config.json").exists():
-            # The best weights are in another folder: in this one, the best so far are these.
-            self.counters |= NO_BEST
-            self.evaluate()
-        elif not self.is_evaluated:
+        if not self.keep_best_model() and not self.is_evaluated:
             self.evaluate()
             if self._is_save_due():
                 self.save_checkpoint()
@@ -280,16 +296,7 @@ class Training:
             )  # fmt: skip
 
     def _compared_arguments(self) -> dict[str, Any]:
-        """What must be the same when the run is resumed; of the batch, its global size."""
-        names = ["validation"] if self.arguments.streaming else ["train", "validation"]
-        rows = (
-            row for name in names for row in zip(self.splits[name]["file"], self.splits[name]["label"], strict=True)
-        )
-        files = "\n".join(f"{file}\t{label}" for file, label in rows)
-        return asdict(self.arguments) | {
-            "global_batch_size": self.batches.global_batch_size,
-            "split": hashlib.sha256(files.encode()).hexdigest(),
-        }
+        return compared_arguments(self.arguments, self.splits, self.batches.global_batch_size)
 
     # What is reported
 
@@ -307,26 +314,6 @@ class Training:
     @property
     def epoch(self) -> float:
         return self.batches.epoch_at(self.counters["step"])
-
-    @property
-    def description(self) -> str:
-        """The run in a few lines, before it starts."""
-        arguments, accelerator, batches = self.arguments, self.accelerator, self.batches
-        threads = hint = ""
-        if accelerator.device.type == "cpu":
-            threads = f" of {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-            share = (os.cpu_count() or 1) // accelerator.num_processes
-            if torch.get_num_threads() == 1 < share:  # accelerate's default
-                hint = f"\nfaster with more threads: accelerate launch --num_cpu_threads_per_process {share}"
-        return (
-            f"{arguments.variant or arguments.timm_architecture or arguments.model_name_or_path}: "
-            f"{sum(p.numel() for p in self.learner.model.parameters()) / 1e6:.1f} M parameters, "
-            f"{batches.image_size}×{batches.image_size} pixels, "
-            f"{accelerator.num_processes} × {accelerator.device.type}{threads}"
-            f"{', sharded by FSDP' if accelerator.is_fsdp2 else ''}, mixed precision {accelerator.mixed_precision}\n"
-            f"{batches.num_steps} steps of {batches.global_batch_size} images, "
-            f"{'streamed' if arguments.streaming else f'{batches.steps_per_epoch} steps per epoch'}{hint}"
-        )
 
     # When something is due
 

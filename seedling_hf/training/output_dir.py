@@ -1,6 +1,7 @@
 """The output folder of a run: prepared before it, described at its start, completed with the report at its end."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -9,14 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from datasets import Dataset, Image
 
-from seedling_hf.arguments import write_arguments
 from seedling_hf.data.dataset import describe_splits
 from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
-from seedling_hf.data.splits import write_split_csv
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.report import evaluate_model
@@ -101,22 +101,40 @@ def report_start(training: Training) -> None:
     """Prints what the run starts from: its images, those that are in both splits, and its size."""
     arguments, splits, output_dir = training.arguments, training.splits, training.output_dir
     if training.accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
         if not arguments.resume_from_checkpoint:
             record_start(training)
         if not (arguments.resume_from_checkpoint or arguments.streaming):
             report_shared_images(splits, output_dir / SHARED_IMAGES, look=not arguments.no_duplicate_check)
+        training.folder.remember()
         print(describe_splits({"validation": splits["validation"]} if arguments.streaming else splits))
-        print(training.description)
+        print(describe_run(training))
     training.accelerator.wait_for_everyone()
 
 
 def record_start(training: Training) -> None:
     """Writes arguments.yaml and split.csv; of a resumed run, once it is known to be the same run."""
     if training.accelerator.is_main_process:
-        write_arguments(training.arguments, training.output_dir / "arguments.yaml")
-        if not training.arguments.streaming:
-            write_split_csv(training.splits, training.output_dir / "split.csv")
+        training.folder.write_start()
+
+
+def describe_run(training: Training) -> str:
+    """The run in a few lines, before it starts."""
+    arguments, accelerator, batches = training.arguments, training.accelerator, training.batches
+    threads = hint = ""
+    if accelerator.device.type == "cpu":
+        threads = f" of {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+        share = (os.cpu_count() or 1) // accelerator.num_processes
+        if torch.get_num_threads() == 1 < share:  # accelerate's default
+            hint = f"\nfaster with more threads: accelerate launch --num_cpu_threads_per_process {share}"
+    return (
+        f"{arguments.variant or arguments.timm_architecture or arguments.model_name_or_path}: "
+        f"{sum(p.numel() for p in training.learner.model.parameters()) / 1e6:.1f} M parameters, "
+        f"{batches.image_size}×{batches.image_size} pixels, "
+        f"{accelerator.num_processes} × {accelerator.device.type}{threads}"
+        f"{', sharded by FSDP' if accelerator.is_fsdp2 else ''}, mixed precision {accelerator.mixed_precision}\n"
+        f"{batches.num_steps} steps of {batches.global_batch_size} images, "
+        f"{'streamed' if arguments.streaming else f'{batches.steps_per_epoch} steps per epoch'}{hint}"
+    )
 
 
 def report_stop(training: Training) -> int:
@@ -136,6 +154,7 @@ def report_run(training: Training) -> None:
     """
     arguments, accelerator, output_dir = training.arguments, training.accelerator, training.output_dir
     validation = training.splits["validation"]
+    training.keep_best_model()
     batch_size, num_workers = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
     report = evaluate_model(
         Evaluator(*load_classifier(str(output_dir)), accelerator, batch_size, num_workers),

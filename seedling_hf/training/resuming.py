@@ -1,9 +1,11 @@
 """What a resumed run needs beside the loop: its checkpoint, the same arguments, and random numbers that continue."""
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from datasets import Dataset
 
 from seedling_hf.data.images import ImageError
 from seedling_hf.errors import InputError
 from seedling_hf.hub.repository import download_run
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import DamageError, RunState
 
 # Arguments that do not change the resulting weights.
@@ -61,6 +65,19 @@ def fetch_checkpoint(name: str, output_dir: Path, accelerator: Accelerator) -> s
     if error is not None:
         raise InputError(error)
     return path
+
+
+def compared_arguments(
+    arguments: TrainArguments, splits: Mapping[str, Dataset], global_batch_size: int
+) -> dict[str, Any]:
+    """What must be the same when a run is resumed; of the batch, its global size."""
+    names = ["validation"] if arguments.streaming else ["train", "validation"]
+    rows = (row for name in names for row in zip(splits[name]["file"], splits[name]["label"], strict=True))
+    files = "\n".join(f"{file}\t{label}" for file, label in rows)
+    return asdict(arguments) | {
+        "global_batch_size": global_batch_size,
+        "split": hashlib.sha256(files.encode()).hexdigest(),
+    }
 
 
 def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, allow: bool = False) -> list[str]:

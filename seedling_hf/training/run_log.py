@@ -81,12 +81,15 @@ class RunLog:
 
     def __init__(self, output_dir: Path, accelerator: Accelerator) -> None:
         self.path, self.accelerator = output_dir / "metrics.jsonl", accelerator
+        self.lines: list[str] = []  # the whole file, in case that it is deleted
 
     def append(self, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
         """Logs `values`, of which trackers get those that are not None."""
         if self.accelerator.is_main_process:
+            self.lines.append(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+            lost = not self.path.exists()
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+                file.writelines(self.lines if lost else self.lines[-1:])
         self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
 
     def cut(self, step: int) -> None:
@@ -113,12 +116,12 @@ class RunLog:
                 aside,
             )
         kept = [line + b"\n" for line, record in records if record is not None and record["step"] <= step]
-        write_text(self.path, b"".join(kept).decode())
+        self.lines = [line.decode() for line in kept]
+        write_text(self.path, "".join(self.lines))
 
     def read(self) -> list[dict[str, Any]]:
-        """All entries, without lines that are none."""
-        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
-        return [record for line in lines if (record := _parse(line)) is not None]
+        """All entries, also where somebody has deleted the file."""
+        return [json.loads(line) for line in self.lines]
 
     def _aside(self) -> Path:
         """A free name for what was found in the place of metrics.jsonl."""

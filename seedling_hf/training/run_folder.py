@@ -1,0 +1,62 @@
+"""The output folder while a run goes on: if somebody deletes it, it is made again with what the memory still has."""
+
+import logging
+from pathlib import Path
+
+from accelerate import Accelerator
+from datasets import DatasetDict
+
+from seedling_hf.arguments import write_arguments
+from seedling_hf.data.inspection import SHARED_IMAGES
+from seedling_hf.data.splits import write_split_csv
+from seedling_hf.files import write_text
+from seedling_hf.locks import keeps_lock, lock_again
+from seedling_hf.train_arguments import TrainArguments
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The folder of a run, and the files that the run starts with; only the main process writes.
+
+    Attributes:
+        device: Of the file system that it lies on.
+    """
+
+    def __init__(self, arguments: TrainArguments, splits: DatasetDict, accelerator: Accelerator) -> None:
+        self.path, self.is_main_process = Path(arguments.output_dir), accelerator.is_main_process
+        self.arguments, self.splits = arguments, splits
+        self.shared_images: str | None = None
+        self.device: int | None = None
+
+    def write_start(self) -> None:
+        """Writes arguments.yaml and split.csv, and near_duplicates.json if `remember` has read it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_arguments(self.arguments, self.path / "arguments.yaml")
+        if not self.arguments.streaming:
+            write_split_csv(self.splits, self.path / "split.csv")
+        if self.shared_images is not None:
+            write_text(self.path / SHARED_IMAGES, self.shared_images)
+
+    def remember(self) -> None:
+        """Reads what would take long to find again."""
+        shared = self.path / SHARED_IMAGES
+        self.shared_images = shared.read_text(encoding="utf-8") if shared.exists() else None
+        self.device = self.path.stat().st_dev
+
+    def keep(self) -> None:
+        """Makes the folder again if it was deleted, and locks it; not in place of a disk that is missing.
+
+        Raises:
+            InputError: if another run has taken its place.
+        """
+        if not self.is_main_process or self.device is None or keeps_lock(self.path):
+            return
+        above = next(path for path in self.path.absolute().parents if path.exists())
+        if above.stat().st_dev != self.device or (self.path.exists() and not self.path.is_dir()):
+            return
+        was_there = (self.path / "arguments.yaml").exists()
+        lock_again(self.path)
+        if not was_there:
+            logger.warning("%s was deleted during the run: it is made again, without earlier checkpoints", self.path)
+            self.write_start()
