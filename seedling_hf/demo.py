@@ -11,6 +11,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from seedling_hf.data.images import ImageError, read_image, to_rgb
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
+from seedling_hf.inference.batch_memory import check_memory, image_side
 from seedling_hf.inference.classifier import list_classes, load_classifier
 from seedling_hf.inference.prediction import forward, rank_classes
 
@@ -92,6 +93,7 @@ def build_demo(
         InputError: as `load_classifier` does.
     """
     model, image_processor = load_classifier(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    check_memory(model, 1, image_side(image_processor), "use a model for smaller images", trains=True)  # of its map
     demo = Demo(model, image_processor, threshold)
 
     def show(path: str | None) -> tuple[str, Any, Any]:

@@ -1,8 +1,9 @@
-"""The machine that figures are measured on, and its clock."""
+"""The machine that figures are measured on: its name, its memory and its clock."""
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,6 +20,34 @@ def device_name(device: torch.device | str) -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, names), platform.processor() or platform.machine() or "CPU")
+
+
+def memory_size(device: torch.device | str = "cpu") -> int:
+    """Bytes of memory of a GPU; or of the machine with its swap, or of the container where that is less."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    total = psutil.virtual_memory().total
+    with suppress(OSError, RuntimeError):  # some containers hide it
+        total += psutil.swap_memory().total
+    return min([total, *_container_limits()])
+
+
+def _container_limits() -> Iterator[int]:
+    """The limits of memory of the control groups that this process is in."""
+    file = Path("/proc/self/cgroup")
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, name = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
+        # Within a container, the root is what its own group is outside.
+        for folder in {Path(group), *Path(group).parents}:
+            limit = Path("/sys/fs/cgroup", root, folder.relative_to("/"), name)
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                yield int(limit.read_text(encoding="utf-8"))
 
 
 def time_in_turns(runs: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, list[float]]:

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments.lock_outputs()
     import torch
 
+    from seedling_hf.inference.batch_memory import LEAST_BYTES, refuse_beyond
+    from seedling_hf.machine import memory_size
     from seedling_hf.plots.curves import plot_growth
     from seedling_hf.speed import measurements
     from seedling_hf.speed.forms import Setting
@@ -70,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     setting = Setting(
         **{name: getattr(arguments, name) for name in names}, device=device, dtype=getattr(torch, arguments.dtype)
     )
+    pixels = setting.batch_size * setting.image_size**2
+    what = f"{setting.batch_size:,} images of {setting.image_size:,}×{setting.image_size:,} pixels"
+    refuse_beyond(memory_size(device), LEAST_BYTES * pixels, what, "lower --image_size or --batch_size", device)
     parts = arguments.parts.split(",")
     results = {"machine": describe_machine(device), "dtype": arguments.dtype, "rows": []}
     if "layers" in parts:

@@ -42,8 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(PreviewArguments, argv, prog="preview_augmentation")
     arguments.lock_outputs()
     from seedling_hf.data.dataset import load_folders
+    from seedling_hf.inference.batch_memory import refuse_beyond
+    from seedling_hf.machine import memory_size
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pixels = arguments.image_size**2
+    # A row of a sheet in 8 bits, and the grid of its rotations with an image in float32.
+    needed = pixels * (3 * IMAGES_OF_A_CLASS * (arguments.num_examples + 1) + 16 + 3 * 12)
+    refuse_beyond(memory_size(), needed, f"images of {arguments.image_size:,} pixels a side", "lower --image_size")
     images = load_folders(arguments.train_dir)["train"]
     members = {name: [] for name in images.features["label"].names}
     for row, label in enumerate(images["label"]):

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = parse_arguments(SaliencyArguments, argv, prog="saliency")
 
     from seedling_hf.data.images import select_images
+    from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
     from seedling_hf.inference.prediction import build_accelerator, on_main_process
     from seedling_hf.plots.images import plot_saliency
 
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.target is not None and arguments.target not in class_names:
         raise InputError(f"expected --target of {', '.join(class_names)}, found {arguments.target}")
 
+    images = min(arguments.per_device_eval_batch_size, len(files))
+    check_memory(model, images, image_side(image_processor), EVAL_ADVICE, trains=True)
     folder, names, sheet = Path(arguments.output_dir), file_names(files), []
     for start in range(0, len(files), arguments.per_device_eval_batch_size):
         batch = files[start : start + arguments.per_device_eval_batch_size]

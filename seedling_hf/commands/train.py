@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.inference.prediction import build_accelerator
     from seedling_hf.training.batch_size import fit_batch_size
     from seedling_hf.training.loop import Training
+    from seedling_hf.training.memory import check_step_memory
     from seedling_hf.training.models import build_trainable_model
     from seedling_hf.training.output_dir import prepare_output_dir, record_start, report_run, report_start, report_stop
     from seedling_hf.training.resuming import advising_to_resume
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     set_seed(arguments.seed)
     splits = load_streamed(arguments) if arguments.streaming else load_splits(arguments)
     model, image_processor = build_trainable_model(arguments, splits["train"].features["label"].names)
+    check_step_memory(arguments, model, image_processor, splits, accelerator)
     if arguments.auto_find_batch_size:
         arguments = fit_batch_size(arguments, model, image_processor.crop_size["height"], accelerator)
     training = Training(arguments, model, image_processor, splits, accelerator, pusher)

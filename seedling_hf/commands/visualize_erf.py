@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from tqdm.auto import tqdm
 
     from seedling_hf.data.images import select_images
+    from seedling_hf.inference.batch_memory import check_memory
     from seedling_hf.inference.classifier import load_classifier
     from seedling_hf.inference.prediction import build_accelerator, on_main_process
     from seedling_hf.interpretation.erf import (
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     scores, rows = {}, []
     for title, (model, image_processor) in (models | untrained).items():
         model.to(accelerator.device)
+        check_memory(model, 1, arguments.image_size, "lower --image_size", trains=True)
         images = (image.to(accelerator.device) for image in load_squares(files, image_processor, arguments.image_size))
         if title in untrained:
             few = load_squares(files[:IMAGES_THAT_SETTLE], image_processor, arguments.image_size)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
 
@@ -56,6 +57,7 @@ class Evaluator:
             transform: Makes `pixel_values` and `index` of rows, in place of the image processor.
         """
         self.model.to(self.accelerator.device)
+        check_memory(self.model, min(self.batch_size, len(dataset)), image_side(self.image_processor), EVAL_ADVICE)
         dataloader = build_dataloader(
             dataset,
             self.image_processor,

@@ -20,9 +20,10 @@ from seedling_hf.data.pool import image_sources
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.export.onnx_program import quantize_onnx, run_onnx, write_onnx
-from seedling_hf.export.preprocessing import describe_export, input_batches
+from seedling_hf.export.preprocessing import BATCH_SIZE, describe_export, input_batches
 from seedling_hf.export.torch_program import ExportedClassifier, Run, run_torch_export, write_torch_export
 from seedling_hf.files import replacing
+from seedling_hf.inference.batch_memory import check_memory, image_side
 from seedling_hf.inference.prediction import forward
 from seedling_hf.machine import time_in_turns
 
@@ -62,6 +63,8 @@ def export_classifier(
         InputError: for an image processor that cannot be described, or if the logits differ; nothing is written then.
     """
     metadata = describe_export(model, image_processor, include_preprocessing=include_preprocessing)
+    files = [*check_files, *(calibration_files or [])]
+    check_memory(model, min(BATCH_SIZE, len(files)), image_side(image_processor), "use a model for smaller images")
     prepare = partial(input_batches, image_processor=image_processor, include_preprocessing=include_preprocessing)
     classifier = ExportedClassifier(model, metadata["mean"], metadata["std"], include_preprocessing).eval()
     pixel_values, example = next(prepare(2 * list(check_files[:1])))

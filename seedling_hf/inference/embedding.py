@@ -24,6 +24,7 @@ from seedling_hf.data.loading import Loader
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import Answer
+from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
 from seedling_hf.inference.journal import prepare
 from seedling_hf.inference.nearest import METADATA_KEY
 from seedling_hf.inference.prediction import forward
@@ -127,6 +128,8 @@ def write_embeddings(
     with TemporaryDirectory(prefix="embed-") as folder, replacing(embeddings_file) as temporary:
         # The list of images is on the disk, since there may be millions.
         journal = prepare(Path(folder), map(str, list_images(paths)), identity={}, batch_size=batch_size, num_parts=1)
+        images = min(batch_size, journal.num_images)
+        check_memory(model, images, image_side(image_processor), EVAL_ADVICE)
         load_batch = ImageLoader(image_processor).load_batch
         about = {"weights_sha256": weights_hash, "normalize": normalize}
         with closing(Loader(journal, batch_size=None, collate_fn=load_batch, num_workers=num_workers)) as batches:

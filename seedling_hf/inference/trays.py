@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,11 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from seedling_hf.data.formats import is_image
+from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import Answer, Plant, is_sure
+from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
 from seedling_hf.inference.classifier import list_classes
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import EightSymmetries
@@ -120,12 +123,21 @@ def build_predictor(arguments: PredictArguments, accelerator: Accelerator) -> Im
     class_names = list_classes(model.config)
     if arguments.top_k > len(class_names):
         raise InputError(f"expected --top_k of at most the model's {len(class_names)} classes, found {arguments.top_k}")
+    model.to(accelerator.device)
+    images, count = arguments.per_device_eval_batch_size, partial(_count_images, arguments)
+    check_memory(model, images, image_side(image_processor), EVAL_ADVICE, count=count)
     if arguments.test_time_augmentation:
         model = EightSymmetries(model)
-    model.to(accelerator.device)
     classify = partial(classify_batch, model, accelerator, class_names, arguments.top_k)
     if not arguments.tiles:
         return ImagePredictor(classify, ImageLoader(image_processor), arguments.per_device_eval_batch_size)
     loader = TrayLoader(image_processor, arguments.min_plant_side or MIN_SIDE)
     draw = partial(save_boxes, arguments) if arguments.boxes_dir else None
     return TrayPredictor(classify, loader, arguments.per_device_eval_batch_size, draw)
+
+
+def _count_images(arguments: PredictArguments) -> int:
+    """How many images or plants there are in a batch, as far as that is known beforehand."""
+    if arguments.watch or arguments.tiles:
+        return 1
+    return sum(1 for _ in islice(list_images(arguments.images), arguments.per_device_eval_batch_size))

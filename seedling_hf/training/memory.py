@@ -10,22 +10,23 @@ Not counted, since no operation of PyTorch shows it: CUDA's own context (about h
 cuBLAS, and fragmentation in the allocator.
 """
 
-import weakref
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-# Private: torch gives tensors without content and the hook that sees each operation no public name.
+# Private: torch gives tensors without content no public name.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW, Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
+from transformers import BaseImageProcessor, PreTrainedModel
 
+from seedling_hf.inference.batch_memory import LiveStorages, check_memory, image_side
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
-from seedling_hf.train_arguments import OptimizationArguments
+from seedling_hf.train_arguments import OptimizationArguments, TrainArguments
 from seedling_hf.training.optimization import build_optimizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,6 +59,34 @@ class MemoryEstimate:
     def peak(self) -> int:
         """The most that is alive at one time."""
         return self.weights + self.average + self.moments + self.exchange + self.step
+
+
+def check_step_memory(
+    arguments: TrainArguments, model: PreTrainedModel, image_processor: BaseImageProcessor, splits: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> None:  # fmt: skip
+    """Refuses a run whose steps or evaluations cannot fit into the memory, on the device that it will use.
+
+    Raises:
+        InputError: with the memory that is needed and that there is.
+    """
+    side, train = image_side(image_processor), splits["train"]
+    batch_size = 1 if arguments.auto_find_batch_size else arguments.per_device_train_batch_size
+    advice = "lower --image_size or --per_device_train_batch_size, or use a smaller --variant"
+    if not arguments.gradient_checkpointing:
+        advice += " or --gradient_checkpointing"
+    check_memory(
+        model,
+        batch_size if arguments.streaming else min(batch_size, len(train)),
+        side,
+        advice,
+        trains=not arguments.gradient_checkpointing,
+        share=0.5 if accelerator.mixed_precision in DTYPES else 1.0,
+        device=accelerator.device,
+    )
+    images = min(arguments.per_device_eval_batch_size, len(splits["validation"]))
+    advice = "lower --image_size or --per_device_eval_batch_size, or use a smaller --variant"
+    check_memory(model, images, side, advice, device=accelerator.device)
 
 
 def estimate_memory(
@@ -149,43 +178,6 @@ def _observe_update(model: nn.Module, optimizer: Optimizer) -> tuple[int, int]:
 
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations create, until they are freed.
-
-    Attributes:
-        now: Bytes alive.
-        most: The most that were alive at one time.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self.count, result)
-        return result
-
-    def exclude(self, tensor: Tensor) -> None:
-        """Excludes the storage of `tensor`, which is counted elsewhere."""
-        self._known[tensor.untyped_storage()] = True
-
-    def count(self, tensor: Tensor) -> None:
-        """Counts the storage of `tensor`, once."""
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        self._known[storage] = True
-        size = storage.nbytes()
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._forget, size)
-
-    def _forget(self, size: int) -> None:
-        self.now -= size
 
 
 def _bytes(tensors) -> int:
