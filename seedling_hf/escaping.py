@@ -26,8 +26,16 @@ _STARTS = re.compile(r"^(#{1,6}|[-+]|\d{1,9}[.)])(?=\s|$)|^(?=[-=]+\s*$)")
 
 
 def visible(text: str) -> str:
-    r"""Text with its control characters written out, as `\u001b`; line breaks and tabs stay."""
-    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    r"""Text with its control characters written out, as `\u001b`; line breaks and tabs stay.
+
+    Bytes of a name that are not UTF-8, which Python keeps as surrogates (PEP 383), are written as `\xe4`.
+    """
+    return _HIDDEN.sub(_write_out, text)
+
+
+def _write_out(match: re.Match) -> str:
+    code = ord(match[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def one_line(text: object) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import one_line
 from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             plot_saliency(*explained, folder / names[file], title=title, subtitle=subtitle)
             if len(sheet) < MOST_ON_THE_SHEET:
                 small = (image.resize((256, 256)) for image in (explained.seen, explained.overlay))
-                sheet.append((*small, title, file.parent.name))
+                sheet.append((*small, title, one_line(file.parent.name)))
     _draw_sheet(sheet, folder / "saliency.png")
     count = format_count(len(files), "image")
     print(f"overlays of {count} are in {folder}, the first {len(sheet)} in {folder / 'saliency.png'}")
@@ -82,7 +83,7 @@ def _explain(arguments: SaliencyArguments, model: Any, image_processor: Any, fil
     targets = predicted if target is None else torch.full_like(predicted, target)
     explanations = explain_images(model, image_processor, images, targets, stage=arguments.stage)
     for file, explained, chances, number in zip(files, explanations, probabilities, predicted, strict=True):
-        subtitle = f"{file.parent.name}/{file.name}"
+        subtitle = one_line(f"{file.parent.name}/{file.name}")
         if target is not None:
             subtitle += f"; what speaks for {arguments.target} ({chances[target]:.1%})"
         yield file, explained, f"{class_names[number]}, {chances[number]:.1%}", subtitle

@@ -14,8 +14,8 @@ from datasets import Dataset, Features
 
 from seedling_hf.data.formats import is_image
 from seedling_hf.data.images import a_few
-from seedling_hf.data.listing import LeftOut, is_utf8, list_folder
-from seedling_hf.data.pool import MISNAMED, ImageFeature, ImagePool
+from seedling_hf.data.listing import MISNAMED, LeftOut, is_utf8, list_folder
+from seedling_hf.data.pool import ImageFeature, ImagePool
 from seedling_hf.errors import InputError
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}

@@ -28,7 +28,8 @@ from seedling_hf.data.duplicates import (
 )
 from seedling_hf.data.folders import list_folders
 from seedling_hf.data.images import a_few, find_bad_images, read_image, to_rgb
-from seedling_hf.data.pool import MISNAMED, image_sources
+from seedling_hf.data.listing import MISNAMED
+from seedling_hf.data.pool import image_sources
 from seedling_hf.files import write_text
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which an image is an outlier

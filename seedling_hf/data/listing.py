@@ -11,9 +11,11 @@ from pathlib import Path
 
 from seedling_hf.data.formats import HEIF_ADVICE, HEIF_SUFFIXES, OTHER_IMAGE_SUFFIXES, is_image
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import one_line
 
 MOST_NAMES_IN_MEMORY = 10_000
 MOST_SUFFIXES_NAMED = 5
+MISNAMED = "its name is not UTF-8; rename it"
 STRAY = "image"  # in place of a suffix
 _said: set[tuple[str, str]] = set()  # folder and suffix, because a folder may be listed again and again
 
@@ -48,12 +50,12 @@ class LeftOut:
             else:
                 _said.add(key)
         if self.counts:
-            logger.warning("left out in %s: %s", _printable(self.folder), self.describe())
+            logger.warning("left out in %s: %s", one_line(self.folder), self.describe())
 
     def _count(self, suffixes: set[str]) -> str:
         most = Counter({s: self.counts[s] for s in suffixes}).most_common()
         named = [
-            f"{n:,} {_printable(s) or 'without a suffix'}{'s' if s == STRAY and n > 1 else ''}"
+            f"{n:,} {one_line(s) or 'without a suffix'}{'s' if s == STRAY and n > 1 else ''}"
             for s, n in most[:MOST_SUFFIXES_NAMED]
         ]
         more = sum(n for _, n in most[MOST_SUFFIXES_NAMED:])
@@ -81,7 +83,7 @@ def list_images(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
         elif path.exists() or path.is_symlink():
             yield path
         else:
-            raise InputError(f"expected an image or a folder at {_printable(path)}, found nothing there")
+            raise InputError(f"expected an image or a folder at {one_line(path)}, found nothing there")
 
 
 def _without_repeats(paths: list[Path]) -> Iterator[Path]:
@@ -118,10 +120,6 @@ def is_utf8(name: str | os.PathLike) -> bool:
     return True
 
 
-def _printable(name: str | os.PathLike) -> str:
-    return str(name).encode("utf-8", "backslashreplace").decode()
-
-
 def _names_in_order(folder: Path) -> Iterator[str]:
     """As `list_folder`, with the names of a large folder sorted on the disk."""
     try:
@@ -140,8 +138,7 @@ def _names_in_order(folder: Path) -> Iterator[str]:
     except OSError as error:
         found = {FileNotFoundError: "nothing there", NotADirectoryError: "a file there"}
         raise InputError(
-            f"expected a folder that can be read at {_printable(folder)}, found "
-            f"{found.get(type(error), error.strerror)}"
+            f"expected a folder that can be read at {one_line(folder)}, found {found.get(type(error), error.strerror)}"
         ) from error
 
 

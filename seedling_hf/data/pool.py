@@ -14,9 +14,9 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Image
 
 from seedling_hf.data.images import a_few, check_images, read_image
+from seedling_hf.data.listing import MISNAMED
 from seedling_hf.errors import InputError
 
-MISNAMED = "its name is not UTF-8; rename it"
 Row = tuple[str, str]  # file relative to its root folder, class name
 
 logger = logging.getLogger(__name__)

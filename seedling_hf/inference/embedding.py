@@ -19,9 +19,10 @@ from pyarrow import parquet
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.data.listing import list_images
+from seedling_hf.data.listing import MISNAMED, is_utf8, list_images
 from seedling_hf.data.loading import Loader
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import one_line
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import Answer
 from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
@@ -77,6 +78,7 @@ def find_class_names(paths: Sequence[str]) -> list[str]:
     if len(paths) != 1 or not Path(paths[0]).is_dir():
         return []
     inside = [entry for entry in os.scandir(paths[0]) if entry.is_dir() and not entry.name.startswith(".")]
+    inside = [entry for entry in inside if is_utf8(entry.name)]
     deeper = any(child.is_dir() for entry in inside for child in os.scandir(entry))
     return [] if deeper else sorted(entry.name for entry in inside)
 
@@ -110,24 +112,35 @@ def write_embeddings(
     Raises:
         InputError: for an image that cannot be decoded, unless it may be skipped, or where there are none.
     """
-    failed = []
+    failed: list[Answer] = []
+
+    def check_failed() -> None:
+        if failed and not skip_bad_images:
+            raise InputError(
+                f"expected images that can be decoded, found {one_line(failed[0].file)} ({failed[0].reason}); remove "
+                "it, or skip such images with --skip_bad_images"
+            )
+
+    def list_named() -> Iterator[str]:
+        for path in list_images(paths):
+            if is_utf8(path):
+                yield str(path)
+            else:  # which Parquet cannot hold
+                failed.append(Answer(str(path), [], MISNAMED))
+                check_failed()
 
     def embed(batches: Loader) -> Iterator[tuple[list[str], Tensor]]:
         for batch in batches:
             rows = list(zip(batch["file"], batch["reason"], strict=True))
             failed.extend(Answer(file, [], reason) for file, reason in rows if reason is not None)
-            if failed and not skip_bad_images:
-                raise InputError(
-                    f"expected images that can be decoded, found {failed[0].file} ({failed[0].reason}); remove it, or "
-                    "skip such images with --skip_bad_images"
-                )
+            check_failed()
             if files := [file for file, reason in rows if reason is None]:
                 embeddings = embed_batch(model, batch["pixel_values"], accelerator)
                 yield files, torch.nn.functional.normalize(embeddings, dim=1) if normalize else embeddings
 
     with TemporaryDirectory(prefix="embed-") as folder, replacing(embeddings_file) as temporary:
         # The list of images is on the disk, since there may be millions.
-        journal = prepare(Path(folder), map(str, list_images(paths)), identity={}, batch_size=batch_size, num_parts=1)
+        journal = prepare(Path(folder), list_named(), identity={}, batch_size=batch_size, num_parts=1)
         images = min(batch_size, journal.num_images)
         check_memory(model, images, image_side(image_processor), EVAL_ADVICE)
         load_batch = ImageLoader(image_processor).load_batch
