@@ -65,6 +65,7 @@ def load_replknet_config(arguments: TrainArguments, num_labels: int) -> tuple[Re
 
 def needs_two_images(model: PreTrainedModel, side: int) -> bool:
     """Whether a batch of one image of this side ends in maps of one pixel, of which BatchNorm has no variance."""
+    side = min(side, 1024)  # larger images end in larger maps, and may not fit into the memory
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             copy.deepcopy(model).train()(torch.zeros(1, model.config.num_channels, side, side))
