@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_new_folder, creating_folder
+from seedling_hf.inference.model_files import LARGEST_SIDE, check_file, check_finite
 from seedling_hf.replknet import (
     RepLKNetBackbone,
     RepLKNetConfig,
@@ -27,10 +28,11 @@ from seedling_hf.replknet import (
     RepLKNetImageProcessor,
     RepLKNetModel,
 )
-from seedling_hf.replknet.configuration_replknet import VARIANTS
+from seedling_hf.replknet.configuration_replknet import MOST_LABELS, VARIANTS
 
 CHECKPOINT_KEYS = ("model", "model_ema", "state_dict")
-KEY_PREFIXES = ("module.", "backbone.")
+KEY_PREFIXES = ("module.", "backbone.", "_orig_mod.")
+MOST_LISTED = 200
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def read_checkpoint(path: str | os.PathLike, key: str | None = None) -> Checkpoi
         InputError: for any other file, or objects other than tensors, plain values and a Namespace.
     """
     path = Path(path)
+    check_file(path, "a checkpoint")
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -81,12 +84,33 @@ def _state_dict(content: Mapping, key: str | None, path: Path) -> Mapping:
     if key is not None and key not in present:
         raise InputError(f"expected {key} in {path}, found {', '.join(map(str, list(content)[:10])) or 'nothing'}")
     state_dict = content[key or present[0]] if present else content
-    if not state_dict or not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
+    if not state_dict or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state_dict.items()):
         raise InputError(
             f"expected a state dict in {path}, bare or under {', '.join(CHECKPOINT_KEYS)}, found "
             f"{', '.join(map(str, list(content)[:10])) or 'none'}; convert a file of weights"
         )
+    _check_tensors(state_dict, path)
     return state_dict
+
+
+def _check_tensors(state_dict: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses tensors that are no plain weights, or that claim more memory than the file has content."""
+    storages, num_bytes = {}, 0
+    for name, tensor in state_dict.items():
+        counts = name.endswith("num_batches_tracked")
+        if tensor.layout != torch.strided or tensor.is_quantized or not (tensor.is_floating_point() or counts):
+            raise InputError(
+                f"expected dense weights in floating point in {path}, found {name} in {tensor.dtype}, {tensor.layout}; "
+                "convert the file as it was before it was compressed"
+            )
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        num_bytes += tensor.nbytes
+    if num_bytes > 2 * sum(storages.values()) + 2**20:
+        raise InputError(
+            f"expected the content of all weights in {path}, found {sum(storages.values()):,} bytes for weights of "
+            f"{num_bytes:,}; get the authors' own file"
+        )
+    check_finite(state_dict, str(path))
 
 
 def _without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,7 +170,7 @@ def official_names(config: RepLKNetConfig, head: bool = True, norm: bool = True)
 def infer_config(state_dict: Mapping[str, Tensor]) -> RepLKNetConfig:
     """Infers the configuration from the names and shapes of the weights; InputError if they are no RepLKNet's."""
     kernels = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if tensor.ndim == 4}
-    found = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name) for name in kernels]
+    found = [re.match(r"stages\.(\d{1,9})\.blocks\.(\d{1,9})\.", name) for name in kernels]
     blocks = [(int(match[1]), int(match[2])) for match in found if match]
     if not blocks:
         raise InputError(
@@ -213,6 +237,8 @@ def load_model(checkpoint: Checkpoint, num_labels: int | None = None) -> PreTrai
         config.drop_path_rate = drop_path_rate
     weights = checkpoint.state_dict
     if num_labels is not None:
+        if num_labels > MOST_LABELS:
+            raise InputError(f"expected num_labels of at most {MOST_LABELS:,}, found {num_labels:,}")
         config.num_labels = num_labels
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
     is_classifier = num_labels is not None or any(name.startswith("head.") for name in weights)
@@ -220,12 +246,11 @@ def load_model(checkpoint: Checkpoint, num_labels: int | None = None) -> PreTrai
     names = official_names(config, head=is_classifier, norm=has_norm)
     if num_labels is not None:
         names = {theirs: ours for theirs, ours in names.items() if not theirs.startswith("head.")}
-    if is_classifier:
-        model = RepLKNetForImageClassification(config)
-    else:
-        model = RepLKNetModel(config) if has_norm else RepLKNetBackbone(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    kind = RepLKNetForImageClassification if is_classifier else RepLKNetModel if has_norm else RepLKNetBackbone
+    with torch.device("meta"):  # names alone could have us build what no machine can hold
+        shapes = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
     _refuse_other_weights(weights, {theirs: shapes[ours] for theirs, ours in names.items()})
+    model = kind(config)
     model.load_state_dict({ours: weights[theirs] for theirs, ours in names.items()}, strict=False)
     return model.eval()
 
@@ -241,8 +266,12 @@ def _refuse_other_weights(weights: Mapping[str, Tensor], expected: Mapping[str, 
         ],
     }
     if any(faults.values()):
-        listing = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+        listing = "; ".join(f"{fault}: {_list(names)}" for fault, names in faults.items() if names)
         raise InputError(f"expected the weights of one whole RepLKNet, found {listing}; convert the authors' own file")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:MOST_LISTED]) + (f" and {len(names) - MOST_LISTED:,} more" * (len(names) > MOST_LISTED))
 
 
 def convert_checkpoint(
@@ -266,13 +295,15 @@ def convert_checkpoint(
     for name, value in (("num_labels", num_labels), ("image_size", image_size)):
         if value is not None and value < 1:
             raise InputError(f"expected {name} to be at least 1, found {value}")
+    if image_size is not None and image_size > LARGEST_SIDE:
+        raise InputError(f"expected image_size of at most {LARGEST_SIDE:,} pixels, found {image_size:,}")
     checkpoint = read_checkpoint(checkpoint_path, checkpoint_key)
     model = load_model(checkpoint, num_labels)
     if image_size is None:
         image_size = checkpoint.arguments.get("input_size")
-    processor = RepLKNetImageProcessor.from_variant(
-        variant_name(model.config) or "31B", image_size=image_size if isinstance(image_size, int) else 224
-    )
+        if type(image_size) is not int or not 1 <= image_size <= LARGEST_SIDE:
+            image_size = 224
+    processor = RepLKNetImageProcessor.from_variant(variant_name(model.config) or "31B", image_size=image_size)
     with creating_folder(output_dir) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -1,15 +1,36 @@
 """A classifier by name: the flags that name it, where the name leads, and how it is loaded."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seedling_hf import SHIPPED_MODEL
 from seedling_hf.arguments import MOST_WORKERS, ArgumentGroup, option
 from seedling_hf.errors import InputError
+from seedling_hf.inference.model_files import (
+    CONFIG,
+    INDEX,
+    PICKLED,
+    PICKLED_INDEX,
+    PROCESSORS,
+    WEIGHTS,
+    TensorForm,
+    check_config,
+    check_file,
+    check_finite,
+    check_image_processor,
+    check_processor,
+    find_misfits,
+    first_line,
+    plain_name,
+    read_forms,
+    read_index,
+    read_tensors,
+)
 from seedling_hf.network import explaining
 
 if TYPE_CHECKING:
@@ -74,7 +95,7 @@ class Pretrained:
                 "--model_revision; remove one"
             )
         path = Path(self.name)
-        if path.exists() and not (path / "config.json").is_file():
+        if path.exists() and not os.path.lexists(path / CONFIG):
             raise InputError(
                 f"expected a model folder with a config.json at {self.name}, found a "
                 f"{'folder without one' if path.is_dir() else 'file'}; give the --output_dir of a training run"
@@ -87,29 +108,126 @@ class Pretrained:
         from transformers import AutoConfig
 
         with self._explaining():
-            return AutoConfig.from_pretrained(self.name, **self.options)
+            if (path := self._find(CONFIG)) is not None:
+                check_config(path)
+            config = AutoConfig.from_pretrained(self.name, **self.options)
+            if config.num_labels < 1:
+                raise InputError(f"expected a classifier at {self.name}, found one without classes")
+        # What a file may ask for, and what would change which weights are read or what the model returns.
+        config.return_dict, config.output_hidden_states = True, False
+        vars(config).pop("transformers_weights", None)
+        if config.model_type == "replknet":
+            config._attn_implementation = None
+        return config
 
-    def load_image_processor(self) -> "BaseImageProcessor":
+    def load_image_processor(self, num_channels: int | None = None) -> "BaseImageProcessor":
+        """The image processor, tried on a small image; `num_channels` are those that the model takes."""
         from transformers import AutoImageProcessor
 
         with self._explaining():
-            return AutoImageProcessor.from_pretrained(self.name, **self.options)
+            for name in PROCESSORS:
+                if (path := self._find(name)) is not None:
+                    check_processor(path)
+            image_processor = AutoImageProcessor.from_pretrained(self.name, **self.options)
+        check_image_processor(image_processor, num_channels, self.name)
+        return image_processor
 
-    def load_model(self, config: "PretrainedConfig", **options: Any) -> "tuple[PreTrainedModel, list[str]]":
-        """The model of `config` in float32, and the names of the weights that no file had or that did not fit."""
+    def load_model(
+        self, config: "PretrainedConfig", *, complete: bool = True, ignore_mismatched_sizes: bool = True
+    ) -> "tuple[PreTrainedModel, list[str]]":
+        """The model of `config` in float32, and the names of the weights that no file had or that did not fit.
+
+        Before anything of its size is allocated, names, types and shapes in the files are compared with the model's.
+
+        Args:
+            complete: Refuse a RepLKNet without a head, which is otherwise initialised.
+            ignore_mismatched_sizes: Count weights of another shape among those that no file had.
+        """
         import torch
         from transformers import AutoModelForImageClassification
 
         with self._explaining():
-            model, loading = AutoModelForImageClassification.from_pretrained(
-                self.name, config=config, dtype=torch.float32, output_loading_info=True, **options, **self.options
-            )
+            forms = read_forms(self._find_weights())
+            if forms and config.model_type == "replknet":
+                self._check_fit(config, {plain_name(name): form for name, form in forms.items()}, complete)
+            options = {
+                "dtype": torch.float32,
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": ignore_mismatched_sizes,
+            }
+            if any(name != plain_name(name) for name in forms):  # written by a compiled or distributed model
+                weights = {plain_name(name): tensor for name, tensor in read_tensors(self._find_weights()).items()}
+                kind = AutoModelForImageClassification._model_mapping[type(config)]
+                model, loading = kind.from_pretrained(None, config=config, state_dict=weights, **options)
+            else:
+                model, loading = AutoModelForImageClassification.from_pretrained(
+                    self.name, config=config, **options, **self.options
+                )
+        check_finite(model.state_dict(), self.name)
         return model, sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+
+    def _find(self, file: str) -> Path | None:
+        """A file of the folder or, downloaded, of the repository; None where there is none."""
+        folder = Path(self.name)
+        if folder.exists():
+            return folder / file if os.path.lexists(folder / file) else None
+        from transformers.utils import cached_file
+
+        found = cached_file(
+            self.name, file, revision=self.options["revision"],
+            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        return None if found is None else Path(found)
+
+    def _find_weights(self) -> list[Path]:
+        """The files that hold the weights; none if they are not in safetensors."""
+        if (path := self._find(WEIGHTS)) is not None:
+            return [path]
+        for name, is_index in ((INDEX, True), (PICKLED, False), (PICKLED_INDEX, True)):
+            if (path := self._find(name)) is None:
+                continue
+            files = [self._find(file) or path.with_name(file) for file in read_index(path)] if is_index else [path]
+            for file in files:
+                check_file(file, "weights")
+            return files if name == INDEX else []
+        if Path(self.name).exists():
+            raise InputError(
+                f"expected weights in {Path(self.name) / WEIGHTS}, found none; give the --output_dir of a training run"
+            )
+        return []
+
+    def _check_fit(self, config: "PretrainedConfig", forms: dict[str, TensorForm], complete: bool) -> None:
+        import torch
+
+        from seedling_hf.replknet import RepLKNetForImageClassification
+
+        with torch.device("meta"):
+            model = RepLKNetForImageClassification(config)
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        prefix = f"{model.base_model_prefix}."
+        if not any(name.startswith(prefix) for name in forms):  # the model without a head, or a backbone
+            forms = {f"{prefix}{name}": form for name, form in forms.items()}
+        if not complete:  # a backbone has no last normalization either
+            expected = {
+                name: s
+                for name, s in expected.items()
+                if name.startswith((f"{prefix}embeddings.", f"{prefix}encoder."))
+            }
+        if misfits := find_misfits(forms, expected):
+            raise InputError(
+                f"expected all weights of {type(model).__name__} in {self.name}, found none that fit for "
+                f"{len(misfits):,}, such as {misfits[0]}; give a folder that training has written"
+            )
+        foreign = [name for name in forms if name not in expected and re.search(r"\.layers\.\d+\.", name)]
+        if foreign:
+            raise InputError(
+                f"expected the weights of the network in {self.name}/{CONFIG}, found {len(foreign):,} of a deeper one, "
+                f"such as {foreign[0]}; get both files again"
+            )
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
         """Loads without a progress bar, and turns what a library raises into one sentence."""
-        from safetensors import SafetensorError
         from transformers.utils import logging
 
         import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
@@ -117,8 +235,12 @@ class Pretrained:
         with_bar = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            with explaining(f"an image classifier at {self.name}", OSError, ValueError, SafetensorError):
+            with explaining(f"an image classifier at {self.name}", OSError, ValueError):
                 yield
+        except InputError:
+            raise
+        except Exception as error:  # a stranger's file can bring a library to raise anything
+            raise InputError(f"expected an image classifier at {self.name}, found: {first_line(error)}") from error
         finally:
             if with_bar:
                 logging.enable_progress_bar()
@@ -137,8 +259,9 @@ def load_classifier(
         InputError: if there is no model, or one without every trained weight of its classifier.
     """
     source = Pretrained(model_name_or_path, revision, trust_remote_code)
-    model, untrained = source.load_model(source.load_config(), ignore_mismatched_sizes=True)
-    image_processor = source.load_image_processor()
+    config = source.load_config()
+    image_processor = source.load_image_processor(getattr(config, "num_channels", None))
+    model, untrained = source.load_model(config)
     if untrained:
         raise InputError(
             f"expected all weights of {type(model).__name__} in {model_name_or_path}, found none that fit for "

@@ -109,9 +109,21 @@ def forward(
     """The outputs of a model for `pixel_values` (N, C, H, W), moved to its device, without gradients.
 
     The model is in evaluation mode; `autocast` is that of an accelerator, for its precision.
+
+    Raises:
+        InputError: for logits or features that are not finite, of which no probability or distance can be written.
     """
     with torch.inference_mode(), autocast():
-        return model(pixel_values=pixel_values.to(next(model.parameters()).device))
+        outputs = model(pixel_values=pixel_values.to(next(model.parameters()).device))
+    for name in ("logits", "pooler_output"):
+        values = getattr(outputs, name, None)
+        # The largest is NaN if any is; a probability may be so small that its logarithm is infinite.
+        if values is not None and not values.flatten(1).amax(1).isfinite().all():
+            raise InputError(
+                f"expected finite {name} of the model, found NaN or infinity; its weights are too large or damaged, or "
+                "overflow in half precision: try --mixed_precision no, or use another checkpoint"
+            )
+    return outputs
 
 
 def predict_batches(

@@ -1,5 +1,6 @@
 """Configuration of RepLKNet (Ding et al., "Scaling Up Your Kernels to 31x31", arXiv 2203.06717)."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -8,6 +9,10 @@ from transformers.configuration_utils import PreTrainedConfig
 
 FORMAT_VERSION = 1
 CONV_IMPLEMENTATIONS = ("plain", "direct", "dense", "fft", "implicit_gemm")
+# Far above every network that has been trained: a file with a larger number is damaged, or meant to exhaust a machine.
+LARGEST = {"num_channels": 1024, "kernel_sizes": 1023, "hidden_sizes": 65_536, "dw_ratio": 64, "ffn_ratio": 64}
+MOST_LAYERS = 1000
+MOST_LABELS = 100_000
 VARIANTS: dict[str, dict[str, Any]] = {
     "31B": {},
     "31L": {"hidden_sizes": [192, 384, 768, 1536]},
@@ -81,9 +86,13 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
         self.depths = list(self.depths)
         self.hidden_sizes = list(self.hidden_sizes)
         self.validate_architecture()
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
+        self._check_labels(kwargs.get("num_labels"))
+        out_indices = kwargs.pop("out_indices", None)
+        if isinstance(out_indices, (list, tuple)) and any(
+            isinstance(index, int) and index < -len(self.stage_names) for index in out_indices
+        ):
+            raise ValueError(f"expected out_indices of at least {-len(self.stage_names)}, found {out_indices}")
+        self.set_output_features_output_indices(out_indices=out_indices, out_features=kwargs.pop("out_features", None))
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -119,18 +128,7 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"expected format_version 1 to {FORMAT_VERSION}, found {self.format_version}: a later version wrote "
                 "this model; update seedling_hf"
             )
-        for name in ("kernel_sizes", "depths", "hidden_sizes"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise ValueError(f"expected {name} to be positive numbers, one for each stage, found {values}")
-        for name in ("kernel_sizes", "hidden_sizes"):
-            if len(getattr(self, name)) != self.num_stages:
-                raise ValueError(
-                    f"expected {name} to have {self.num_stages} entries like depths, found {getattr(self, name)}"
-                )
-        for size in self.kernel_sizes:
-            if size % 2 == 0:
-                raise ValueError(f"expected kernel_sizes to be odd, found {size} in {self.kernel_sizes}")
+        self._check_stages()
         if self.small_kernel_size is not None:
             if self.small_kernel_size < 1 or self.small_kernel_size % 2 == 0:
                 raise ValueError(
@@ -143,9 +141,14 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
         if self.num_channels < 1:
             raise ValueError(f"expected num_channels to be positive, found {self.num_channels}")
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if (max(value) if isinstance(value, list) else value) > largest:
+                raise ValueError(f"expected {name} of at most {largest:,}, found {value}")
         for name in ("dw_ratio", "ffn_ratio"):
-            if int(min(self.hidden_sizes) * getattr(self, name)) < 1:
-                raise ValueError(f"expected {name} to leave at least one channel, found {getattr(self, name)}")
+            value = getattr(self, name)
+            if not math.isfinite(value) or int(min(self.hidden_sizes) * value) < 1:
+                raise ValueError(f"expected {name} to leave at least one channel, found {value}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"expected drop_path_rate to be at least 0 and below 1, found {self.drop_path_rate}")
         if self.fused and not self.reparameterized:
@@ -155,6 +158,39 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"expected conv_implementation to be None or one of {', '.join(CONV_IMPLEMENTATIONS)}, "
                 f"found {self.conv_implementation!r}"
             )
+
+    def _check_stages(self) -> None:
+        for name in ("kernel_sizes", "depths", "hidden_sizes"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise ValueError(f"expected {name} to be positive numbers, one for each stage, found {values}")
+        if sum(self.depths) > MOST_LAYERS:
+            raise ValueError(f"expected depths of at most {MOST_LAYERS:,} layers together, found {sum(self.depths):,}")
+        for name in ("kernel_sizes", "hidden_sizes"):
+            if len(getattr(self, name)) != self.num_stages:
+                raise ValueError(
+                    f"expected {name} to have {self.num_stages} entries like depths, found {getattr(self, name)}"
+                )
+        for size in self.kernel_sizes:
+            if size % 2 == 0:
+                raise ValueError(f"expected kernel_sizes to be odd, found {size} in {self.kernel_sizes}")
+
+    def _check_labels(self, num_labels: int | None) -> None:
+        if num_labels is not None and (type(num_labels) is not int or not 0 <= num_labels <= MOST_LABELS):
+            raise ValueError(f"expected num_labels to be a number from 0 to {MOST_LABELS:,}, found {num_labels!r}")
+        names = self.id2label
+        if names is None:
+            return
+        if not isinstance(names, dict) or len(names) > MOST_LABELS:
+            found = f"{len(names):,} entries" if isinstance(names, dict) else type(names).__name__
+            raise ValueError(f"expected id2label to be a dictionary of at most {MOST_LABELS:,} names, found {found}")
+        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+            raise ValueError(
+                f"expected id2label to name the classes 0 to {len(names) - 1}, found {', '.join(map(str, names))[:100]}"
+            )
+        for number, name in names.items():
+            if not isinstance(name, str):
+                raise ValueError(f"expected id2label to give class {number} a string as its name, found {name!r}")
 
 
 __all__ = ["RepLKNetConfig"]

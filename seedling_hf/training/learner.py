@@ -50,8 +50,8 @@ class Learner:
 
     @property
     def bare_model(self) -> PreTrainedModel:
-        """The trained model, without what accelerate wraps around it."""
-        return self.accelerator.unwrap_model(self.model)
+        """The trained model, without what accelerate and `torch.compile` wrap around it, so with its own names."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def evaluated_model(self) -> PreTrainedModel:
         """The averaged weights if there are any, else the trained ones, unwrapped and in evaluation mode."""

@@ -60,6 +60,7 @@ def load_replknet_config(arguments: TrainArguments, num_labels: int) -> tuple[Re
             name = arguments.model_name_or_path or arguments.timm_architecture
             raise InputError(f"expected a RepLKNet, found {name}; give a --variant instead")
         image_processor = source.load_image_processor()
+        _check_square(image_processor, source.name)
     return config, arguments.image_size or image_processor.crop_size["height"]
 
 
@@ -83,7 +84,8 @@ def _source(arguments: TrainArguments) -> Pretrained:
 def _load_pretrained(arguments: TrainArguments, labels: dict[str, Any]) -> tuple[PreTrainedModel, BaseImageProcessor]:
     source, num_labels = _source(arguments), len(labels["id2label"])
     config = source.load_config()
-    image_processor = standard_image_processor(source.load_image_processor())
+    image_processor = standard_image_processor(source.load_image_processor(getattr(config, "num_channels", None)))
+    _check_square(image_processor, source.name)
     if config.num_labels != num_labels and not arguments.ignore_mismatched_sizes:
         raise InputError(
             f"expected a model of {num_labels} classes, found one of {config.num_labels} in {source.name}; "
@@ -100,10 +102,26 @@ def _load_pretrained(arguments: TrainArguments, labels: dict[str, Any]) -> tuple
         # As long as it is there, transformers prepares images by it and not by the processor's file.
         vars(config).pop("pretrained_cfg", None)
     config.id2label, config.label2id = labels["id2label"], labels["label2id"]
-    model, untrained = source.load_model(config, ignore_mismatched_sizes=arguments.ignore_mismatched_sizes)
+    model, untrained = source.load_model(
+        config, complete=False, ignore_mismatched_sizes=arguments.ignore_mismatched_sizes
+    )
     if untrained:
         logger.info("newly initialised: %s", ", ".join(untrained))
     return model, image_processor
+
+
+def _check_square(image_processor: BaseImageProcessor, name: str) -> None:
+    """Training crops squares, whose side it takes from `crop_size`."""
+    try:
+        sides = {image_processor.crop_size["height"], image_processor.crop_size["width"]}
+        is_right = None not in sides and len(sides) == 1 and image_processor.image_mean and image_processor.image_std
+    except (AttributeError, KeyError, TypeError):
+        is_right = False
+    if not is_right:
+        raise InputError(
+            f"expected an image processor with a square crop_size, image_mean and image_std in {name}, found a "
+            f"{type(image_processor).__name__} without; give its preprocessor_config.json these values"
+        )
 
 
 def _set_image_size(arguments: TrainArguments, image_processor: BaseImageProcessor) -> None:
