@@ -43,7 +43,7 @@ def check_file(path: Path, what: str) -> None:
     """
     remedy = "copy or download the file again"
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "no regular file" if path.exists() else "no file"
+        found = "a folder" if path.is_dir() else "a pipe, a socket or a device" if path.exists() else "none"
     else:
         try:
             with path.open("rb") as file:

@@ -399,8 +399,8 @@ def test_the_command_writes_a_folder_and_reports_the_model(tmp_path, capsys):
     [
         (["--checkpoint_path", "nowhere.pth"], "expected a checkpoint at nowhere.pth, found none"),
         (["--checkpoint_path", str(GOLDEN / "README.md")], "README.md"),
-        (["--checkpoint_path", str(GOLDEN / "three_stages.pth"), "--num_labels", "0"], "num_labels to be at least 1"),
-        (["--checkpoint_path", str(GOLDEN / "three_stages.pth"), "--image_size", "-1"], "image_size to be at least 1"),
+        (["--checkpoint_path", str(GOLDEN / "three_stages.pth"), "--num_labels", "0"], "--num_labels"),
+        (["--checkpoint_path", str(GOLDEN / "three_stages.pth"), "--image_size", "-1"], "--image_size at least"),
     ],
 )
 def test_the_command_refuses_bad_input_in_one_line_and_writes_nothing(flags, message, tmp_path, capsys):
@@ -424,3 +424,37 @@ def test_a_full_size_31b_file_is_converted_weight_by_weight(tmp_path):
     names = official_names(config)
     assert len(names) == len(tensors)
     assert [theirs for theirs, ours in names.items() if not torch.equal(tensors[ours], content[theirs])] == []
+
+
+# Files that are meant to do harm, or came in place of another
+
+
+def test_a_name_alone_does_not_build_a_large_model(weights, tmp_path):
+    name = "stages.0.blocks.2000000.pw1.conv.weight"
+    with pytest.raises(InputError, match="depths of at most 1,000 layers together"):
+        convert_checkpoint(saved({**weights, name: torch.zeros(8, 8, 1, 1)}, tmp_path), tmp_path / "model")
+
+
+def test_weights_without_content_are_refused(weights, tmp_path):
+    large = {k: v[:1].expand(50_000, *v.shape[1:]) if v.ndim == 4 else v for k, v in weights.items()}
+    with pytest.raises(InputError, match=r"expected the content of all weights in .* bytes for weights of"):
+        read_checkpoint(saved(large, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: dict(enumerate(w.values())), "expected a state dict in"),
+        (lambda w: {name: tensor.int() for name, tensor in w.items()}, r"found \S+ in torch.int32"),
+        (lambda w: {**w, "norm.weight": w["norm.weight"] * float("nan")}, "found NaN in norm.weight"),
+    ],
+)
+def test_what_is_no_weights_is_refused(weights, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(saved(change(weights), tmp_path))
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    (tmp_path / "weights.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match=r"weights\.pth, found a pointer of Git LFS in its place; run git lfs pull"):
+        read_checkpoint(tmp_path / "weights.pth")

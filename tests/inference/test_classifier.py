@@ -1,11 +1,13 @@
 """A classifier is found by folder or by name, and loaded with every trained weight."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification
 
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import Pretrained, list_classes, load_classifier, parse_hub_name
@@ -72,6 +74,75 @@ def test_truncated_weights_are_refused_with_the_folder_named(model_dir, tmp_path
             file.read_bytes()[:1000] if file.suffix == ".safetensors" else file.read_bytes()
         )
     with pytest.raises(InputError, match=tmp_path.name):
+        load_classifier(str(tmp_path))
+
+
+def copied(model_dir: Path, folder: Path, **changes: bytes) -> Path:
+    for file in model_dir.iterdir():
+        (folder / file.name).write_bytes(changes.get(file.stem, file.read_bytes()))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS in its place; run git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"", "an empty file"),
+    ],
+)
+@pytest.mark.parametrize("stem", ["config", "preprocessor_config", "model"])
+def test_what_is_in_place_of_a_file_is_named(model_dir, tmp_path, stem, content, found):
+    with pytest.raises(InputError, match=rf"expected .*{stem}\.\w+, found {found}"):
+        load_classifier(str(copied(model_dir, tmp_path, **{stem: content})))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("replknet.normalization.weight", float("nan"), "NaN in replknet.normalization.weight"),
+        ("classifier.bias", float("inf"), "infinite values in classifier.bias"),
+        ("replknet.normalization.running_var", -1.0, "a variance below 0 in replknet.normalization.running_var"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(model_dir, tmp_path, name, value, found):
+    weights = load_file(copied(model_dir, tmp_path) / "model.safetensors")
+    weights[name][0] = value
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=f"expected finite weights in .*, found {found}; use an earlier checkpoint"):
+        load_classifier(str(tmp_path))
+
+
+def test_weights_of_another_shape_are_refused_before_a_model_of_it_is_built(model_dir, tmp_path, monkeypatch):
+    config = json.loads((model_dir / "config.json").read_text()) | {"hidden_sizes": [16, 32, 48, 60_000]}
+    copied(model_dir, tmp_path, config=json.dumps(config).encode())
+    monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", None)
+    with pytest.raises(InputError, match=r"found none that fit for \d+, such as .* \(expected \(60000,"):
+        load_classifier(str(tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+def test_names_that_a_wrapper_has_changed_are_read(model_dir, tmp_path, prefix):
+    weights = load_file(copied(model_dir, tmp_path) / "model.safetensors")
+    save_file({f"{prefix}{k}": v for k, v in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    model, _ = load_classifier(str(tmp_path), merge=False)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    model.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == weights.keys()
+
+
+def test_an_image_processor_that_divides_by_zero_is_refused(model_dir, tmp_path):
+    values = json.loads((model_dir / "preprocessor_config.json").read_text()) | {"image_std": [0.2, 0.0, 0.2]}
+    copied(model_dir, tmp_path, preprocessor_config=json.dumps(values).encode())
+    with pytest.raises(InputError, match=r"expected finite numbers above 0, .* for image_std in .*, found \[0.2, 0.0"):
+        load_classifier(str(tmp_path))
+
+
+def test_an_index_that_leads_outside_of_the_folder_is_refused(model_dir, tmp_path):
+    copied(model_dir, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "other")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"classifier.weight": "../x.safetensors"}}')
+    with pytest.raises(InputError, match=r"expected files beside .*, found '../x.safetensors'; nothing was read"):
         load_classifier(str(tmp_path))
 
 

@@ -43,6 +43,13 @@ def test_logits_come_in_the_order_of_the_example_numbers(accelerator):
     assert logits[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(accelerator, value):
+    rows = [{"pixel_values": torch.full((3, 2, 2), v), "index": torch.tensor(i)} for i, v in enumerate([0.0, value])]
+    with pytest.raises(InputError, match="expected finite logits of the model, found NaN or infinity"):
+        predict(Echo().to(accelerator.device), accelerator.prepare(DataLoader(rows, batch_size=2)), accelerator)
+
+
 def test_the_model_predicts_in_evaluation_mode_and_returns_to_training_mode(accelerator):
     loader, model = accelerator.prepare(DataLoader(examples(range(3)), batch_size=2)), Echo().to(accelerator.device)
     model.train()

@@ -44,7 +44,8 @@ def change(path: Path, **values) -> None:
 
 def change_weights(model: Path, function: Callable[[dict], object]) -> None:
     weights = load_file(model / WEIGHTS)
-    weights = function(weights) or weights
+    changed = function(weights)
+    weights = changed if isinstance(changed, dict) else weights
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, model / WEIGHTS, {"format": "pt"})
 
 
@@ -222,8 +223,11 @@ DAMAGES = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_weights_that_cannot_answer_are_refused_by_name(model, images, name):
     damage, part = DAMAGES[name]
-    change_weights(model, lambda weights: out if isinstance(out := damage(weights), dict) else None)
-    assert_refused(predict(model, images), model, part)
+    change_weights(model, damage)
+    assert_sentence(predict(model, images), part)
+    # What overflows comes out with the first batch: then the place is kept from which the run goes on.
+    left = contents(model.parent / "work")
+    assert "answers.csv" not in left and (name == "overflowing" or not left)
 
 
 def header(text: str | bytes, length: int | None = None) -> bytes:
@@ -326,9 +330,9 @@ def test_no_command_uses_a_damaged_model(model, images, damage, name):
     if damage == "LFS":
         (model / WEIGHTS).write_bytes(LFS)
     else:
-        change_weights(model, lambda weights: DAMAGES[damage][0](weights) and None)
-    if name in ("train", "export", "visualize_erf") and damage == "overflowing":
-        pytest.skip("the head that overflows is not used")
+        change_weights(model, DAMAGES[damage][0])
+    if damage == "overflowing" and name in ("train", "export", "visualize_erf", "embed"):
+        pytest.skip("the head is not used, or answers nothing")
     work = model.parent / "work"
     work.mkdir()
     flag = {"compare": "--models", "visualize_erf": "--models", "distillation": "--teacher_model_name_or_path"}
@@ -401,7 +405,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "part"),
     [(LFS, "git lfs pull"), (HTML, "HTML"), (b"", "empty"), (b"PK\x03\x04", ""), (b"\x80\x02}q\x00", ""), (b"text", ""),
-     ("half", ""), ("folder", "folder"), ("pipe", "regular"), ("absent", "")],
+     ("half", ""), ("folder", "folder"), ("pipe", "pipe"), ("absent", "")],
     ids=["LFS", "HTML", "empty", "zip", "pickle", "text", "half", "folder", "pipe", "absent"],
 )  # fmt: skip
 def test_something_else_in_place_of_a_checkpoint_is_named(tmp_path, content, part):

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from faults import assert_well, command
 from processes import run_python
+from safetensors.torch import load_file
 
 from seedling_hf.commands import COMMANDS
 
@@ -97,3 +100,56 @@ def _assert_ends(program: str, words: list[str], folder: Path) -> None:
     done = run_python([sys.executable, "-c", f"import os; os.chdir({str(folder)!r})\n{program}", *words],
                       dict(os.environ), folder)  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+# The launcher's switch for compiling, `accelerate launch --dynamo_backend`: names stay those of the plain model.
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "1"}], ids=["whole", "regions"]
+)
+@pytest.mark.parametrize("ema", [[], ["--ema_decay", "0.9"]], ids=["plain", "averaged"])
+def test_a_compiled_run_saves_resumes_and_predicts_under_plain_names(tmp_path, images, settings, ema):
+    (tmp_path / "work").mkdir()
+    environment = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", **settings}
+    steps = ["--save_steps", 2, "--eval_steps", 2, "--max_steps", 4, "--per_device_train_batch_size", 8]
+    words = [
+        "train",
+        "--train_dir",
+        images,
+        "--output_dir",
+        "run",
+        "--variant",
+        "tiny",
+        "--image_size",
+        32,
+        *steps,
+        *ema,
+    ]
+    assert_well(command(words, tmp_path / "work", environment=environment))
+    run = tmp_path / "work" / "run"
+    for path in run.rglob("*.safetensors"):
+        assert not [name for name in load_file(path) if "_orig_mod" in name], path
+    whole = load_file(run / "checkpoints" / "step-00000004" / "model.safetensors")
+    for name, own in (("compiled", environment), ("plain", {})):  # both go on from the checkpoint of a compiled run
+        again = [name if word == "run" else word for word in words]
+        source = ["--resume_from_checkpoint", "run/checkpoints/step-00000002"]
+        assert_well(command([*again, *source], tmp_path / "work", environment=own))
+        resumed = load_file(tmp_path / "work" / name / "checkpoints" / "step-00000004" / "model.safetensors")
+        for key, tensor in resumed.items():
+            torch.testing.assert_close(tensor, whole[key])
+    predict = ["predict", "--model_name_or_path", run, "--images", images / "Maize", "--output_file", "answers.csv"]
+    assert_well(command(predict, tmp_path / "work"))
+
+
+def test_two_compiled_processes_train_as_one(tmp_path, images):
+    (tmp_path / "work").mkdir()
+    losses = []
+    for number, backend in (("one", "NO"), ("two", "EAGER")):
+        flags = f"--output_dir {number} --variant tiny --image_size 32 --max_steps 2 --logging_steps 1".split()
+        words = ["train", "--train_dir", images, *flags, "--per_device_train_batch_size", 4]
+        outcome = command(words, tmp_path / "work", environment={"ACCELERATE_DYNAMO_BACKEND": backend}, num_processes=2)
+        assert_well(outcome)
+        rows = (tmp_path / "work" / number / "metrics.jsonl").read_text().splitlines()
+        losses.append([row["loss"] for row in map(json.loads, rows) if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
