@@ -1,5 +1,6 @@
 """A page in the browser: drop an image, and see its species, its probability and what the model looked at."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,15 +9,22 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from seedling_hf.data.formats import image_formats
 from seedling_hf.data.images import ImageError, read_image, to_rgb
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
 from seedling_hf.inference.batch_memory import check_memory, image_side
 from seedling_hf.inference.classifier import list_classes, load_classifier
 from seedling_hf.inference.prediction import forward, rank_classes
+from seedling_hf.network import without_proxies
 
 OVERLAY_SIDE = 384
 CACHE_SECONDS = 3600
+LARGEST_UPLOAD = "64mb"
+MOST_WAITING = 64  # images that wait for the one that is being classified
+# Larger images are refused by their header; decoding takes 4 bytes a pixel, resizing in floats 15 more.
+MOST_PIXELS = 64_000_000
+MOST_PIXELS_AT_ONCE = 16_000_000
 # Fonts of the system: those of gradio's own themes come from another site.
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
@@ -42,7 +50,14 @@ class Demo:
         if path is None:
             return Verdict("", None, None)
         try:
-            pixel_values = self.transform(to_rgb(read_image(Path(path))))[None].to(self.model.device)
+            width, height = read_size(path)
+            if width * height > MOST_PIXELS:
+                sentence = (
+                    f"## The image is too large\n\nIt has {width:,} × {height:,} pixels, and this page takes up to "
+                    f"{MOST_PIXELS // 1_000_000} million. Please drop a smaller one."
+                )
+                return Verdict(sentence, None, None)
+            pixel_values = self.transform(shrink(to_rgb(read_image(Path(path)))))[None].to(self.model.device)
         except ImageError as error:
             sentence = f"## The image cannot be read\n\nDecoding failed ({error.reason}). Please drop another image."
             return Verdict(sentence, None, None)
@@ -67,6 +82,21 @@ class Demo:
         except (ImportError, InputError):
             return None
         return overlay(seen_image(pixel_values[0], self.image_processor), saliency)
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """Width and height of an image by its header; (0, 0) for what `read_image` will refuse with its reason."""
+    try:
+        with Image.open(path, formats=image_formats()) as image:
+            return image.size
+    except Exception:  # decoders of damaged files raise all kinds of errors
+        return 0, 0
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """A very large image, averaged down to at most `MOST_PIXELS_AT_ONCE`; others as they are."""
+    factor = math.ceil(math.sqrt(image.width * image.height / MOST_PIXELS_AT_ONCE))
+    return image.reduce(factor) if factor > 1 and min(image.size) >= factor else image
 
 
 def seen_image(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> Image.Image:
@@ -119,11 +149,17 @@ def build_demo(
             )  # fmt: skip
         # gradio's own decoder shows a traceback for a broken image, so we decode the file.
         image.preprocess = lambda payload: payload.path if payload else None
-        image.change(show, image, [sentence, label, overlay], show_progress="minimal", api_name="predict")
-    return page
+        image.change(
+            show, image, [sentence, label, overlay], show_progress="minimal", api_name="predict", concurrency_limit=1
+        )
+    return page.queue(max_size=MOST_WAITING)
 
 
 def launch(page: gr.Blocks, **options: Any) -> Any:
     """Serves a page of `build_demo` from this machine, without a tunnel, statistics or anything from other sites."""
     theme = gr.themes.Default(**FONTS)
-    return page.launch(share=False, ssr_mode=False, show_error=True, footer_links=[], theme=theme, **options)
+    with without_proxies():
+        return page.launch(
+            share=False, ssr_mode=False, show_error=True, footer_links=[], theme=theme, max_file_size=LARGEST_UPLOAD,
+            **options,
+        )  # fmt: skip

@@ -40,6 +40,23 @@ def explaining(expected: str, *others: type[Exception]) -> Iterator[None]:
         raise InputError(f"expected {expected}, found: {explained[0] if explained else _first_line(error)}") from error
 
 
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """No request of this process goes through a proxy, for a page that asks its own address whether it is there."""
+    names = ("no_proxy", "NO_PROXY")
+    former = {name: os.environ.get(name) for name in names}
+    # Every host, since a proxy that cannot be used is an error even for addresses that need none.
+    os.environ.update(dict.fromkeys(names, "*"))
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def explain(error: BaseException) -> tuple[str, bool]:
     """The reason of a failed request as a clause without any token, and whether the failure is permanent."""
     explained = explain_network(error)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from seedling_hf.commands import demo as command
 from seedling_hf.commands import run
-from seedling_hf.demo import Demo, seen_image
+from seedling_hf.demo import Demo, seen_image, shrink
 from seedling_hf.inference.classifier import load_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +56,21 @@ def test_a_broken_file_gets_a_sentence(model, tmp_path, content):
     verdict = Demo(*model, threshold=0.5)(str(tmp_path / "torn.jpg"))
     assert verdict.sentence.startswith("## The image cannot be read")
     assert (verdict.probabilities, verdict.overlay) == (None, None)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("seedling_hf.demo.read_image", None)
+    Image.new("1", (11_000, 8_000)).save(tmp_path / "large.png")
+    verdict = Demo(*model, threshold=0.5)(str(tmp_path / "large.png"))
+    assert verdict.sentence.startswith("## The image is too large\n\nIt has 11,000 × 8,000 pixels")
+    assert (verdict.probabilities, verdict.overlay) == (None, None)
+
+
+def test_a_very_large_image_is_averaged_down_and_others_stay_as_they_are():
+    small, large = Image.new("RGB", (4000, 4000)), Image.new("RGB", (4001, 4000))
+    assert shrink(small) is small
+    assert shrink(large).size == (2001, 2000)
+    assert shrink(Image.new("RGB", (17_000_000, 1))).size == (17_000_000, 1)
 
 
 def test_a_removed_image_leaves_an_empty_page(model):

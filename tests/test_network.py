@@ -1,6 +1,7 @@
 """What an error of the network means: from the outermost answer, with the variable or the token that is at fault."""
 
 import errno
+import os
 
 import httpx2
 import pytest
@@ -8,7 +9,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from seedling_hf.errors import InputError
-from seedling_hf.network import explain, explain_network, explaining
+from seedling_hf.network import explain, explain_network, explaining, without_proxies
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +112,14 @@ def test_a_cache_that_cannot_be_written_names_its_variable(monkeypatch, tmp_path
     assert str(tmp_path / "hub" / "models") in reason
     assert "set HF_HOME" in explain_network(OSError(errno.ENOSPC, "No space left on device"))[0]
     assert explain_network(OSError(errno.EACCES, "Permission denied", "/elsewhere")) is None
+
+
+def test_no_proxy_is_used_while_the_page_starts(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.com")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(ImportError):
+        httpx2.Client()
+    with without_proxies():
+        httpx2.Client().close()
+    assert (os.environ["no_proxy"], "NO_PROXY" in os.environ) == ("example.com", False)

@@ -1,11 +1,17 @@
 """`demo`: a page in the browser that classifies the images that are dropped on it."""
 
-from collections.abc import Sequence
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError, require_package
 from seedling_hf.inference.classifier import ClassifierArguments
+from seedling_hf.network import without_proxies
 
 
 @dataclass(kw_only=True)
@@ -20,10 +26,16 @@ class DemoArguments(ClassifierArguments):
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model → page, until Ctrl-C."""
+    """Model → page, until Ctrl-C or SIGTERM."""
     arguments = parse_arguments(DemoArguments, argv, prog="demo")
-    require_package("gradio", "the page", "demo")
+    with uploads():
+        with without_proxies():  # gradio makes its clients when it is imported
+            require_package("gradio", "the page", "demo")
+        serve(arguments)
 
+
+def serve(arguments: DemoArguments) -> None:
+    """Serves the page until it is interrupted."""
     from seedling_hf.demo import build_demo, launch
 
     page = build_demo(
@@ -44,5 +56,35 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
     except OSError as error:
         raise InputError(f"expected a free port at {arguments.host}, found: {error}; change --port") from error
-    print(f"The page is at {page.local_url}; Ctrl-C stops it.", flush=True)
-    page.block_thread()
+    try:
+        print(f"The page is at {page.local_url}; Ctrl-C stops it.", flush=True)
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+@contextmanager
+def uploads() -> Iterator[None]:
+    """A folder for what is dropped on the page, which goes with the command, also after SIGTERM."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    parent = os.environ.get("GRADIO_TEMP_DIR")
+    if parent:
+        os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="demo-", dir=parent, ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
+        is_main = threading.current_thread() is threading.main_thread()  # others take no signals
+        former = signal.signal(signal.SIGTERM, stop) if is_main else None
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+        finally:
+            if is_main:
+                signal.signal(signal.SIGTERM, former)
+            if parent is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = parent

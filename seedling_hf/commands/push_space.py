@@ -9,6 +9,7 @@ from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError, require_package
 from seedling_hf.hub.outbox import Snapshot, Target
 from seedling_hf.inference.classifier import parse_hub_name
+from seedling_hf.network import without_proxies
 
 
 @dataclass(kw_only=True)
@@ -36,7 +37,8 @@ class PushSpaceArguments(ArgumentGroup):
 def main(argv: Sequence[str] | None = None) -> int | None:
     """App, requirements, card and code → one commit of a Space."""
     arguments = parse_arguments(PushSpaceArguments, argv, prog="push_space")
-    require_package("gradio", "the version of the Space", "demo")
+    with without_proxies():  # gradio makes its clients when it is imported
+        require_package("gradio", "the version of the Space", "demo")
 
     from seedling_hf.hub.connection import hub_session
     from seedling_hf.hub.repository import push
