@@ -96,7 +96,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _explain_one(error: BaseException) -> tuple[str, bool] | None:
-    import httpx2
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
@@ -106,7 +105,8 @@ def _explain_one(error: BaseException) -> tuple[str, bool] | None:
         return _explain_status(error, response), response.status_code in PERMANENT
     if isinstance(error, (ImportError, ValueError)):
         return _explain_proxy_setting(error)
-    if isinstance(error, httpx2.TransportError):
+    # Of httpx or httpx2, whichever the library uses.
+    if any(kind.__name__ == "TransportError" for kind in type(error).__mro__):
         reason = f"{type(error).__name__}: {_first_line(error)}"
         proxy = _proxy_in_use()
         if proxy is None:
