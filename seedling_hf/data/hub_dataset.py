@@ -3,10 +3,13 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, Image, IterableDataset
+from pyarrow import parquet
 
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import ImageFeature, ImagePool
@@ -85,13 +88,38 @@ def _opening(name: str) -> Iterator[None]:
 
 
 def _load(arguments: DataArguments, *, streaming: bool) -> dict[str, Any]:
-    """The splits of the dataset, by our names."""
+    """The splits of the dataset, by our names; a damaged cache of it is made anew."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
-    loaded = load_dataset(
-        arguments.dataset_name, arguments.dataset_config_name, revision=arguments.dataset_revision, streaming=streaming
-    )
+    name, config = arguments.dataset_name, arguments.dataset_config_name
+    load = partial(load_dataset, name, config, revision=arguments.dataset_revision, streaming=streaming)
+    _check_shards(name, in_full=False)
+    try:
+        loaded = load()
+    except DatasetGenerationError:
+        _check_shards(name, in_full=True)
+        raise
+    except (pa.ArrowException, FileNotFoundError) as error:
+        if isinstance(error, FileNotFoundError) and ".arrow" not in str(error):
+            raise
+        logger.warning("the cache of %s is damaged (%s) and is made anew", name, str(error).split("\n")[0])
+        loaded = load(download_mode="reuse_cache_if_exists")
     return {HUB_NAMES.get(split, split): dataset for split, dataset in loaded.items()}
+
+
+def _check_shards(name: str, *, in_full: bool) -> None:
+    """Raises InputError for a damaged Parquet file in a folder; reads all of it only `in_full`."""
+    for file in sorted(Path(name).rglob("*.parquet")) if Path(name).is_dir() else ():
+        try:
+            with parquet.ParquetFile(file) as shard:
+                for _ in shard.iter_batches(1024) if in_full else ():
+                    pass
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise InputError(
+                f"expected a whole Parquet file at {file}, found it damaged ({str(error).splitlines()[0]}); write or "
+                "download it again"
+            ) from error
 
 
 def _list_split(dataset: Dataset, split: str, arguments: DataArguments) -> ImagePool:

@@ -159,7 +159,8 @@ def _cache(
             )  # fmt: skip
             files = [file["filename"] for file in kept.cache_files]
             if written:
-                sums = {os.path.relpath(file, place): _checksum(Path(file)) for file in files}
+                whole = [file for file in place.rglob("*") if file.is_file() and file.suffix != ".lock"]
+                sums = {str(file.relative_to(place)): _checksum(file) for file in whole}
                 write_text(place / CHECKSUMS, json.dumps(sums, indent=1))
             rows = [row for file in files for row in _places(file)]
     except (DatasetGenerationError, OSError) as error:
@@ -185,7 +186,7 @@ def _remove_damaged(place: Path) -> None:
     try:
         sums = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
         damaged = [file for file, checksum in sums.items() if _checksum(place / file) != checksum]
-        if not damaged and any(place.rglob("dataset_info.json")):
+        if sums and not damaged:
             return
     except (OSError, ValueError, AttributeError):
         damaged = [CHECKSUMS]

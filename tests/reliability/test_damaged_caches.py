@@ -166,7 +166,10 @@ def test_damaged_embeddings_are_named(embeddings, model_dir, images, tmp_path, d
     query = next((images / "Maize").iterdir())
     words = ["embed", "--model_name_or_path", model_dir, "--embeddings_file", "e.parquet", "--query", query]
     outcome = command(words, folder)
-    assert_sentence(outcome, "e.parquet")
+    if damage == "a byte at the start":  # a mark that nothing depends on
+        assert_well(outcome)
+    else:
+        assert_sentence(outcome, "e.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +196,16 @@ def test_a_damaged_shard_of_a_dataset_is_named(dataset, tmp_path, damage):
     DAMAGE[damage](folder / "data" / "train-00001-of-00003.parquet")
     words = ["train", "--dataset_name", "data", *[word for word in TRAIN[3:] if word not in ("--cache_images", 48)]]
     outcome = command(words, folder, before=partial(use_cache, tmp_path / "cache"))
-    assert_sentence(outcome, "train-00001-of-00003.parquet")
+    if damage == "a byte at the start":  # a mark that nothing depends on
+        assert_well(outcome)
+    else:
+        assert_sentence(outcome, "train-00001-of-00003.parquet")
 
 
 @pytest.mark.parametrize(
     "damage", ["cut short", "emptied", "a byte at the start", "zeros", "a page of HTML", "removed"]
 )
-def test_a_damaged_cache_of_a_dataset_is_named_or_made_anew(dataset, tmp_path, damage):
+def test_a_damaged_cache_of_a_dataset_is_made_anew(dataset, tmp_path, damage):
     folder = tmp_path / "folder"
     shutil.copytree(dataset, folder / "data")
     words = ["train", "--dataset_name", "data", *[word for word in TRAIN[3:] if word not in ("--cache_images", 48)]]
@@ -208,8 +214,6 @@ def test_a_damaged_cache_of_a_dataset_is_named_or_made_anew(dataset, tmp_path, d
     (folder / "run").rename(folder / "first")
     (file,) = [file for file in (tmp_path / "cache").rglob("*.arrow") if "train" in file.name]
     DAMAGE[damage](file)
-    outcome = command(words, folder, before=use)
-    if outcome.code == 2:
-        assert_sentence(outcome, file.name, "HF_DATASETS_CACHE")
-    else:
-        assert_well(outcome)
+    assert_well(command(words, folder, before=use))
+    first = (folder / "first").rename(tmp_path / "run")
+    assert losses(folder) == losses(first.parent)
