@@ -83,6 +83,7 @@ class WatchedOutput:
     def _open(self) -> None:
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"expected a file at {self.path}, found something else; move it away")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self.descriptor = os.open(self.path, flags, 0o666)
 

@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -294,7 +295,7 @@ def stopped(tmp_path_factory, images, model_dir) -> tuple[Path, bytes]:
     expected = (folder / "out" / "answers.csv").read_bytes()
     (folder / "out" / "answers.csv").unlink()
     assert command(BATCHES, folder, before=die_at_an_image).code == -signal.SIGKILL
-    assert {"run.json", "images.jsonl", "offsets.bin", "answers-00000.jsonl"} == {
+    assert {"run.json", "images.jsonl", "offsets.bin", "answers-00000.jsonl"} <= {
         path.name for path in (folder / "out" / "answers.csv.partial").iterdir()
     }
     return folder, expected
@@ -448,8 +449,13 @@ class Watching:
 
 
 @pytest.fixture
-def watch(place, inbox, sample_dir) -> Callable[[], Watching]:
-    return lambda: Watching(place, sample_dir)
+def watch(place, inbox, sample_dir) -> Iterator[Callable[[], Watching]]:
+    watching = []
+    yield lambda: watching.append(Watching(place, sample_dir)) or watching[-1]
+    for each in watching:
+        for process in each.started.processes:
+            process.kill()
+            process.join()
 
 
 EVENTS = {
@@ -562,6 +568,39 @@ def test_a_damaged_ledger_is_a_sentence_and_no_row_is_touched(place, watch, name
     outcome = command(WATCH, place, timeout=20)
     assert_sentence(outcome, "answers.csv.watched", "to start again")
     assert watching.output.read_bytes() == rows and path.exists()
+
+
+LOSSES = {
+    "its folder removed": lambda output: shutil.rmtree(output.parent),
+    "its folder renamed": lambda output: output.parent.rename(output.parent.with_name("moved")),
+    "its ledger removed": lambda output: Path(f"{output}.watched").unlink(),
+    "its ledger replaced": lambda output: garble(Path(f"{output}.watched")),
+    "its output a folder": become_folder,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_watch_that_loses_its_place_ends_in_a_sentence_or_goes_on(place, sample_dir, watch, name):
+    watching = watch()
+    watching.wait_for("2.jpg")
+    LOSSES[name](watching.output)
+    drop(place, sample_dir, 3)
+    process, started = watching.started.processes[0], time.monotonic()
+    while process.is_alive() and time.monotonic() < started + 30:
+        written = watching.output.is_file() and b"3.jpg," in watching.output.read_bytes()
+        if written or "expected a file" in watching.started.printed("stderr"):
+            process.join(1)
+            break
+        time.sleep(0.1)
+    if process.is_alive():
+        watching.started.send(signal.SIGTERM)
+    outcome = watching.started.finish()
+    assert "Traceback" not in outcome.stderr and outcome.code in (0, 2, 74), outcome
+    assert "answers.csv" in outcome.stderr
+    if outcome.code:
+        assert_sentence(outcome, "answers.csv", code=outcome.code)
+    if name == "its output a folder":
+        assert (watching.output / "precious").exists()
 
 
 def test_a_ledger_that_another_program_has_open_is_a_sentence(place, watch):
