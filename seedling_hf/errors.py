@@ -1,13 +1,15 @@
-"""Errors that a command prints without a traceback."""
+"""Errors that a command prints without a traceback; each has the exit code of a command that it ends."""
 
 import importlib
 
 
 class InputError(ValueError):
-    """Bad input: one sentence with what was expected, what was found and what to do. Exit code 2.
+    """Bad input: one sentence with what was expected, what was found and what to do.
 
     A loading worker's error arrives with the traceback as its message; here it keeps its sentence only.
     """
+
+    exit_code = 2
 
     def __init__(self, message: str) -> None:
         name = f"{type(self).__module__}.{type(self).__qualname__}: "
@@ -17,7 +19,18 @@ class InputError(ValueError):
 
 
 class HubError(RuntimeError):
-    """A request to the Hub failed: one sentence with the reason. Exit code 1."""
+    """A request to the Hub failed: one sentence with the reason."""
+
+    exit_code = 1
+
+
+class WriteError(OSError):
+    """A file could not be written: one sentence with its path, the reason and what to do.
+
+    The exit code is EX_IOERR of sysexits.h.
+    """
+
+    exit_code = 74
 
 
 def require_package(name: str, purpose: str, extra: str, module: str | None = None) -> None:

@@ -1,21 +1,116 @@
-"""Files and folders that appear complete or not at all, however a run ends."""
+"""Files and folders that appear complete or not at all, however a run ends and whatever the disk does."""
 
+import errno
+import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from seedling_hf.errors import InputError
+from seedling_hf.errors import HubError, InputError, WriteError
 from seedling_hf.escaping import CsvWriter
+
+MAX_NAME = 255  # bytes of a file name, on the usual file systems
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ONLY_OF_WRITING = FULL | {errno.EROFS}
+FAILURES = ONLY_OF_WRITING | {
+    errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
+# Of libraries that keep a system's words and lose its number.
+WORDS = {
+    "No space left on device": errno.ENOSPC, "disk is full": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT,
+    "File too large": errno.EFBIG, "Read-only file system": errno.EROFS, "readonly database": errno.EROFS,
+    "Input/output error": errno.EIO, "disk I/O error": errno.EIO, "File name too long": errno.ENAMETOOLONG,
+    "PytorchStreamWriter failed": errno.ENOSPC,
+}  # fmt: skip
+
+
+def write_failure(error: BaseException | None, numbers: Container[int]) -> tuple[int, str | None] | None:
+    """Number, one of `numbers`, and file of the refused write that an error is, or was caused by; else None."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in numbers:
+            return error.errno, error.filename and os.fsdecode(error.filename)
+        number = next((number for words, number in WORDS.items() if words in str(error)), None)
+        if number in numbers:
+            return number, None
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def write_error(path: str | os.PathLike, number: int, size: int = 0) -> WriteError:
+    """The sentence for a file that could not be written, of which `size` bytes were."""
+    reason = os.strerror(number)
+    if number in FULL:
+        room = ""
+        with suppress(OSError):
+            written = f"{size:,} bytes were written, " if size else ""
+            room = f" ({written}{shutil.disk_usage(_existing(path)).free:,} are free)"
+        sentence = f"expected room for {path}, found none: {reason}{room}; free space and run the command again"
+    elif number == errno.ENAMETOOLONG:
+        name = os.fsencode(Path(path).name)
+        sentence = f"expected a name of at most {MAX_NAME} bytes, found {len(name)} in {path}; choose a shorter name"
+    else:
+        sentence = f"expected to write {path}, found {reason}; choose a place that can be written, or mend this one"
+    error = WriteError(sentence)
+    error.errno = number
+    return error
+
+
+@contextmanager
+def writing(path: str | os.PathLike, size: Callable[[], int] = int) -> Iterator[None]:
+    """Turns the refusal of a write to `path` into WriteError; `size` tells how many bytes were written."""
+    try:
+        yield
+    except (InputError, HubError, WriteError):
+        raise
+    except Exception as error:
+        failure = write_failure(error, FAILURES)
+        if failure is None:
+            raise
+        number, file = failure
+        if file and number not in FULL and not _is_beside(file, path):  # another file, that could not be read
+            raise
+        raise write_error(path, number, size()) from error
+
+
+def _is_beside(file: str, path: str | os.PathLike) -> bool:
+    folder, file = os.path.dirname(os.path.abspath(path)), os.path.abspath(file)
+    return os.path.commonpath([folder, file]) in (folder, file)
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    """The path, or the first folder above it that exists."""
+    path = Path(path).absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    with suppress(OSError):
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        return sum(file.stat().st_size for file in files)
+    return 0
+
+
+def fitting(name: str, suffix: str = "") -> str:
+    """`name` with `suffix`, its end replaced by a digest where a file system would refuse so long a name."""
+    if len(os.fsencode(name + suffix)) <= MAX_NAME:
+        return name + suffix
+    digest = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{suffix}"
+    start = os.fsencode(name)[: MAX_NAME - len(os.fsencode(digest))]
+    return start.decode("utf-8", errors="ignore") + digest
 
 
 def temporary_path(path: str | os.PathLike) -> Path:
     """Where `path` is written until it is complete: next to it, so that one rename finishes it."""
     path = Path(path)
-    return path.with_name(f".{path.name}.tmp")
+    return path.with_name(fitting(f".{path.name}", ".tmp"))
 
 
 @contextmanager
@@ -23,15 +118,21 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path to write to, which replaces `path` at the end; after an error `path` is unchanged.
 
     Missing folders above it are created.
+
+    Raises:
+        WriteError: if the disk is full, or refuses the file.
     """
-    temporary = temporary_path(path)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, path)
+    temporary, written = temporary_path(path), 0
+    with writing(path, lambda: written):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            written = _size(temporary)
+            with suppress(OSError):  # the error that led here is the one to report
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -53,15 +154,25 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
 
 @contextmanager
 def creating_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `folder`, new or empty, at the end; after an error nothing is left."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
-        building = Path(temporary, folder.name)
-        building.mkdir()
-        yield building
-        if folder.exists():
-            folder.rmdir()
-        building.rename(folder)
+    """Yields a temporary folder that becomes `folder`, new or empty, at the end; after an error nothing is left.
+
+    Raises:
+        WriteError: if the disk is full, or refuses a file.
+    """
+    written = 0
+    with writing(folder, lambda: written):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+            building = Path(temporary, folder.name)
+            building.mkdir()
+            try:
+                yield building
+            except BaseException:
+                written = _size(building)
+                raise
+            if folder.exists():
+                folder.rmdir()
+            building.rename(folder)
 
 
 def check_new_folder(folder: Path, flag: str) -> None:

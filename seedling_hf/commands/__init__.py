@@ -1,13 +1,24 @@
 """The commands: each module has one `main(argv=None)` that tells the story; the arithmetic lies in other folders."""
 
 import importlib
+import io
+import os
+import platform
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from seedling_hf import __version__
-from seedling_hf.errors import HubError, InputError
+from seedling_hf.errors import HubError, InputError, WriteError
 from seedling_hf.escaping import one_line, visible_output
+from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure
 from seedling_hf.locks import release_locks
+
+TRACEBACK_VARIABLE = "SEEDLING_HF_TRACEBACK"
+REPORTED_VERSIONS = ("torch", "transformers", "datasets", "accelerate", "timm", "pillow")
 
 GROUPS = {
     "Data": {
@@ -45,28 +56,90 @@ GROUPS = {
     },
     "Speed": {"benchmark": "time the large-kernel convolution, whole models and image loading"},
 }
-INTERRUPTED_EXIT_CODE = 130  # as shells report Ctrl-C
+INTERRUPTED_EXIT_CODE, BROKEN_PIPE_EXIT_CODE = 130, 141  # as shells report Ctrl-C, and a reader that has left
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
 @visible_output()
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command's `main`; an error of ours becomes one sentence on stderr and the exit code."""
+    """Runs a command's `main`; an error becomes one sentence on stderr, and the exit code.
+
+    `--traceback`, or the environment variable SEEDLING_HF_TRACEBACK, shows where an error came from.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    wants_traceback = bool(os.environ.get(TRACEBACK_VARIABLE)) or "--traceback" in argv
+    _tolerate_encodings()
     try:
-        return main(argv) or 0
-    except (HubError, InputError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return main([word for word in argv if word != "--traceback"]) or 0
+    except BrokenPipeError:  # `… | head` has read enough
+        # Python flushes at exit, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE_EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
+    except Exception as error:
+        if wants_traceback:
+            traceback.print_exc()
+        return _report(error)
     finally:
         release_locks()
 
 
+def _report(error: Exception) -> int:
+    """Prints an error and returns the exit code."""
+    if not isinstance(error, (HubError, InputError, WriteError)):
+        error = _in_our_words(error)
+    if error is None:
+        return 1
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return error.exit_code
+
+
+def _in_our_words(error: Exception) -> InputError | WriteError | None:
+    """The sentence for an error of the system; None, after printing it, for one that nobody foresaw."""
+    failure = write_failure(error, ONLY_OF_WRITING)
+    if failure:
+        number, file = failure
+        return write_error(file or f"a temporary file in {tempfile.gettempdir()}, or a cache", number)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return InputError(
+            f"expected to use {os.fsdecode(error.filename)}, found {error.strerror}; look at it and at its permissions"
+        )
+    print(f"error: {one_line(_last_line(error))}\n{_how_to_report()}", file=sys.stderr)
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+def _how_to_report() -> str:
+    found = []
+    for name in REPORTED_VERSIONS:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    versions = ", ".join([f"seedling-hf {__version__}", f"Python {platform.python_version()}", *found])
+    return (
+        "This is a mistake of seedling-hf or of a library that it uses. Please report it in the project's issues, with "
+        f"the command, what it prints with --traceback, and these versions: {versions}."
+    )
+
+
+def _tolerate_encodings() -> None:
+    """Lets a terminal that lacks a character show its code instead: no output may end a run."""
+    for stream in (getattr(stream, "stream", stream) for stream in (sys.stdout, sys.stderr)):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`seedling-hf COMMAND …`."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    return run(_dispatch, argv)
+
+
+def _dispatch(argv: Sequence[str]) -> int | None:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -75,9 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = argv[0].replace("-", "_")
     if name not in COMMANDS:
-        print(f"error: expected one of {', '.join(COMMANDS)}, found {argv[0]!r}; see --help", file=sys.stderr)
-        return 2
-    return run(importlib.import_module(f"seedling_hf.commands.{name}").main, argv[1:])
+        raise InputError(f"expected one of {', '.join(COMMANDS)}, found {argv[0]!r}; see --help")
+    return importlib.import_module(f"seedling_hf.commands.{name}").main(argv[1:])
 
 
 def _usage() -> str:
@@ -85,4 +157,8 @@ def _usage() -> str:
     lines = ["usage: seedling-hf COMMAND [flags]", ""]
     for group, commands in GROUPS.items():
         lines += [f"{group}:", *(f"  {name:{width}}  {text}" for name, text in commands.items())]
-    return "\n".join([*lines, "", "seedling-hf COMMAND --help lists the flags of a command."])
+    lines += [
+        "",
+        "seedling-hf COMMAND --help lists the flags of a command; --traceback shows where an error came from.",
+    ]
+    return "\n".join(lines)

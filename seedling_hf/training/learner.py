@@ -13,6 +13,7 @@ from accelerate.utils import broadcast, fsdp2_prepare_model
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from seedling_hf.files import writing
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.distillation import Teachers
@@ -102,19 +103,27 @@ class Learner:
         for buffer in self.evaluated_model().buffers():
             broadcast(buffer)
 
-    def save_model(self, output_dir: Path, image_processor: BaseImageProcessor) -> None:
-        """Puts the evaluated model and its processor into the output folder, file by file, each of them complete."""
-        model = self.evaluated_model()
-        weights = gather(model.state_dict(), keep=self.accelerator.is_main_process)
-        if self.accelerator.is_main_process:
-            staging = output_dir / ".model.tmp"
+    def evaluated_weights(self) -> dict[str, Tensor]:
+        """The state dict of the evaluated model, on the main process; every process must call it."""
+        return gather(self.evaluated_model().state_dict(), keep=self.accelerator.is_main_process)
+
+    def write_model(self, weights: dict[str, Tensor], output_dir: Path, image_processor: BaseImageProcessor) -> None:
+        """Puts the model with these weights and its processor into the output folder, file by file, each complete.
+
+        Raises:
+            WriteError: if the disk fails; the files that were there before are then still complete.
+        """
+        staging = output_dir / ".model.tmp"
+        with writing(output_dir / "model.safetensors"):
             shutil.rmtree(staging, ignore_errors=True)
-            (self.blank or model).save_pretrained(staging, state_dict=weights)
-            image_processor.save_pretrained(staging)
-            for file in staging.iterdir():
-                os.replace(file, output_dir / file.name)
-            staging.rmdir()
-        self.accelerator.wait_for_everyone()
+            try:
+                staging.mkdir()  # not its parents: a missing disk must not be replaced by a folder
+                (self.blank or self.evaluated_model()).save_pretrained(staging, state_dict=weights)
+                image_processor.save_pretrained(staging)
+                for file in staging.iterdir():
+                    os.replace(file, output_dir / file.name)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
 
     def state_dicts(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """What a checkpoint holds of it: state dicts by name, and the state of optimizer, schedule and scaler.

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.images import ImageError
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, WriteError
 from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.hub.pusher import HubPusher
 from seedling_hf.inference.classifier import list_classes, parse_hub_name
@@ -93,6 +93,8 @@ class Training:
         self.counters: dict[str, Any] = {"step": 0, **NO_BEST}
         self.resumed_at_step, self.is_evaluated = 0, True  # as far as it is due
         self.unsaved: str | None = None  # why the last checkpoint could not be written
+        # Figures and weights of a best model that a full disk has refused.
+        self.unwritten_best: tuple[dict[str, Any], dict[str, Tensor]] | None = None
 
     # The loop
 
@@ -117,6 +119,13 @@ class Training:
                 self.batches.waiting.stop = self.eval_loader.waiting.stop = None
                 self.batches.loader.close()
                 self.eval_loader.close()
+        self._write_best()
+        if self.unwritten_best is not None:
+            step = self.unwritten_best[0]["best_step"]
+            raise WriteError(
+                f"expected room for the best model, of step {step}, in {self.output_dir}, found none at the end of the "
+                "run either; free space and resume with --resume_from_checkpoint latest"
+            )
         return True
 
     def _train(self, bar: tqdm) -> None:
@@ -175,14 +184,13 @@ class Training:
         self.timing.evaluation += time.perf_counter() - started
 
         counters = self.counters
-        better = (metrics["accuracy"], -metrics["loss"]) > (counters["best_accuracy"], -counters["best_loss"])
+        best = self.unwritten_best[0] if self.unwritten_best else counters
+        better = (metrics["accuracy"], -metrics["loss"]) > (best["best_accuracy"], -best["best_loss"])
+        counters["evaluations_since_best"] = 0 if better else counters["evaluations_since_best"] + 1
         if better:
-            counters |= {"best_step": counters["step"], "best_accuracy": metrics["accuracy"],
-                         "best_loss": metrics["loss"], "evaluations_since_best": 0}  # fmt: skip
-            self.learner.save_model(self.output_dir, self.image_processor)
-            self.stage_push("best")
-        else:
-            counters["evaluations_since_best"] += 1
+            best = {"best_step": counters["step"], "best_accuracy": metrics["accuracy"], "best_loss": metrics["loss"]}
+            self.unwritten_best = best, self.learner.evaluated_weights()
+        self._write_best()
         values = {f"eval_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
         self.log(values)
         if self.accelerator.is_main_process:
@@ -211,14 +219,33 @@ class Training:
 
     # Checkpoints
 
+    def _write_best(self) -> None:
+        """Writes the best model if it is not written yet; a disk that fails does not end the run."""
+        if self.unwritten_best is None:
+            return
+        (best, weights), fault = self.unwritten_best, None
+        if self.accelerator.is_main_process:
+            try:
+                self.learner.write_model(weights, self.output_dir, self.image_processor)
+            except WriteError as error:
+                fault = str(error)
+                logger.warning("%s; the run continues and tries again at the next evaluation or save", error)
+                # Copies, since the next step changes the weights.
+                self.unwritten_best = best, {name: weight.cpu().clone() for name, weight in weights.items()}
+        if not any(gather_object([fault])):
+            self.unwritten_best = None
+            self.counters |= best
+            self.stage_push("best")
+
     def save_checkpoint(self) -> None:
         """Writes everything that the next step depends on; a disk that fails does not end the run."""
+        self._write_best()
         tensors, state = self.learner.state_dicts()
         state |= {
             "arguments": self._compared_arguments(),
             "counters": self.counters,
             "places": self.batches.gather_places(),
-            "is_evaluated": self.is_evaluated,
+            "is_evaluated": self.is_evaluated and self.unwritten_best is None,
         }
         try:
             path = self.checkpoints.save(self.counters["step"], tensors, state, protect=self.counters["best_step"])

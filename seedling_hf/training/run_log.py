@@ -3,9 +3,10 @@
 import itertools
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from seedling_hf.files import replacing, write_text
+from seedling_hf.errors import WriteError
+from seedling_hf.files import replacing, write_text, writing
 from seedling_hf.machine import device_name
 
 # Of a line.
@@ -82,15 +84,35 @@ class RunLog:
     def __init__(self, output_dir: Path, accelerator: Accelerator) -> None:
         self.path, self.accelerator = output_dir / "metrics.jsonl", accelerator
         self.lines: list[str] = []  # the whole file, in case that it is deleted
+        self.num_written = 0  # of them; a full disk may have refused the others
 
     def append(self, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
         """Logs `values`, of which trackers get those that are not None."""
         if self.accelerator.is_main_process:
             self.lines.append(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
-            lost = not self.path.exists()
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(self.lines if lost else self.lines[-1:])
+            try:
+                self.flush()
+            except WriteError as error:
+                if self.num_written == len(self.lines) - 1:
+                    logger.warning("%s; the run continues and tries again at the next entry", error)
         self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
+
+    def flush(self) -> None:
+        """Writes the entries that are not on the disk yet, all or none of them.
+
+        Raises:
+            WriteError: if the disk fails.
+        """
+        with writing(self.path):
+            size = self.path.stat().st_size if self.path.exists() else None
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.writelines(self.lines[0 if size is None else self.num_written :])
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self.path, size or 0)
+                raise
+        self.num_written = len(self.lines)
 
     def cut(self, step: int) -> None:
         """Removes the entries after `step`: those steps will be repeated.
@@ -130,6 +152,7 @@ class RunLog:
 
     def write_results(self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int) -> None:
         """Writes train_results.json: what depends on the machine and the day, separate from the figures that do not."""
+        self.flush()
         device = self.accelerator.device
         results = {
             "train_runtime": timing.train + timing.wait,

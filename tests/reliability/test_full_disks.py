@@ -1,0 +1,180 @@
+"""Disks that fill and folders that cannot be written: one sentence with the path, exit code 74, nothing left behind."""
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from faults import Outcome, command, contents
+from small_models import write_model
+
+ROOT = Path(__file__).resolve().parents[2]
+PTH = ROOT / "tests" / "golden" / "small_kernel_5.pth"
+COMMANDS = {
+    "train": "train --train_dir images --output_dir out --variant tiny --image_size 32 --max_steps 3 --save_steps 2 "
+    "--per_device_train_batch_size 8 --eval_steps 2 --logging_steps 1",
+    "train, cached": "train --train_dir images --output_dir out --variant tiny --image_size 32 --max_steps 1 "
+    "--per_device_train_batch_size 8 --cache_images 40",
+    "predict": "predict --model_name_or_path model --images images --output_file out/answers.csv",
+    "predict, tiles": "predict --model_name_or_path model --images images --output_file out/a.csv --tiles "
+    "--boxes_dir out/boxes",
+    "evaluate": "evaluate --model_name_or_path model --test_dir images --output_dir out",
+    "compare": "compare --models model other --data_dir images --output_dir out",
+    "probe": "probe --model_name_or_path model --test_dir images --output_dir out --max_samples 4",
+    "embed": "embed --model_name_or_path model --images images --embeddings_file out/features.parquet",
+    "saliency": "saliency --model_name_or_path model --images images --output_dir out --max_samples 1",
+    "visualize_erf": "visualize_erf --model_name_or_path model --images images --output_dir out --image_size 64 "
+    "--max_samples 1",
+    "export, half": "export --model_name_or_path model --format half --output_file out/half",
+    "export, torch": "export --model_name_or_path model --format torch_export --output_file out/m.pt2 --images images "
+    "--max_check_samples 2",
+    "convert_checkpoint": f"convert_checkpoint --checkpoint_path {PTH} --output_dir out/converted",
+    "inspect_dataset": "inspect_dataset --train_dir images --output_dir out",
+    "describe_dataset": "describe_dataset --train_dir images --output_file out/statistics.json",
+    "make_split": "make_split --train_dir images --output_dir out",
+    "preview_augmentation": "preview_augmentation --train_dir images --output_dir out --image_size 32 --num_examples 1",
+    "benchmark": "benchmark --output_dir out --parts layers --variant nano --image_size 32 --batch_size 1 --repeats 1",
+}
+# How much room a disk has, in kB: no command's output fits into the smallest, and parts of it into the others.
+SIZES = [8, 64, 256, 1024]
+
+
+@pytest.fixture(scope="module")
+def other_model(sample_dir, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("other")
+    write_model(folder, sample_dir, images=5)
+    return folder
+
+
+@pytest.fixture
+def work(images, model_dir, other_model, tmp_path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name, target in {"images": images, "model": model_dir, "other": other_model}.items():
+        (folder / name).symlink_to(target)
+    return folder
+
+
+@pytest.fixture
+def disk(work):
+    """Mounts a small disk at `out`."""
+    out = work / "out"
+    out.mkdir()
+
+    def mount(options: str) -> None:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", out], capture_output=True, text=True)
+        if mounted.returncode:
+            pytest.skip(f"a disk of its own needs the right to mount: {mounted.stderr.strip()}")
+
+    yield mount
+    subprocess.run(["umount", "-l", out], capture_output=True)
+
+
+def assert_refused(outcome: Outcome, codes: set[int]) -> None:
+    everything = f"exit code {outcome.code} after {outcome.seconds:.0f} s\n{outcome.stdout}\n{outcome.stderr}"
+    assert outcome.code in codes, everything
+    assert "Traceback" not in outcome.stderr + outcome.stdout, everything
+    if outcome.code:
+        sentences = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+        assert len(sentences) == 1, everything
+        assert "out" in sentences[0] and "expected" in sentences[0] and "found" in sentences[0], everything
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files; a killed command's journal is none, since it goes on from there."""
+    return [name for name in contents(folder) if Path(name).name.startswith(".") and ".partial" not in name]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size}k")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_disk_that_fills(name, size, work, disk):
+    disk(f"size={size}k")
+    before = contents(work / "images"), contents(work / "model")
+    outcome = command(COMMANDS[name].split(), work)
+    assert_refused(outcome, {0, 74})
+    assert outcome.code == 74 or size > SIZES[0] or name == "describe_dataset", outcome  # which writes 2 kB
+    assert not [name for name in leftovers(work / "out") if "lock" not in name]
+    assert (contents(work / "images"), contents(work / "model")) == before
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_disk_that_is_read_only(name, work, disk):
+    disk("size=1m,ro")
+    assert_refused(command(COMMANDS[name].split(), work), {2, 74})
+    assert not contents(work / "out")
+
+
+def fail_rename(number: int, kind: int) -> None:
+    """The n-th file or folder that is finished in `out` is refused."""
+    count = [0]
+
+    def failing(function):
+        def wrapper(source, target, **options):
+            if "out" in Path(os.fspath(target)).absolute().parts:
+                count[0] += 1
+                if count[0] == number:
+                    raise OSError(kind, os.strerror(kind), os.fspath(source), None, os.fspath(target))
+            return function(source, target, **options)
+
+        return wrapper
+
+    os.replace, os.rename = failing(os.replace), failing(os.rename)
+
+
+class FailRename:
+    """`fail_rename` that can be sent to another process."""
+
+    def __init__(self, number: int, kind: int) -> None:
+        self.number, self.kind = number, kind
+
+    def __call__(self) -> None:
+        fail_rename(self.number, self.kind)
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT], ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", range(1, 13))
+@pytest.mark.parametrize("name", ["train", "predict", "evaluate", "export, half"])
+def test_a_write_that_is_refused(name, number, kind, work):
+    (work / "out").mkdir()
+    outcome = command(COMMANDS[name].split(), work, before=FailRename(number, kind))
+    assert_refused(outcome, {0, 74})
+    assert not [name for name in leftovers(work / "out") if "lock" not in name]
+
+
+def test_training_keeps_the_best_model_until_there_is_room(work):
+    (work / "out").mkdir()
+    # The first files that are finished are arguments.yaml and split.csv; those of the best model follow.
+    flags = [*COMMANDS["train"].split(), "--max_steps", "4"]
+    whole = command(flags, work)
+    expected = contents(work / "out")
+    assert whole.code == 0, whole
+    for number in range(3, 12):
+        folder = work.with_name(f"work-{number}")
+        folder.mkdir()
+        for name in ("images", "model"):
+            (folder / name).symlink_to((work / name).resolve())
+        outcome = command(flags, folder, before=FailRename(number, errno.ENOSPC))
+        if outcome.code == 0 and "tries again" in outcome.stderr:
+            found = contents(folder / "out")
+            assert found["model.safetensors"] == expected["model.safetensors"]
+            assert found["config.json"] == expected["config.json"]
+            return
+    pytest.fail("no write of the best model was refused")
+
+
+@pytest.mark.parametrize("name", ["predict", "embed", "describe_dataset", "evaluate"])
+def test_a_name_that_is_too_long(name, work):
+    long = "n" * 300
+    words = COMMANDS[name].replace("out/answers.csv", f"out/{long}.csv").replace("out/features", f"out/{long}")
+    words = words.replace("out/statistics", f"out/{long}").replace("--output_dir out", f"--output_dir out/{long}")
+    assert_refused(command(words.split(), work), {2, 74})
+
+
+@pytest.mark.parametrize("length", [245, 250, 255])
+def test_a_name_as_long_as_the_file_system_allows(length, work):
+    name = "n" * (length - 4) + ".csv"
+    words = COMMANDS["predict"].replace("answers.csv", name).split()
+    outcome = command(words, work)
+    assert_refused(outcome, {0, 2})
+    assert outcome.code == 2 or (work / "out" / name).is_file()
