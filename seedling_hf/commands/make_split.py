@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import option, parse_arguments
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, WriteError
 from seedling_hf.files import replacing, temporary_path
 from seedling_hf.locks import is_lock, lock_folder
 from seedling_hf.train_arguments import SplitArguments
@@ -75,12 +75,15 @@ def copy_files(originals: dict[Path, Path]) -> None:
     """Copies the files that are missing, each completely or not at all.
 
     Raises:
-        InputError: if the disk is full or may not be written to.
+        InputError: if an original cannot be read.
+        WriteError: if the disk is full or may not be written to.
     """
     for copy, original in originals.items():
         try:
             if not copy.exists():
                 with replacing(copy) as temporary:
                     shutil.copyfile(original, temporary)
+        except WriteError:
+            raise
         except OSError as error:
             raise InputError(f"expected to copy {original} to {copy}, found: {error.strerror}") from error

@@ -1,9 +1,11 @@
 """`predict`: a model and images go in, the predicted class of each image comes out as CSV or JSON lines."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from seedling_hf.arguments import parse_arguments
 from seedling_hf.errors import InputError
+from seedling_hf.files import writing
 from seedling_hf.inference.predict_arguments import PredictArguments
 
 
@@ -25,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise InputError(f"expected one process for --watch, found {accelerator.num_processes}; start it by itself")
     on_main_process(accelerator, arguments.lock_outputs)
     predictor = build_predictor(arguments, accelerator)
-    code = (
-        predict_watched(arguments, predictor) if arguments.watch else predict_listed(arguments, predictor, accelerator)
-    )
+    with writing(arguments.output_file) if arguments.output_file else nullcontext():  # the journal lies beside it
+        if arguments.watch:
+            code = predict_watched(arguments, predictor)
+        else:
+            code = predict_listed(arguments, predictor, accelerator)
     accelerator.end_training()
     return code

@@ -118,7 +118,8 @@ class Learner:
             shutil.rmtree(staging, ignore_errors=True)
             try:
                 staging.mkdir()  # not its parents: a missing disk must not be replaced by a folder
-                (self.blank or self.evaluated_model()).save_pretrained(staging, state_dict=weights)
+                # A copy of the dict, which save_pretrained empties.
+                (self.blank or self.evaluated_model()).save_pretrained(staging, state_dict=dict(weights))
                 image_processor.save_pretrained(staging)
                 for file in staging.iterdir():
                     os.replace(file, output_dir / file.name)
