@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from seedling_hf import __version__
 from seedling_hf.errors import HubError, InputError, WriteError
 from seedling_hf.escaping import one_line, visible_output
-from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure
+from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure, writing
 from seedling_hf.locks import release_locks
 
 TRACEBACK_VARIABLE = "SEEDLING_HF_TRACEBACK"
@@ -70,10 +70,11 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     wants_traceback = bool(os.environ.get(TRACEBACK_VARIABLE)) or "--traceback" in argv
     _tolerate_encodings()
     try:
-        return main([word for word in argv if word != "--traceback"]) or 0
+        code = main([word for word in argv if word != "--traceback"]) or 0
+        with writing("standard output"):
+            sys.stdout.flush()
+        return code
     except BrokenPipeError:  # `… | head` has read enough
-        # Python flushes at exit, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE_EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -84,6 +85,15 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         return _report(error)
     finally:
         release_locks()
+        _drop_refused_output()
+
+
+def _drop_refused_output() -> None:
+    """What standard output did not take would be written again when Python ends, with a complaint."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: Exception) -> int:

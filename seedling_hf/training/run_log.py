@@ -139,6 +139,7 @@ class RunLog:
             )
         kept = [line + b"\n" for line, record in records if record is not None and record["step"] <= step]
         self.lines = [line.decode() for line in kept]
+        self.num_written = len(self.lines)
         write_text(self.path, "".join(self.lines))
 
     def read(self) -> list[dict[str, Any]]:
