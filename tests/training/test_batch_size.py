@@ -76,7 +76,7 @@ def test_weights_statistics_and_random_numbers_do_not_change(model, accelerator)
 
 def test_a_run_is_refused_if_not_even_one_image_fits(model, accelerator, monkeypatch):
     fit_at_most(monkeypatch, 0)
-    with pytest.raises(InputError, match="memory for a step on one image of 64×64 pixels, found too little"):
+    with pytest.raises(InputError, match="memory for a batch of 1, 64×64 pixels, found too little"):
         fit_batch_size(arguments(4), model, 64, accelerator)
 
 
