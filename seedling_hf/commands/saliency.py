@@ -8,6 +8,7 @@ from typing import Any
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import one_line
+from seedling_hf.files import fitting
 from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
 
@@ -95,7 +96,7 @@ def file_names(files: Sequence[Path]) -> dict[Path, str]:
     for file in files:
         name = f"{file.parent.name}_{file.stem}" if file.parent.name else file.stem
         seen[name] = seen.get(name, 0) + 1
-        names[file] = f"{name}.png" if seen[name] == 1 else f"{name}_{seen[name]}.png"
+        names[file] = fitting(name, ".png" if seen[name] == 1 else f"_{seen[name]}.png")
     return names
 
 

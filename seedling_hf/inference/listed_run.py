@@ -14,6 +14,7 @@ from seedling_hf.data.images import find_bad_images
 from seedling_hf.data.listing import list_images
 from seedling_hf.data.loading import Loader
 from seedling_hf.errors import InputError
+from seedling_hf.files import fitting
 from seedling_hf.inference.journal import Journal, Part, discard, find_equal_name, prepare
 from seedling_hf.inference.output import write_and_show
 from seedling_hf.inference.predict_arguments import PredictArguments
@@ -49,7 +50,8 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
 def _open_journal(cleanup: contextlib.ExitStack, arguments: PredictArguments, batch_size: int, num_parts: int) -> Path:
     images = partial(list_images, arguments.images)
     if arguments.output_file:
-        folder = Path(f"{arguments.output_file}.partial")
+        output = Path(arguments.output_file)
+        folder = output.with_name(fitting(output.name, ".partial"))
     else:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
     if next(images(), None) is None:

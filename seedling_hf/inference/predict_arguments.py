@@ -8,6 +8,7 @@ from typing import Any
 
 from seedling_hf.arguments import option
 from seedling_hf.errors import InputError
+from seedling_hf.files import fitting
 from seedling_hf.inference.answers import FORMATS, format_of
 from seedling_hf.inference.classifier import InferenceArguments
 from seedling_hf.paths import check_replaceable
@@ -111,4 +112,4 @@ class PredictArguments(InferenceArguments):
 
 def failed_path(output_file: Path) -> Path:
     """The list of files that could not be decoded, beside the predictions."""
-    return output_file.with_name(f"{output_file.stem}.failed.csv")
+    return output_file.with_name(fitting(output_file.stem, ".failed.csv"))
