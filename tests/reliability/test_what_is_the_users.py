@@ -1,0 +1,374 @@
+"""Nothing is deleted or replaced but what is ours; outputs lie apart from what is read; paths mean what they say."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from faults import assert_sentence, assert_well, command, contents
+
+
+@pytest.fixture
+def trees(images, tmp_path):
+    """A copy of the images, since these commands could harm them."""
+    shutil.copytree(images, tmp_path / "images")
+    return tmp_path
+
+
+def an_image(images: Path) -> Path:
+    return sorted((images / "Maize").iterdir())[0]
+
+
+def train(folder: Path, *flags: object, environment=None):
+    words = [
+        "train", "--variant", "tiny", "--image_size", 32, "--max_steps", 2, "--per_device_train_batch_size", 8,
+        "--no_duplicate_check",
+    ]  # fmt: skip
+    return command([*words, *flags], folder, environment=environment)
+
+
+def predict(model_dir: Path, folder: Path, *flags: object, **options):
+    return command(["predict", "--model_name_or_path", model_dir, *flags], folder, **options)
+
+
+def fill(folder: Path, *names: str) -> dict[str, str]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"mine: {name}\n", encoding="utf-8")
+    return contents(folder)
+
+
+def assert_kept(folder: Path, former: dict[str, str]) -> None:
+    now = contents(folder)
+    assert {name: now.get(name) for name in former} == former
+
+
+# What predict removes and replaces
+
+
+@pytest.mark.parametrize("more", [(), ("--skip_bad_images",)], ids=str)
+def test_a_list_of_failed_files_of_somebody_else_stays(model_dir, trees, more):
+    former = fill(trees, "answers.failed.csv")
+    outcome = predict(model_dir, trees, "--images", "images", "--output_file", "answers.csv", *more)
+    assert_sentence(outcome, "answers.failed.csv")
+    assert contents(trees) == former
+
+
+def test_a_list_of_failed_files_of_an_earlier_run_is_replaced(model_dir, trees):
+    (trees / "images" / "Maize" / "torn.png").write_bytes(b"torn")
+    flags = ("--images", "images", "--output_file", "answers.csv", "--skip_bad_images")
+    assert_well(predict(model_dir, trees, *flags))
+    assert "torn.png" in (trees / "answers.failed.csv").read_text()
+    (trees / "images" / "Maize" / "torn.png").unlink()
+    assert_well(predict(model_dir, trees, *flags))
+    assert not (trees / "answers.failed.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "sub/notes.txt", "run.json", "images.jsonl", "answers-00000.jsonl"])
+def test_the_content_of_a_folder_that_is_called_as_a_journal_stays(model_dir, trees, name):
+    former = fill(trees, f"answers.csv.partial/{name}")
+    predict(model_dir, trees, "--images", "images", "--output_file", "answers.csv")
+    assert_kept(trees, former)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("labels.csv", "file,label\na.png,Maize\n"), ("labels.csv", "file,classes\n"), ("notes.csv", "mine\n"),
+        ("split.csv", "file,label,split\n"), ("labels.jsonl", '{"image": 1}\n'), ("config.json", "{}\n"),
+        ("data.csv", "\0\0\0\0"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_predictions_is_not_replaced(model_dir, trees, name, content):
+    (trees / name).write_text(content)
+    former = contents(trees)
+    outcome = predict(model_dir, trees, "--images", "images", "--output_file", name)
+    assert_sentence(outcome, name)
+    assert contents(trees) == former
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("more", [(), ("--threshold", 0.5), ("--top_k", 2)], ids=str)
+def test_predictions_are_replaced_by_new_ones(model_dir, trees, suffix, more):
+    output = trees / f"answers{suffix}"
+    for _ in range(2):
+        assert_well(predict(model_dir, trees, "--images", "images/Maize", "--output_file", output, *more))
+
+
+def test_predictions_for_kaggle_and_empty_files_are_replaced(model_dir, trees):
+    flags = ("--images", "images/Maize", "--output_file", "answers.csv", "--output_format", "kaggle")
+    (trees / "answers.csv").touch()
+    for _ in range(2):
+        assert_well(predict(model_dir, trees, *flags))
+
+
+# Outputs that are read too, or images
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict --model_name_or_path MODEL --images IMAGE --output_file IMAGE",
+        "predict --model_name_or_path MODEL --images images --output_file images/Maize/new.png",
+        "predict --model_name_or_path MODEL --images images --watch --output_file images/answers.JPG",
+        "predict --model_name_or_path MODEL --images list.csv IMAGE --output_file ./list.csv",
+        "describe_dataset --train_dir images --output_file IMAGE",
+        "describe_dataset --train_dir images --output_file notes.json",
+        "embed --model_name_or_path MODEL --images images --embeddings_file IMAGE",
+        "embed --model_name_or_path MODEL --images images --embeddings_file notes.json",
+        "embed --model_name_or_path MODEL --images images --embeddings_file theirs.parquet",
+        "export --model_name_or_path MODEL --images images --format half --output_file images",
+        "convert_checkpoint --checkpoint_path x.pth --output_dir images",
+        "make_split --train_dir images --output_dir images/Maize",
+        "make_split --train_dir images --output_dir .",
+        "make_split --train_dir images --output_dir link",
+    ],
+)
+def test_an_output_over_what_is_read_is_refused(model_dir, trees, words):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    fill(trees, "notes.json", "list.csv", "x.pth")
+    parquet.write_table(pa.table({"mine": [1]}), trees / "theirs.parquet")
+    (trees / "link").symlink_to("images")
+    former = contents(trees)
+    names = {"MODEL": str(model_dir), "IMAGE": str(an_image(trees / "images").relative_to(trees))}
+    outcome = command([names.get(word, word) for word in words.split()], trees)
+    assert_sentence(outcome)
+    assert contents(trees) == former
+
+
+WITHIN = [
+    "train --variant tiny --train_dir images --max_steps 1 --output_dir PLACE",
+    "train --variant tiny --train_dir other --validation_dir images --max_steps 1 --output_dir PLACE",
+    "make_split --train_dir images --output_dir PLACE",
+    "preview_augmentation --train_dir images --image_size 32 --output_dir PLACE",
+    "inspect_dataset --train_dir images --output_dir PLACE",
+    "evaluate --model_name_or_path MODEL --test_dir images --output_dir PLACE",
+    "evaluate --model_name_or_path MODEL --test_dir other --calibration_dir images --output_dir PLACE",
+    "compare --models MODEL MODEL2 --data_dir images --output_dir PLACE",
+    "probe --model_name_or_path MODEL --test_dir images --output_dir PLACE",
+    "saliency --model_name_or_path MODEL --images images --output_dir PLACE",
+    "visualize_erf --model_name_or_path MODEL --images images --image_size 64 --output_dir PLACE",
+    "benchmark --parts loading --train_dir images --output_dir PLACE",
+    "predict --model_name_or_path MODEL --images images --tiles --boxes_dir PLACE --output_file a.csv",
+]
+
+
+@pytest.mark.parametrize("place", ["images", "images/Maize/out", "link/out", "images/../images/out"])
+@pytest.mark.parametrize("words", WITHIN, ids=lambda words: words.split(" --output")[0][:60])
+def test_an_output_folder_within_the_images_is_refused(model_dir, images, trees, words, place):
+    shutil.copytree(images, trees / "other")
+    shutil.copytree(model_dir, trees / "model2")
+    (trees / "link").symlink_to("images")
+    former = contents(trees)
+    names = {"MODEL": str(model_dir), "MODEL2": "model2", "PLACE": place}
+    outcome = command([names.get(word, word) for word in words.split()], trees)
+    assert_sentence(outcome, place)
+    assert contents(trees) == former
+
+
+@pytest.mark.parametrize("place", [".", "..", "link"])
+def test_an_output_folder_of_training_around_the_images_is_refused(trees, place):
+    (trees / "link").symlink_to(".")
+    former = contents(trees)
+    outcome = train(trees, "--train_dir", "images", "--output_dir", place)
+    assert_sentence(outcome, "--output_dir")
+    assert contents(trees) == former
+
+
+def test_predictions_beside_the_images_that_are_read_work(model_dir, trees):
+    assert_well(predict(model_dir, trees, "--images", "images", "--output_file", "images/answers.csv"))
+
+
+# Runs
+
+
+RUN_FILES = [
+    "config.json", "model.safetensors", "metrics.jsonl", "split.csv", "arguments.yaml", "report.html", "report.json",
+    "predictions.csv", "curves.png", "preprocessor_config.json", "checkpoints/latest", "train_results.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite_output_dir",), ("--resume_from_checkpoint", "latest")], ids=str)
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_a_file_that_a_run_would_replace_stays(trees, name, more):
+    former = fill(trees / "out", name)
+    outcome = train(trees, "--train_dir", "images", "--output_dir", "out", *more)
+    assert_sentence(outcome, "out")
+    assert contents(trees / "out") == former
+
+
+@pytest.mark.parametrize("place", [".", "out"])
+def test_overwriting_deletes_nothing_else(images, tmp_path, place):
+    (tmp_path / place).mkdir(exist_ok=True)
+    names = ("checkpoints/mine.txt", "checkpoints/step-1/a.bin", "checkpoints/step-00000002/mine.bin", "notes.md",
+             "hub_outbox/notes.txt", "hub_outbox/000001-mine/a.txt")  # fmt: skip
+    former = fill(tmp_path / place, *names)
+    flags = ("--train_dir", images, "--output_dir", place, "--overwrite_output_dir")
+    assert_well(train(tmp_path, *flags))
+    texts = {path.read_bytes() for path in (tmp_path / place).rglob("*") if path.is_file()}
+    assert all(f"mine: {name}\n".encode() in texts for name in former)
+    assert_well(train(tmp_path, *flags))
+    texts = {path.read_bytes() for path in (tmp_path / place).rglob("*") if path.is_file()}
+    assert all(f"mine: {name}\n".encode() in texts for name in former)
+
+
+def test_overwriting_discards_our_own_run(images, tmp_path):
+    flags = ("--train_dir", images, "--output_dir", "out")
+    assert_well(train(tmp_path, *flags, "--max_steps", 4))
+    assert_well(train(tmp_path, *flags, "--overwrite_output_dir"))
+    assert [path.name for path in sorted((tmp_path / "out" / "checkpoints").glob("step-*"))] == ["step-00000002"]
+    assert '"step": 4' not in (tmp_path / "out" / "metrics.jsonl").read_text()
+
+
+def test_a_card_that_people_wrote_stays_in_the_card_of_the_run(images, tmp_path):
+    fill(tmp_path / "out", "README.md")
+    assert_well(train(tmp_path, "--train_dir", images, "--output_dir", "out"))
+    assert "mine: README.md" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("flag", ["--num_train_epochs=9", "--split_seed=3"])
+def test_a_refused_resumption_changes_nothing(images, tmp_path, flag):
+    flags = ("--train_dir", images, "--output_dir", "out")
+    assert_well(train(tmp_path, *flags))
+    former = contents(tmp_path)
+    assert_sentence(train(tmp_path, *flags, flag, "--resume_from_checkpoint", "latest"), "--allow_changed_arguments")
+    assert contents(tmp_path) == former
+
+
+# Empty paths, home and variables
+
+
+EMPTY = [
+    "train --variant tiny --train_dir IMAGES --output_dir=", "train --variant tiny --train_dir= --output_dir out",
+    "train --variant tiny --train_dir IMAGES --validation_dir= --output_dir out",
+    "train --variant tiny --train_dir IMAGES --split_file= --output_dir out",
+    "train --model_name_or_path= --train_dir IMAGES --output_dir out",
+    "train --variant tiny --train_dir IMAGES --output_dir out --resume_from_checkpoint=",
+    "train --variant tiny --train_dir IMAGES --output_dir out --teacher_model_name_or_path=",
+    "train --config= --variant tiny --train_dir IMAGES --output_dir out",
+    "describe_dataset --train_dir=", "describe_dataset --train_dir IMAGES --output_file=",
+    "inspect_dataset --train_dir IMAGES --output_dir=", "make_split --train_dir IMAGES --output_dir=",
+    "preview_augmentation --train_dir= --output_dir out", "preview_augmentation --train_dir IMAGES --output_dir=",
+    "evaluate --test_dir= --output_dir out", "evaluate --test_dir IMAGES --output_dir=",
+    "evaluate --test_dir IMAGES --calibration_dir= --output_dir out", "compare --models= --data_dir IMAGES --output_dir o",
+    "compare --models a b --data_dir IMAGES --output_dir=", "probe --test_dir IMAGES --output_dir=",
+    "predict --images=", "predict --images IMAGES --output_file=", "predict --images IMAGES --model_name_or_path=",
+    "predict --images IMAGES --tiles --boxes_dir=", "embed --images IMAGES --embeddings_file=",
+    "embed --embeddings_file a.parquet --query=", "demo --model_name_or_path=",
+    "saliency --images IMAGES --output_dir=", "visualize_erf --images IMAGES --untrained nano --output_dir=",
+    "push_to_hub --output_dir=", "push_space --model_name_or_path= --hub_space_id a/b",
+    "push_dataset --train_dir= --dataset_name a/b --license mit --dry_run", "export --images IMAGES --output_file=",
+    "convert_checkpoint --checkpoint_path= --output_dir out", "convert_checkpoint --checkpoint_path a --output_dir=",
+    "benchmark --output_dir=", "estimate_memory --variant tiny --train_dir IMAGES --output_dir=",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", EMPTY)
+@pytest.mark.parametrize("empty", ["", " "], ids=["empty", "blank"])
+def test_an_empty_path_is_refused(images, tmp_path, words, empty):
+    former = fill(tmp_path, "checkpoints/mine.txt", "config.json")
+    arguments = [str(images) if w == "IMAGES" else f"{w}{empty}" if w.endswith("=") else w for w in words.split()]
+    flag = next(word for word in words.split() if word.endswith("=")).removesuffix("=")
+    assert_sentence(command(arguments, tmp_path), flag, "empty")
+    assert contents(tmp_path) == former
+
+
+def test_an_empty_path_in_a_recipe_is_refused(images, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"train_dir: {images}\noutput_dir: ''\n")
+    assert_sentence(train(tmp_path, "--config", "recipe.yaml"), "--output_dir", "empty")
+
+
+@pytest.mark.parametrize("flag", ["--output_dir=~/run", "--config=~/recipe.yaml", "--config=variable.yaml"])
+def test_home_and_variables_are_expanded(images, tmp_path, flag):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir(), here.mkdir()
+    (home / "photos").symlink_to(images)
+    (home / "recipe.yaml").write_text(yaml.safe_dump({"train_dir": "~/photos", "output_dir": "~/run"}))
+    (here / "variable.yaml").write_text(yaml.safe_dump({"train_dir": "$PLACE/photos", "output_dir": "${PLACE}/run"}))
+    data = () if "config" in flag else ("--train_dir", images)
+    assert_well(train(here, flag, *data, environment={"HOME": str(home), "PLACE": str(home)}))
+    assert (home / "run" / "report.html").exists()
+    assert {path.name for path in here.iterdir()} == {"variable.yaml"}
+
+
+def test_home_is_expanded_in_a_list_of_images(images, model_dir, tmp_path):
+    (tmp_path / "photos").symlink_to(images)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"images": ["~/photos/Maize", "$HOME/photos/Charlock"], "output_file": "a.csv"}))
+    outcome = predict(model_dir, tmp_path, "--config", recipe, environment={"HOME": str(tmp_path)})
+    assert_well(outcome)
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 33
+
+
+@pytest.mark.parametrize("path", ["$NOWHERE/run", "${NOWHERE}/run", "out/$NOWHERE"])
+def test_a_variable_that_is_not_set_is_refused(images, tmp_path, path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"train_dir": str(images), "output_dir": path}))
+    former = contents(tmp_path)
+    assert_sentence(train(tmp_path, "--config", "recipe.yaml"), "NOWHERE", "output_dir")
+    assert contents(tmp_path) == former
+
+
+def test_a_folder_with_a_dollar_in_its_name_is_itself(images, tmp_path):
+    (tmp_path / "$HOME").symlink_to(images)
+    flags = ("--train_dir", "$HOME", "--output_dir", "$PWD")
+    assert_well(train(tmp_path, *flags))
+    assert (tmp_path / "$PWD" / "config.json").exists()
+    again = ("--config", "$PWD/arguments.yaml", "--resume_from_checkpoint", "latest")
+    assert_well(command(["train", *again], tmp_path))
+
+
+# Twice the same
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["images", "images"], ["images", "./images"], ["images", "ABSOLUTE"], ["images", "link"], ["link", "images"],
+        ["images", "images/Maize"], ["images/Maize", "images"], ["images", "link/Maize"], ["images", "IMAGE"],
+        ["IMAGE", "images"], ["images", "images/../images"], ["images/Black-grass", "images/Charlock", "images/Maize", "link"],
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_what_is_given_twice_is_read_once(model_dir, trees, given, suffix):
+    (trees / "link").symlink_to("images")
+    names = {"ABSOLUTE": str(trees / "images"), "IMAGE": str(an_image(trees / "images").relative_to(trees))}
+    given = [names.get(name, name) for name in given]
+    if suffix == ".csv":
+        assert_well(predict(model_dir, trees, "--images", *given, "--output_file", "a.csv"))
+        assert len((trees / "a.csv").read_text().splitlines()) == 1 + 48
+    else:
+        words = ["embed", "--model_name_or_path", model_dir, "--images", *given, "--embeddings_file", "a.parquet"]
+        outcome = command(words, trees)
+        assert_well(outcome)
+        assert "48 images" in outcome.stdout
+
+
+@pytest.mark.parametrize("again", ["images", "ABSOLUTE", "link", "images/."])
+def test_validation_on_the_training_folder_is_refused(trees, again):
+    (trees / "link").symlink_to("images")
+    again = str(trees / "images") if again == "ABSOLUTE" else again
+    outcome = train(trees, "--train_dir", "images", "--validation_dir", again, "--output_dir", "out")
+    assert_sentence(outcome, "validation")
+
+
+def test_calibration_on_the_test_folder_is_refused(model_dir, trees):
+    (trees / "link").symlink_to("images")
+    words = ["evaluate", "--model_name_or_path", model_dir, "--test_dir", "images", "--output_dir", "out"]
+    assert_sentence(command([*words, "--calibration_dir", "link"], trees), "--calibration_dir")
+
+
+def test_a_model_is_not_compared_with_itself(model_dir, trees):
+    (trees / "link").symlink_to(model_dir)
+    words = ["compare", "--models", model_dir, "link", "--data_dir", "images", "--output_dir", "out"]
+    assert_sentence(command(words, trees), "--models")
+
+
+def test_a_link_to_an_image_is_a_row_of_its_own(model_dir, trees):
+    os.symlink(an_image(trees / "images"), trees / "again.png")
+    given = [an_image(trees / "images"), trees / "again.png"]
+    assert_well(predict(model_dir, trees, "--images", *given, "--output_file", "a.csv"))
+    assert len((trees / "a.csv").read_text().splitlines()) == 3
