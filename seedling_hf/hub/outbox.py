@@ -188,7 +188,9 @@ class Outbox:
             self.folder.rmdir()  # only if it is empty
 
     def _folders(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("[0-9]*-*") if re.match(r"\d{6,}-", path.name))
+        """The snapshots, whole or damaged; what else lies in the folder is not ours."""
+        folders = (path for path in self.folder.glob("[0-9]*-*") if re.match(r"\d{6,}-", path.name))
+        return sorted(folder for folder in folders if (folder / "push.json").exists())
 
 
 def _checkpoint_of(files: Mapping[str, Path]) -> dict[str, Path]:

@@ -13,8 +13,6 @@ from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.models import needs_two_images
 
-LEAST = {1: "one image", 2: "two images"}
-
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +46,7 @@ def fit_batch_size(
     found = min(gather_object([found]))
     if found == 0:
         raise InputError(
-            f"expected memory for a step on {LEAST[least]} of {image_size}×{image_size} pixels, found too little; use a "
+            f"expected memory for a batch of {least}, {image_size}×{image_size} pixels, found too little; use a "
             "smaller --variant or --image_size, or --gradient_checkpointing"
         )
     if found < requested:

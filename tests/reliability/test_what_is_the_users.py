@@ -253,7 +253,8 @@ EMPTY = [
     "inspect_dataset --train_dir IMAGES --output_dir=", "make_split --train_dir IMAGES --output_dir=",
     "preview_augmentation --train_dir= --output_dir out", "preview_augmentation --train_dir IMAGES --output_dir=",
     "evaluate --test_dir= --output_dir out", "evaluate --test_dir IMAGES --output_dir=",
-    "evaluate --test_dir IMAGES --calibration_dir= --output_dir out", "compare --models= --data_dir IMAGES --output_dir o",
+    "evaluate --test_dir IMAGES --calibration_dir= --output_dir out",
+    "compare --models= --data_dir IMAGES --output_dir out",
     "compare --models a b --data_dir IMAGES --output_dir=", "probe --test_dir IMAGES --output_dir=",
     "predict --images=", "predict --images IMAGES --output_file=", "predict --images IMAGES --model_name_or_path=",
     "predict --images IMAGES --tiles --boxes_dir=", "embed --images IMAGES --embeddings_file=",
@@ -328,7 +329,8 @@ def test_a_folder_with_a_dollar_in_its_name_is_itself(images, tmp_path):
     [
         ["images", "images"], ["images", "./images"], ["images", "ABSOLUTE"], ["images", "link"], ["link", "images"],
         ["images", "images/Maize"], ["images/Maize", "images"], ["images", "link/Maize"], ["images", "IMAGE"],
-        ["IMAGE", "images"], ["images", "images/../images"], ["images/Black-grass", "images/Charlock", "images/Maize", "link"],
+        ["IMAGE", "images"], ["images", "images/../images"],
+        ["images/Black-grass", "images/Charlock", "images/Maize", "link"],
     ],
     ids=str,
 )  # fmt: skip
