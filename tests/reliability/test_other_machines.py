@@ -136,6 +136,8 @@ def test_a_compiled_run_saves_resumes_and_predicts_under_plain_names(tmp_path, i
         assert_well(command([*again, *source], tmp_path / "work", environment=own))
         resumed = load_file(tmp_path / "work" / name / "checkpoints" / "step-00000004" / "model.safetensors")
         assert resumed.keys() == whole.keys()
+        # The plain model rounds otherwise, and Adam makes much of the smallest gradients.
+        assert name == "plain" or all((tensor == whole[key]).all() for key, tensor in resumed.items())
     predict = ["predict", "--model_name_or_path", run, "--images", images / "Maize", "--output_file", "answers.csv"]
     assert_well(command(predict, tmp_path / "work"))
 
