@@ -134,3 +134,42 @@ def test_a_group_stands_by_itself():
 def test_arguments_are_plain_yaml(tmp_path):
     write_arguments(parse(*REQUIRED), tmp_path / "a.yaml")
     assert yaml.safe_load((tmp_path / "a.yaml").read_text())["lr_scheduler_type"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--seed", "-1"], "expected --seed at least 0 and at most 4294967295, found -1"),
+        (["--max_grad_norm", "inf"], "expected a finite number for --max_grad_norm, found inf"),
+        (["--max_steps", "-99999999999"], "expected --max_steps from -2147483647 to 2147483647"),
+        (["--depths", "2", "0"], "expected --depths at least 1, found 0"),
+        (["--run_name", " "], "expected a value for --run_name, found an empty one"),
+        (["--split_file", ""], "expected a path for --split_file, found an empty one"),
+    ],
+)
+def test_a_value_that_no_run_can_have_is_refused(flags, sentence):
+    with pytest.raises(InputError, match=r"^[^\n]*$") as error:
+        parse(*REQUIRED, *flags)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("output", ["images", "images/Maize/run", "link", "."])
+def test_an_output_folder_must_be_apart_from_the_images(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to("images")
+    with pytest.raises(InputError, match=r"expected --output_dir (outside of|apart from) images"):
+        parse(*REQUIRED[:-1], output)
+
+
+def test_home_is_expanded_everywhere_and_variables_in_recipes_only(recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = parse(*REQUIRED[:-2], "--output_dir=~/run", "--split_file=$HOME/split.csv")
+    assert (arguments.output_dir, arguments.split_file) == (f"{tmp_path}/run", "$HOME/split.csv")
+    arguments = parse(*REQUIRED[:-2], "--config", recipe("output_dir: ${HOME}/run\nrun_name: $HOME"))
+    assert (arguments.output_dir, arguments.run_name) == (f"{tmp_path}/run", "$HOME")
+
+
+def test_a_variable_that_is_not_set_is_named(recipe):
+    with pytest.raises(InputError, match=r"expected \$NOWHERE to be set for output_dir"):
+        parse(*REQUIRED[:-2], "--config", recipe("output_dir: $NOWHERE/run"))

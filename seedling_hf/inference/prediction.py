@@ -121,7 +121,8 @@ def forward(
         if values is not None and not values.flatten(1).amax(1).isfinite().all():
             raise InputError(
                 f"expected finite {name} of the model, found NaN or infinity; its weights are too large or damaged, or "
-                "overflow in half precision: try --mixed_precision no, or use another checkpoint"
+                "overflow in half precision: try --mixed_precision no, train with a lower --learning_rate, or use "
+                "another checkpoint"
             )
     return outputs
 
