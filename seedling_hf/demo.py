@@ -13,6 +13,7 @@ from seedling_hf.data.formats import image_formats
 from seedling_hf.data.images import ImageError, read_image, to_rgb
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import Markdown, one_line
 from seedling_hf.inference.batch_memory import check_memory, image_side
 from seedling_hf.inference.classifier import list_classes, load_classifier
 from seedling_hf.inference.prediction import forward, rank_classes
@@ -59,13 +60,15 @@ class Demo:
                 return Verdict(sentence, None, None)
             pixel_values = self.transform(shrink(to_rgb(read_image(Path(path)))))[None].to(self.model.device)
         except ImageError as error:
-            sentence = f"## The image cannot be read\n\nDecoding failed ({error.reason}). Please drop another image."
+            reason = Markdown.of(error.reason)
+            sentence = f"## The image cannot be read\n\nDecoding failed ({reason}). Please drop another image."
             return Verdict(sentence, None, None)
         logits = forward(self.model, pixel_values).logits.float().cpu()
         (ranked,) = rank_classes(logits, self.class_names, len(self.class_names))
-        return Verdict(self.sentence(*ranked[0]), dict(ranked), self.overlay(pixel_values))
+        return Verdict(self.sentence(*ranked[0]), {one_line(name): p for name, p in ranked}, self.overlay(pixel_values))
 
     def sentence(self, species: str, probability: float) -> str:
+        species = Markdown.of(species)
         if probability >= self.threshold:
             return f"## {species}\n\nPredicted with a probability of {probability:.0%}."
         return (
@@ -135,7 +138,7 @@ def build_demo(
         )
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as page:
-        gr.Markdown(f"# {title}\n\nDrop an image of one seedling, taken from above.")
+        gr.Markdown(f"# {Markdown.of(title)}\n\nDrop an image of one seedling, taken from above.")
         with gr.Row():
             image = gr.Image(label="Image", sources=["upload", "clipboard"], height=OVERLAY_SIDE)
             with gr.Column():

@@ -24,6 +24,15 @@ def find_near(name: str, known: Iterable[str]) -> str | None:
     return keys[near[0]] if near else None
 
 
+def describe_difference(names: Iterable[str], known: Iterable[str]) -> str:
+    """A part of a sentence with the first of `names` that is not known, and the known one that it nearly is."""
+    known = list(known)
+    for name in sorted(set(names) - set(known)):
+        near = find_near(name, known)
+        return f", such as {name}" + (f" for {near}" if near else "")
+    return ""
+
+
 def spelling_key(name: str) -> str:
     """Equal for names that differ only in spelling; empty for a name without letters and digits is that name."""
     text = unicodedata.normalize("NFKD", _APOSTROPHES.sub("", repair_encoding(name)))

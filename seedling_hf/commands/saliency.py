@@ -11,6 +11,7 @@ from seedling_hf.escaping import one_line
 from seedling_hf.files import fitting
 from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
+from seedling_hf.spelling import find_near
 
 MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Model and images → predictions → Grad-CAM → overlays."""
     arguments = parse_arguments(SaliencyArguments, argv, prog="saliency")
 
-    from seedling_hf.data.images import select_images
+    from seedling_hf.data.images import a_few, select_images
     from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
     from seedling_hf.inference.prediction import build_accelerator, on_main_process
     from seedling_hf.plots.images import plot_saliency
@@ -50,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     model.to(accelerator.device)
     class_names = list_classes(model.config)
     if arguments.target is not None and arguments.target not in class_names:
-        raise InputError(f"expected --target of {', '.join(class_names)}, found {arguments.target}")
+        near = find_near(arguments.target, class_names)
+        raise InputError(
+            f"expected --target of {a_few(class_names, 12)}, found {arguments.target}"
+            + (f"; did you mean {near}?" if near else "")
+        )
 
     images = min(arguments.per_device_eval_batch_size, len(files))
     check_memory(model, images, image_side(image_processor), EVAL_ADVICE, trains=True)

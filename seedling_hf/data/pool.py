@@ -16,6 +16,7 @@ from datasets import ClassLabel, Dataset, Image
 from seedling_hf.data.images import a_few, check_images, read_image
 from seedling_hf.data.listing import MISNAMED
 from seedling_hf.errors import InputError
+from seedling_hf.spelling import find_near, spelling_key
 
 Row = tuple[str, str]  # file relative to its root folder, class name
 
@@ -53,8 +54,9 @@ class ImagePool:
         """
         unknown = sorted(set(self.labels) - set(class_names))
         if unknown:
-            same = {name.casefold(): name for name in class_names}.get(unknown[0].casefold())
-            advice = f"rename {unknown[0]} to {same}" if same else "rename or remove it"
+            near = {name: find_near(name, class_names) for name in unknown[:5]}
+            renamed = [f"{name} to {same}" for name, same in near.items() if same]
+            advice = f"rename {a_few(renamed)}" if renamed else "rename or remove it"
             raise InputError(
                 f"expected only {expected} in {self.where}, found also {a_few(unknown)}; {advice}; the classes are "
                 f"{a_few(class_names, 12)}"
@@ -104,10 +106,10 @@ def name_classes(pools: Mapping[str, ImagePool]) -> list[str]:
             f"expected at least two classes in {train.where}, found {a_few(found) if found else 'none'}; in a folder, "
             "each class is a folder of images"
         )
-    spellings = Counter(name.casefold() for name in found)
-    similar = [name for name in found if spellings[name.casefold()] > 1]
+    spellings = Counter(map(spelling_key, found))
+    similar = [name for name in found if spellings[spelling_key(name)] > 1]
     if similar:
-        logger.warning("class names that differ only in case are separate classes: %s", a_few(similar))
+        logger.warning("class names that differ only in spelling are separate classes: %s", a_few(similar))
     class_names = train.class_names or found
     for split, pool in pools.items():
         if split != "train":

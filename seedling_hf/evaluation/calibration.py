@@ -206,7 +206,9 @@ def bootstrap_intervals(matrix: Sequence[Sequence[int]] | np.ndarray, seed: int)
     matrix = np.asarray(matrix)
     rows, columns = np.nonzero(matrix)
     counts = matrix[rows, columns]
-    draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=BOOTSTRAP_RESAMPLES)
+    generator, shares = np.random.default_rng(seed), counts / counts.sum()
+    # One after another: with many classes, all draws at once take gigabytes.
+    draws = (generator.multinomial(counts.sum(), shares) for _ in range(BOOTSTRAP_RESAMPLES))
     figures = np.array([_accuracy_and_macro_f1(rows, columns, draw, len(matrix)) for draw in draws])
     tail = 100 * (1 - CONFIDENCE) / 2
     accuracy, macro_f1 = np.percentile(figures, [tail, 100 - tail], axis=0).T.tolist()

@@ -9,6 +9,7 @@ import numpy as np
 
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.report import Report
+from seedling_hf.spelling import describe_difference
 
 SHOWN_DIFFERENCES = 48
 
@@ -128,7 +129,8 @@ def _check(names: Sequence[str], reports: Sequence[Report]) -> None:
         if set(report.class_names) != set(classes):
             raise InputError(
                 f"expected models of the same {len(classes)} classes, found {len(report.class_names)} others in "
-                f"{name}; compare models that were trained on the same classes"
+                f"{name}{describe_difference(report.class_names, classes)}; compare models that were trained on the "
+                "same classes"
             )
         if [(row.file, row.label) for row in report.predictions] != truth:
             raise InputError(f"expected predictions of the same images, found others of {name}")

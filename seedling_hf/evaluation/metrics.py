@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from seedling_hf.data.images import a_few
 from seedling_hf.errors import InputError
 
 CALIBRATION_BINS = 15  # arXiv 1706.04599, section 5
@@ -193,7 +194,9 @@ def _check(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[
     num_classes = probabilities.shape[1]
     class_names = [str(i) for i in range(num_classes)] if class_names is None else list(class_names)
     if len(class_names) != num_classes or len(set(class_names)) != num_classes:
-        raise InputError(f"expected {num_classes} different class names, found {class_names}")
+        raise InputError(
+            f"expected {num_classes} different class names, found {len(class_names)}: {a_few(class_names, 12)}"
+        )
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= num_classes:
         raise InputError(
             f"expected labels that are whole numbers from 0 to {num_classes - 1}, found {labels.dtype} from "

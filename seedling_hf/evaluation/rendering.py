@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from PIL import Image
 
 from seedling_hf.data.images import to_rgb
+from seedling_hf.escaping import Markdown, finish_html, finish_markdown, one_line, pad, width_of
 from seedling_hf.evaluation import sentences
 from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.probing import format_probes
@@ -66,19 +67,19 @@ def render_comparison(comparison: Comparison, dataset: Dataset) -> str:
 
 def render_page(template: str, **values: Any) -> str:
     """A template of `pages/`, filled."""
-    return _environment().get_template(template).render(values)
+    return _environment(Path(template).suffix).get_template(template).render(values)
 
 
 def format_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
     """Counts in text, rows are the truth; columns have numbers, and a dot is zero."""
-    numbers = range(1, len(class_names) + 1)
-    name_width = max(map(len, class_names))
+    numbers, class_names = range(1, len(class_names) + 1), [one_line(name) for name in class_names]
+    name_width = max(map(width_of, class_names))
     number_width = len(str(len(class_names)))
     cell = max(len(f"{max(map(max, matrix))}"), number_width) + 1
     lines = [" " * (number_width + 2 + name_width) + "".join(f"{number:>{cell}}" for number in numbers)]
     for number, name, row in zip(numbers, class_names, matrix, strict=True):
         counts = "".join(f"{count or '·':>{cell}}" for count in row)
-        lines.append(f"{number:>{number_width}}  {name:<{name_width}}{counts}")
+        lines.append(f"{number:>{number_width}}  {pad(name, name_width)}{counts}")
     return "\n".join(lines)
 
 
@@ -98,22 +99,23 @@ def image_uri(image: Image.Image) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    """Of all templates in `pages/`. A missing name is an error; in HTML, file and class names are text, not markup."""
+def _environment(suffix: str) -> Environment:
+    """Of the templates in `pages/` with a suffix. A missing name is an error; file and class names are only text."""
     environment = Environment(
         loader=PackageLoader("seedling_hf.evaluation", "pages"), undefined=StrictUndefined,
-        autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        autoescape=select_autoescape(), finalize=finish_markdown if suffix == ".md" else finish_html,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {
         "percent": sentences.percent,
         "short_name": lambda name: Path(name).name or name,
-        "cell": lambda text: text.replace("|", "\\|"),
+        "cells": lambda values: Markdown.join_all(values, " | "),
     }
     environment.globals |= {name: value for name, value in vars(sentences).items() if name.startswith("describe_")}
     environment.globals |= {
         "headline": sentences.headline,
-        "format_probes": format_probes,
-        "format_confusion_matrix": format_confusion_matrix,
+        "format_probes": lambda probing: Markdown(format_probes(probing)),
+        "format_confusion_matrix": lambda *figures: Markdown(format_confusion_matrix(*figures)),
     }
     return environment
 

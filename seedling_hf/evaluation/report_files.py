@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from seedling_hf.escaping import one_line, pad, width_of
 from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.rendering import Saliency, markdown_report, render_comparison, render_page, render_report
 from seedling_hf.evaluation.report import Prediction, Report
 from seedling_hf.evaluation.sentences import describe_confusion, describe_pair_of_models, headline
 from seedling_hf.files import replacing, write_csv, write_text
-from seedling_hf.plots.quality import plot_confusion_matrix, plot_coverage_risk, plot_probes, plot_reliability
+from seedling_hf.plots.quality import (
+    MOST_CLASSES,
+    plot_confusion_matrix,
+    plot_coverage_risk,
+    plot_probes,
+    plot_reliability,
+)
 
 BAR_WIDTH = 20
 
@@ -31,11 +38,12 @@ def write_report(
     _plot_figures(report, output_dir)
     header = [column.name for column in fields(Prediction)]
     write_csv(output_dir / "predictions.csv", header, map(astuple, report.predictions))
+    number_of = {name: number for number, name in enumerate(report.class_names)}
     with replacing(output_dir / "probabilities.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
             probabilities=report.probabilities,
-            labels=np.array([report.class_names.index(row.label) for row in report.predictions]),
+            labels=np.array([number_of[row.label] for row in report.predictions]),
             files=np.array([row.file for row in report.predictions]),
             class_names=np.array(report.class_names),
         )
@@ -60,26 +68,33 @@ def write_comparison(comparison: Comparison, dataset: Dataset, output_dir: str |
 
 def format_report(report: Report) -> str:
     """The report for a terminal: the figures, a line for each class with a bar of its F1, and the confusions."""
-    width = max(len("class"), *map(len, report.class_names))
+    shown = [*report.per_class.items()]
+    if len(shown) > MOST_CLASSES:
+        shown = sorted(shown, key=lambda item: item[1]["f1"])[:MOST_CLASSES]
+    names = {name: one_line(name) for name in report.class_names}
+    width = max(len("class"), *(width_of(names[name]) for name, _ in shown))
     lines = [
-        f"{report.provenance.model}  on  {report.provenance.data}",
+        one_line(f"{report.provenance.model}  on  {report.provenance.data}"),
         "",
         *(f"  {name:<17} {value:>8}   {remark}".rstrip() for name, value, remark in headline(report)),
         "",
         f"  {'class':<{width}}  precision   recall      F1    images",
     ]
-    for name, row in report.per_class.items():
+    for name, row in shown:
         recall = f"{row['recall']:.1%}" if row["support"] else "–"
         lines.append(
-            f"  {name:<{width}}  {row['precision']:>9.1%}  {recall:>7}  {row['f1']:>6.3f}  {row['support']:>8,}  "
-            f"{_bar(row['f1'])}".rstrip()
+            f"  {pad(names[name], width)}  {row['precision']:>9.1%}  {recall:>7}  {row['f1']:>6.3f}  "
+            f"{row['support']:>8,}  {_bar(row['f1'])}".rstrip()
         )
+    if len(shown) < len(names):
+        lines.append(f"  the {len(shown)} of {len(names):,} classes with the lowest F1; report.md has all of them")
     if report.top_confusions:
-        truth = max(len(c.label) for c in report.top_confusions)
-        taken = max(len(c.prediction) for c in report.top_confusions)
+        truth = max(width_of(names[c.label]) for c in report.top_confusions)
+        taken = max(width_of(names[c.prediction]) for c in report.top_confusions)
         lines += ["", "  most confused"]
         lines += [
-            f"  {c.label:<{truth}}  taken for  {c.prediction:<{taken}}  {describe_confusion(report, c)}"
+            f"  {pad(names[c.label], truth)}  taken for  {pad(names[c.prediction], taken)}  "
+            f"{describe_confusion(report, c)}"
             for c in report.top_confusions
         ]
     return "\n".join(lines)

@@ -7,7 +7,6 @@ Generated sections stand between marks that are not displayed:
     <!-- end results -->
 """
 
-import csv
 import os
 import re
 from collections import Counter
@@ -17,8 +16,11 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
+from seedling_hf.data.splits import read_split_csv
+from seedling_hf.escaping import Markdown
+
 _SECTION = re.compile(r"<!-- begin (\S+) -->.*?<!-- end \1 -->", re.DOTALL)
-_ADDRESS = re.compile(r'model="[^"\n]*"(, revision="[^"\n]*")?')
+_ADDRESS = re.compile(r'model="(?:[^"\\\n]|\\.)*"(, revision="[^"\n]*")?')
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
@@ -71,22 +73,23 @@ def address_card(text: str, repo_id: str, revision: str | None) -> str:
     return _SECTION.sub(fill, text)
 
 
-def escape_cell(text: object) -> str:
-    """Text that breaks neither its table nor its section, whatever a folder is called."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+def fence(text: str, language: str) -> Markdown:
+    """Text as a block of code, whatever is in it; a mark of a section in it loses its meaning."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    text = text.replace("<!--", "<\u200b!--")
+    return Markdown(f"{ticks}{language}\n{text}\n{ticks}")
 
 
 def count_split(path: str | os.PathLike) -> dict[str, Counter[str]]:
     """Images of each class in each split of a split.csv."""
     counts: dict[str, Counter[str]] = {}
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            counts.setdefault(row["split"], Counter())[row["label"]] += 1
+    for (_, label), split in read_split_csv(path).items():
+        counts.setdefault(split, Counter())[label] += 1
     return counts
 
 
-def describe_split(arguments: dict[str, Any]) -> str:
-    """How a split was made, from the flags of the run that drew it."""
+def describe_split(arguments: dict[str, Any]) -> Markdown:
+    """How a split was made, in Markdown, from the flags of the run that drew it."""
     share, seed = arguments.get("train_val_split"), arguments.get("split_seed")
     strategy, fold = arguments.get("split_strategy"), arguments.get("fold")
     apart = ", near-duplicates on one side" if strategy == "grouped" else ""
@@ -104,7 +107,7 @@ def describe_split(arguments: dict[str, Any]) -> str:
     if arguments.get("split_file"):
         how = "The split is that of an earlier run, from its split.csv."
     elif name:
-        link = f"[{name}](https://huggingface.co/datasets/{name})"
+        link = f"[{Markdown.of(name)}](https://huggingface.co/datasets/{name})"
         how = f"The split is that of the dataset {link} if it has a validation split, otherwise {drawn}."
     elif arguments.get("validation_dir") or (folder and Path(folder, "train").is_dir()):
         how = "The split was given: the validation images are in a folder of their own."
@@ -115,7 +118,7 @@ def describe_split(arguments: dict[str, Any]) -> str:
         for key, split in (("max_train_samples", "training"), ("max_eval_samples", "validation"))
         if arguments.get(key)
     ]
-    return how + (f" At most {' and '.join(limits)} were used." if limits else "")
+    return Markdown(how + (f" At most {' and '.join(limits)} were used." if limits else ""))
 
 
 def _metadata(text: str) -> dict[str, Any]:

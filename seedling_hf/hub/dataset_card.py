@@ -11,7 +11,8 @@ from jinja2 import Environment, StrictUndefined
 
 from seedling_hf.data.duplicates import digest_images, find_exact_duplicates
 from seedling_hf.data.pool import image_sources
-from seedling_hf.hub.cards import describe_split, escape_cell
+from seedling_hf.escaping import Markdown, finish_markdown
+from seedling_hf.hub.cards import describe_split
 
 MOST_LISTED = 50
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -58,12 +59,13 @@ def render_dataset_card(
         tags=["plants", "seedlings"],
     )
     environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["cell"] = escape_cell
+        undefined=StrictUndefined, finalize=finish_markdown, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["markdown"] = Markdown
     template = environment.from_string(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"))
     return template.render(
-        metadata=metadata.to_yaml(),
+        metadata=Markdown(metadata.to_yaml()),
         total=total,
         name=name,
         repo_id=repo_id,

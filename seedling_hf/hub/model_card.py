@@ -12,13 +12,15 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 from safetensors import SafetensorError, safe_open
 
 from seedling_hf.data.splits import hash_split
+from seedling_hf.escaping import Markdown, finish_markdown
 from seedling_hf.evaluation.metrics import PLANT_SEEDLINGS
 from seedling_hf.files import write_text
-from seedling_hf.hub.cards import check_card, count_split, describe_split, escape_cell, merge_cards
+from seedling_hf.hub.cards import check_card, count_split, describe_split, fence, merge_cards
 from seedling_hf.hub.outbox import CARD, model_files
 from seedling_hf.inference.classifier import parse_hub_name
 
 NUM_WEAKEST = 3
+MOST_LISTED = 60  # classes in a sentence; the tables have all
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -48,8 +50,8 @@ def render_card(output_dir: str | os.PathLike, *, results: bool = True) -> str:
     # Installed, the template is beside this module; in a checkout, at the root of the repository.
     here = Path(__file__).resolve().parent
     path = next(p for p in (here / "model_card.md", here.parents[1] / "model_card.md") if p.is_file())
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"cell": escape_cell, "percent": "{:.1%}".format, "duration": _duration}
+    environment = Environment(undefined=StrictUndefined, finalize=finish_markdown, keep_trailing_newline=True)
+    environment.filters |= {"percent": "{:.1%}".format, "duration": _duration}
     template = environment.from_string(_read_text(path))
     return template.render(card_values(Path(output_dir), results=results))
 
@@ -84,15 +86,16 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         eval_results=_eval_results(report, arguments, dataset) if report else None,
     )
     return {
-        "card_data": card_data.to_yaml(),
+        "card_data": Markdown(card_data.to_yaml()),
         "model_name": model_name,
-        "address": arguments.get("hub_model_id") or str(folder),
+        "address": Markdown(json.dumps(arguments.get("hub_model_id") or str(folder), ensure_ascii=False)),
         "config": config,
         "class_names": class_names,
+        "listed_classes": Markdown.join_all(class_names, ", ") if len(class_names) <= MOST_LISTED else "listed below",
         "image_size": _image_size(processor or {}),
         "num_parameters": _count_parameters(folder),
         "start": _describe_start(arguments, base_model),
-        "arguments_text": arguments_text.strip(),
+        "arguments_text": fence(arguments_text.strip(), "yaml") if arguments_text else "",
         "report": report,
         "data_name": data_name,
         "weakest": weakest,
@@ -135,9 +138,9 @@ def _names_of_data(arguments: dict[str, Any], report: dict[str, Any] | None) -> 
 
 def _describe_start(arguments: dict[str, Any], base_model: str | None) -> str | None:
     if base_model:
-        return f"[{base_model}](https://huggingface.co/{base_model})"
+        return Markdown(f"[{base_model}](https://huggingface.co/{base_model})")
     if arguments.get("model_name_or_path"):
-        return f"a model folder, {escape_cell(arguments['model_name_or_path'])}"
+        return f"a model folder, {arguments['model_name_or_path']}"
     return "random weights" if arguments.get("variant") or arguments.get("timm_architecture") else None
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from seedling_hf.escaping import Markdown
 from seedling_hf.files import write_text
 from seedling_hf.hub.outbox import CARD, model_files
 
@@ -56,8 +57,8 @@ def _card(title: str, repo_id: str | None) -> str:
     origin = f"of [{repo_id}](https://huggingface.co/{repo_id})" if repo_id else f"in `{MODEL}/`"
     front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     return (
-        f"---\n{front}---\n\n<!-- begin space -->\n# {title}\n\nDrop the image of a seedling: the RepLKNet "
-        f"{origin} predicts its species with a probability, and shows where it looked.\n<!-- end space -->\n"
+        f"---\n{front}---\n\n<!-- begin space -->\n# {Markdown.of(title)}\n\nDrop the image of a seedling: the "
+        f"RepLKNet {origin} predicts its species with a probability, and shows where it looked.\n<!-- end space -->\n"
     )
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from seedling_hf.data.images import a_few
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import list_classes, load_classifier
+from seedling_hf.spelling import describe_difference
 from seedling_hf.train_arguments import DistillationArguments
 
 
@@ -42,7 +44,8 @@ class Teachers:
             found = list_classes(model.config)
             if sorted(found) != sorted(class_names):
                 raise InputError(
-                    f"expected a teacher of the classes {', '.join(class_names)}, found {', '.join(found)} in {name}; "
+                    f"expected a teacher of the classes {a_few(class_names, 12)}, found {a_few(found, 12)} in {name}"
+                    f"{describe_difference(found, class_names)}; "
                     "choose one that was trained on the same classes"
                 )
             order = torch.tensor([found.index(label) for label in class_names], device=device)

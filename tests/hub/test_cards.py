@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from seedling_hf.hub.cards import address_card, check_card, describe_split, escape_cell, merge_cards
+from seedling_hf.escaping import Markdown
+from seedling_hf.hub.cards import address_card, check_card, describe_split, merge_cards
 
 OURS = """---
 license: apache-2.0
@@ -106,7 +107,7 @@ def test_a_result_that_is_not_a_number_is_refused():
 
 
 def test_a_name_stays_in_its_cell_and_in_its_section():
-    assert escape_cell("a|b\n<!-- end results -->") == "a\\|b &lt;!-- end results -->"
+    assert Markdown.of("a|b\n<!-- end results -->") == "a\\|b &lt;!-- end results -->"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from local_hub import check_card as check_as_the_hub
 from safetensors.torch import load_file
 
 from seedling_hf.data.splits import hash_split
+from seedling_hf.escaping import Markdown
 from seedling_hf.hub.model_card import card_values, render_card, write_card
 
 pytest_plugins = ("hub_fixtures",)
@@ -209,7 +210,7 @@ def test_no_class_name_breaks_the_card(folder, name):
             text.replace(",Maize,", f",{written},") if file == "split.csv" else text.replace("Maize", written)
         )
     card = render_card(folder)
-    shown = " ".join(name.split()).replace("|", "\\|").replace("<", "&lt;")
+    shown = Markdown.of(name)
     assert f"\n| {shown} | 4 | 2 |\n" in section(card, "data")
     assert shown in section(card, "model")
     assert check_as_the_hub(card) == ([], [])
