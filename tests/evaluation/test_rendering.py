@@ -97,8 +97,8 @@ def test_the_figures_are_on_the_page(browser, folder, reports):
     figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     low, high = figures["bootstrap"]["accuracy"]
     assert f"{report.accuracy:.1%} 95% interval {low:.1%} to {high:.1%}" in text
-    for name, row in report.per_class.items():
-        assert f"{name} {row['precision']:.1%} {row['recall']:.1%} {row['f1']:.3f} {row['support']}" in text
+    for number, (name, row) in enumerate(report.per_class.items(), 1):
+        assert f"{name} {number} {row['precision']:.1%} {row['recall']:.1%} {row['f1']:.3f} {row['support']}" in text
     assert f"as predicted {figures['calibration']['before']['expected_calibration_error']:.3f}" in text
     assert f"temperature scaled {figures['calibration']['after']['expected_calibration_error']:.3f}" in text
     assert describe_not_sure(report.not_sure) in text
