@@ -139,7 +139,17 @@ def test_a_folder_with_another_apostrophe_is_answered_with_the_known_class(folde
 
 def test_saliency_answers_a_target_that_is_nearly_a_class(tmp_path):
     folder = write_classes(tmp_path / "run", ["Maize", "Charlock"])
-    words = ["saliency", "images", "--model_name_or_path", "model", "--output_dir", "out", "--target", "maise"]
+    words = [
+        "saliency",
+        "--images",
+        "images",
+        "--model_name_or_path",
+        "model",
+        "--output_dir",
+        "out",
+        "--target",
+        "maise",
+    ]
     assert_sentence(command(words, folder), "did you mean Maize?")
 
 
