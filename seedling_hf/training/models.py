@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.errors import InputError
@@ -39,6 +40,7 @@ def build_trainable_model(
         )
     else:
         model, image_processor = _load_pretrained(arguments, labels)
+    _set_loss(model)
     _set_image_size(arguments, image_processor)
     _check_fit(arguments, model, image_processor.crop_size["height"])
     return model, image_processor
@@ -75,6 +77,27 @@ def needs_two_images(model: PreTrainedModel, side: int) -> bool:
             return True
         raise
     return False
+
+
+def cross_entropy(labels: Tensor, pooled_logits: Tensor, config: Any = None, **kwargs: Any) -> Tensor:
+    """The mean cross-entropy of logits (N, C) with class indices (N,) or the probability of each class (N, C).
+
+    The other arguments are those that models of transformers give to their loss.
+    """
+    return torch.nn.functional.cross_entropy(
+        pooled_logits, labels.to(pooled_logits) if labels.is_floating_point() else labels
+    )
+
+
+def _set_loss(model: PreTrainedModel) -> None:
+    """Each image has one class: what mixing, smoothing and teachers make of it are its probabilities.
+
+    Models of transformers take such targets for several classes in one image, train by the binary cross-entropy, and
+    save that as their kind, by which a pipeline gives the sigmoid of each class.
+    """
+    model.config.problem_type = "single_label_classification"
+    if model.config.model_type != RepLKNetConfig.model_type:  # which knows both kinds of targets
+        model.loss_function = cross_entropy
 
 
 def _source(arguments: TrainArguments) -> Pretrained:

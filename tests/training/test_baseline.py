@@ -14,7 +14,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 from sample import copy_sample
-from transformers import AutoImageProcessor, TimmWrapperForImageClassification
+from transformers import AutoImageProcessor, TimmWrapperForImageClassification, pipeline
 
 from seedling_hf.commands import evaluate, predict, run, train
 from seedling_hf.errors import InputError
@@ -96,6 +96,12 @@ def test_a_trained_baseline_loads_by_transformers_alone_with_its_classes(model_d
     )
     assert answer.returncode == 0, answer.stderr
     assert "Loose Silky-bent" in answer.stdout
+
+
+def test_a_pipeline_gives_probabilities_after_training_with_soft_labels(model_dir, sample_dir):
+    assert yaml.safe_load((model_dir / "arguments.yaml").read_text())["label_smoothing_factor"] > 0
+    answers = pipeline("image-classification", model=str(model_dir))(str(sample_dir / "Maize/006196e1c.jpg"), top_k=12)
+    assert sum(answer["score"] for answer in answers) == pytest.approx(1, abs=1e-5)  # sigmoids would be 6 at first
 
 
 def test_evaluate_and_predict_accept_it_and_agree(model_dir, tmp_path):

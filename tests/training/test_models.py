@@ -1,7 +1,11 @@
 """The model that a run trains has the classes of its data, and starts from weights that can be trained."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from seedling_hf.arguments import parse_arguments
@@ -75,3 +79,28 @@ def test_images_that_would_shrink_are_refused():
         build_trainable_model(arguments, ["a", "b"])
     with pytest.raises(InputError, match="expected images of one size with --auto_find_batch_size"):
         TrainArguments(train_dir="x", output_dir="y", variant="tiny", image_size_start=32, auto_find_batch_size=True)
+
+
+SOFT = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.0, 0.5, 0.5, 0.0]])
+
+
+@pytest.mark.parametrize("labels", [SOFT, torch.tensor([3, 1])], ids=["soft", "indices"])
+@pytest.mark.parametrize("kind", ["variant", "timm", "trained as several classes", "timm trained as several classes"])
+def test_every_model_learns_by_the_cross_entropy(tmp_path, kind, labels):
+    flags = ["--timm_architecture", "resnet10t"] if kind.startswith("timm") else ["--variant", "tiny"]
+    if kind.endswith("several classes"):  # what transformers makes of soft labels
+        flags = ["--model_name_or_path", str(several_classes(flags, tmp_path))]
+    model, _ = build_trainable_model(arguments(*flags, "--image_size", "32"), list("abcd"))
+    outputs = model.eval()(pixel_values=torch.randn(2, 3, 32, 32), labels=labels)
+    torch.testing.assert_close(outputs.loss, F.cross_entropy(outputs.logits, labels))
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["problem_type"] == "single_label_classification"
+
+
+def several_classes(flags: list[str], folder: Path) -> Path:
+    model, image_processor = build_trainable_model(arguments(*flags, "--image_size", "32"), list("abcd"))
+    model.config.problem_type = "multi_label_classification"
+    model.save_pretrained(folder / "source")
+    image_processor.save_pretrained(folder / "source")
+    return folder / "source"
