@@ -293,29 +293,10 @@ class Training:
             ):
                 logger.warning("changed: %s", change)
             self.learner.load(checkpoint)
-            self._report_schedule(max(state["scheduler"]["_last_lr"]))
+            _report_schedule(self, max(state["scheduler"]["_last_lr"]))
             if len(random_states) == self.accelerator.num_processes:
                 set_random_state(random_states[self.accelerator.process_index])
         self.counters, self.is_evaluated = state["counters"], state.get("is_evaluated", True)
-
-    def _report_schedule(self, former: float) -> None:
-        """Says how the learning rate goes on where the schedule is not that of the checkpoint.
-
-        Raises:
-            InputError: if the run would end before the step that it has reached.
-        """
-        step, num_steps, rate = self.learner.scheduler.last_epoch, self.batches.num_steps, self.learner.learning_rate
-        if num_steps < step:
-            raise InputError(
-                f"expected a run of at least the {step} steps that the checkpoint has done, found one of {num_steps}; "
-                "give more --num_train_epochs or --max_steps"
-            )
-        if rate != former and step < num_steps:
-            logger.warning(
-                "the learning rate goes from %.4g to %.4g: from step %d on it follows the new schedule (%s, %d steps, "
-                "peak %.4g)",
-                former, rate, step + 1, self.arguments.lr_scheduler_type, num_steps, self.arguments.learning_rate,
-            )  # fmt: skip
 
     def _compared_arguments(self) -> dict[str, Any]:
         return compared_arguments(self.arguments, self.splits, self.batches.global_batch_size)
@@ -361,3 +342,27 @@ class Training:
             unit="step",
             disable=None if self.accelerator.is_main_process else True,
         )
+
+
+def _report_schedule(training: Training, former: float) -> None:
+    """Says how the learning rate goes on where the schedule is not that of the checkpoint.
+
+    Raises:
+        InputError: if the run would end before the step that it has reached.
+    """
+    step, num_steps, rate = (
+        training.learner.scheduler.last_epoch,
+        training.batches.num_steps,
+        training.learner.learning_rate,
+    )
+    if num_steps < step:
+        raise InputError(
+            f"expected a run of at least the {step} steps that the checkpoint has done, found one of {num_steps}; "
+            "give more --num_train_epochs or --max_steps"
+        )
+    if rate != former and step < num_steps:
+        logger.warning(
+            "the learning rate goes from %.4g to %.4g: from step %d on it follows the new schedule (%s, %d steps, "
+            "peak %.4g)",
+            former, rate, step + 1, training.arguments.lr_scheduler_type, num_steps, training.arguments.learning_rate,
+        )  # fmt: skip
