@@ -1,6 +1,7 @@
 """Errors that a command prints without a traceback; each has the exit code of a command that it ends."""
 
 import importlib
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -31,6 +32,15 @@ class WriteError(OSError):
     """
 
     exit_code = 74
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it: libraries keep the reason there, even with `from None`."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def require_package(name: str, purpose: str, extra: str, module: str | None = None) -> None:

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from seedling_hf.errors import HubError, InputError, WriteError
+from seedling_hf.errors import HubError, InputError, WriteError, causes
 from seedling_hf.escaping import CsvWriter
 
 MAX_NAME = 255  # bytes of a file name, on the usual file systems
@@ -31,15 +31,12 @@ WORDS = {
 
 def write_failure(error: BaseException | None, numbers: Container[int]) -> tuple[int, str | None] | None:
     """Number, one of `numbers`, and file of the refused write that an error is, or was caused by; else None."""
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in numbers:
-            return error.errno, error.filename and os.fsdecode(error.filename)
-        number = next((number for words, number in WORDS.items() if words in str(error)), None)
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in numbers:
+            return cause.errno, cause.filename and os.fsdecode(cause.filename)
+        number = next((number for words, number in WORDS.items() if words in str(cause)), None)
         if number in numbers:
             return number, None
-        error = error.__cause__ or error.__context__
     return None
 
 
@@ -183,7 +180,7 @@ def check_new_folder(folder: Path, flag: str) -> None:
 
 def check_writable_folder(folder: Path, flag: str) -> None:
     """Raises InputError, before any work is done, for a folder that cannot be created or written to."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = _existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         found = "a folder without write permission" if existing.is_dir() else "a file"
         raise InputError(f"expected {flag} in a writable folder, found {existing}, {found}; choose another")

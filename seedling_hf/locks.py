@@ -8,7 +8,6 @@ taken over by the next one. `commands.run` releases what its command has locked.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from seedling_hf.errors import InputError
+from seedling_hf.files import fitting
 
 try:
     import fcntl
@@ -29,7 +29,6 @@ except ImportError:  # Windows
     import msvcrt
 
 LOCK = ".seedling-hf.lock"
-LONGEST_NAME = 200  # bytes; file systems take 255
 LONGEST_COMMAND = 200
 # Windows keeps others from reading what is locked, so it is a byte that nobody reads.
 LOCKED_BYTE = 1 << 30
@@ -50,10 +49,7 @@ def lock_folder(folder: str | os.PathLike) -> None:
 
 def lock_file(file: str | os.PathLike) -> None:
     """Locks an output file, or a folder that appears whole, by a file beside it; otherwise as `lock_folder`."""
-    name = Path(file).name
-    if len(os.fsencode(name)) > LONGEST_NAME:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    _hold(Path(file), Path(file).with_name(f".{name}{LOCK}"))
+    _hold(Path(file), Path(file).with_name(fitting(f".{Path(file).name}", LOCK)))
 
 
 def release_locks() -> None:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, causes
 
 PERMANENT = frozenset({400, 401, 403, 404, 413})
 READING = frozenset({"GET", "HEAD"})
@@ -71,7 +71,7 @@ def explain(error: BaseException) -> tuple[str, bool]:
 
 def explain_network(error: BaseException) -> tuple[str, bool] | None:
     """As `explain`; None for an error that has nothing to do with the network or the cache of downloaded files."""
-    for cause in _chain(error):
+    for cause in causes(error):
         found = _explain_one(cause)
         if found is not None:
             return without_token(found[0]), found[1]
@@ -84,15 +84,6 @@ def without_token(text: str) -> str:
 
     token = get_token()
     return text.replace(token, "…") if token else text
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it: libraries keep the reason there, even with `from None`."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
 
 
 def _explain_one(error: BaseException) -> tuple[str, bool] | None:

@@ -99,15 +99,16 @@ def _drop_refused_output() -> None:
 def _report(error: Exception) -> int:
     """Prints an error and returns the exit code."""
     if not isinstance(error, (HubError, InputError, WriteError)):
-        error = _in_our_words(error)
+        unforeseen, error = error, _in_our_words(error)
     if error is None:
+        print(f"error: {one_line(_last_line(unforeseen))}\n{_how_to_report()}", file=sys.stderr)
         return 1
     print(f"error: {one_line(error)}", file=sys.stderr)
     return error.exit_code
 
 
 def _in_our_words(error: Exception) -> InputError | WriteError | None:
-    """The sentence for an error of the system; None, after printing it, for one that nobody foresaw."""
+    """The sentence for an error of the system; None for one that nobody foresaw."""
     failure = write_failure(error, ONLY_OF_WRITING)
     if failure:
         number, file = failure
@@ -116,7 +117,6 @@ def _in_our_words(error: Exception) -> InputError | WriteError | None:
         return InputError(
             f"expected to use {os.fsdecode(error.filename)}, found {error.strerror}; look at it and at its permissions"
         )
-    print(f"error: {one_line(_last_line(error))}\n{_how_to_report()}", file=sys.stderr)
     return None
 
 
