@@ -7,6 +7,7 @@ size of /dev/shm matters nor whether there is one. Where the system has no such 
 import logging
 import math
 import mmap
+import multiprocessing.connection
 import multiprocessing.queues
 import os
 import pickle
@@ -45,6 +46,10 @@ class State(Enum):
     WAITING = "waiting"
     READY = "ready"
     FAILED = "failed"
+
+
+class BatchLostError(Exception):
+    """The memory of a batch went with the worker that had made it."""
 
 
 class Waiting:
@@ -161,11 +166,17 @@ class Loader(DataLoader):
     def _describe(self, error: Exception) -> str | None:
         """What happened, if it is the workers' fault."""
         workers = getattr(self._iterator, "_workers", [])
+        if isinstance(error, BatchLostError):  # its memory goes a moment before the worker has ended
+            sentinels = {worker.sentinel: worker for worker in workers}
+            for sentinel in multiprocessing.connection.wait(sentinels, GRACE_SECONDS):
+                sentinels[sentinel].join()
         if dead := [worker for worker in workers if worker.exitcode is not None]:
             code = dead[0].exitcode
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
             reason = ", as it happens where memory runs out" if code == -signal.SIGKILL else ""
             return f"worker {dead[0].pid} ended by {how}{reason}"
+        if isinstance(error, BatchLostError):
+            return "one that cannot be read any more"
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             return "too little memory"
         if "Too many open files" in str(error):
@@ -275,8 +286,11 @@ class _InMemory:
 
 def _read(path: str, spans: list[tuple[int, int]]) -> dict[str, Any]:
     # Not sent through a socket as PyTorch does: a worker that is stopped would not answer.
-    with open(path, "r+b") as file:
-        memory = memoryview(mmap.mmap(file.fileno(), 0))
+    try:
+        with open(path, "r+b") as file:
+            memory = memoryview(mmap.mmap(file.fileno(), 0))
+    except FileNotFoundError as error:
+        raise BatchLostError from error
     head, *arrays = (memory[start:end] for start, end in spans)
     tensors, batch = pickle.loads(head, buffers=arrays)
     return batch | {name: torch.from_numpy(batch[name]) for name in tensors}

@@ -90,6 +90,17 @@ def test_a_worker_that_is_killed_is_a_sentence(load):
     assert time.monotonic() - started < 5
 
 
+def test_batches_that_went_with_their_worker_are_a_sentence(load):
+    loader = load(9, workers=1)
+    batches = iter(loader)
+    next(batches)
+    time.sleep(0.5)  # in which it makes the next two
+    [worker] = loader._iterator._workers
+    worker.kill()
+    with pytest.raises(InputError, match=f"worker {worker.pid} ended by SIGKILL"):
+        list(batches)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_ends_a_wait_and_leaves_the_random_state(load, workers):
     loader = load(9, 4, workers=workers)
