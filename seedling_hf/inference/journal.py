@@ -76,7 +76,8 @@ class Journal(Sequence):
         return len(batches) * self.batch_size - (-self.num_images % self.batch_size if last_is_short else 0)
 
     def mark_checked(self) -> None:
-        _write_run(self.folder, _read_run(self.folder) | {"checked": True})
+        if (run := _read_run(self.folder)) is not None:  # another process may have given up the run
+            _write_run(self.folder, run | {"checked": True})
 
     def answers(self) -> Iterator[Answer]:
         """All answers in the order of the list.
@@ -184,6 +185,18 @@ def discard(folder: Path) -> None:
             path.unlink()
     with suppress(OSError):
         folder.rmdir()
+
+
+def abandon(folder: Path, *, shared: bool) -> None:
+    """Gives up a run that can never be finished, so that none resumes it.
+
+    Args:
+        shared: Whether other processes still read the list: then it stays, for the next run to remove.
+    """
+    if shared:
+        (folder / RUN).unlink(missing_ok=True)
+    else:
+        discard(folder)
 
 
 def find_equal_name(files: Iterable[str]) -> str | None:

@@ -15,10 +15,10 @@ from seedling_hf.data.listing import list_images
 from seedling_hf.data.loading import Loader
 from seedling_hf.errors import InputError
 from seedling_hf.files import fitting
-from seedling_hf.inference.journal import Journal, Part, discard, find_equal_name, prepare
+from seedling_hf.inference.journal import Journal, Part, abandon, discard, find_equal_name, prepare
 from seedling_hf.inference.output import write_and_show
 from seedling_hf.inference.predict_arguments import PredictArguments
-from seedling_hf.inference.prediction import on_main_process
+from seedling_hf.inference.prediction import NonFiniteError, on_main_process
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.progress import Progress
 from seedling_hf.inference.waiting import meet
@@ -31,7 +31,8 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
     """List on the disk → the share of each process → one file; `RESUMABLE_EXIT_CODE` if a signal stopped the run.
 
     Raises:
-        InputError: for no images, images that cannot be decoded, or another run with this output.
+        InputError: for no images, images that cannot be decoded, another run with this output, or a model that answers
+            NaN or infinity.
     """
     with contextlib.ExitStack() as cleanup:
         open_journal = partial(_open_journal, cleanup, arguments, predictor.batch_size, accelerator.num_processes)
@@ -41,8 +42,12 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
                 _refuse_bad_images(journal, part.remaining, accelerator)
             # Without an output file there is nothing to resume.
             with StopSignal() if arguments.output_file else contextlib.nullcontext() as stop:
-                if not _answer(arguments, journal, part, predictor, accelerator, stop):
-                    return RESUMABLE_EXIT_CODE
+                try:
+                    if not _answer(arguments, journal, part, predictor, accelerator, stop):
+                        return RESUMABLE_EXIT_CODE
+                except NonFiniteError:  # resuming would end here again
+                    abandon(journal.folder, shared=accelerator.num_processes > 1)
+                    raise
         meet(accelerator)
         on_main_process(accelerator, partial(_finish, arguments, journal))
 

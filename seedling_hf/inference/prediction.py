@@ -25,6 +25,10 @@ from seedling_hf.inference.waiting import WaitingTogether, deal
 T = TypeVar("T")
 
 
+class NonFiniteError(InputError):
+    """A model answered NaN or infinity, and will again."""
+
+
 def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **kwargs: Any) -> Accelerator:
     """The `Accelerator` of every command, with several processes on a CPU too.
 
@@ -111,7 +115,7 @@ def forward(
     The model is in evaluation mode; `autocast` is that of an accelerator, for its precision.
 
     Raises:
-        InputError: for logits or features that are not finite, of which no probability or distance can be written.
+        NonFiniteError: for logits or features that are not finite, of which no probability or distance can be written.
     """
     with torch.inference_mode(), autocast():
         outputs = model(pixel_values=pixel_values.to(next(model.parameters()).device))
@@ -119,7 +123,7 @@ def forward(
         values = getattr(outputs, name, None)
         # The largest is NaN if any is; a probability may be so small that its logarithm is infinite.
         if values is not None and not values.flatten(1).amax(1).isfinite().all():
-            raise InputError(
+            raise NonFiniteError(
                 f"expected finite {name} of the model, found NaN or infinity; its weights are too large or damaged, or "
                 "overflow in half precision: try --mixed_precision no, train with a lower --learning_rate, or use "
                 "another checkpoint"

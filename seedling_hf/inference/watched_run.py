@@ -16,6 +16,7 @@ from seedling_hf.inference.answers import AnswerWriter, format_count
 from seedling_hf.inference.ledger import SUFFIX, Ledger
 from seedling_hf.inference.output import build_writer, print_failed, print_without_plants, write_failed
 from seedling_hf.inference.predict_arguments import PredictArguments
+from seedling_hf.inference.prediction import NonFiniteError
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.watched_output import WatchedOutput
 from seedling_hf.signals import StopSignal
@@ -27,7 +28,8 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
     """Look → answer what is new → wait, until a signal comes.
 
     Raises:
-        InputError: for an output file that no watch has made, or that of a watch with another identity.
+        InputError: for an output file that no watch has made, that of a watch with another identity, or a model that
+            answers NaN or infinity.
     """
     path, loader = arguments.output_path, predictor.loader
     ledger_path = Path(f"{path}{SUFFIX}") if path else ""
@@ -50,7 +52,14 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
                 print_without_plants(answers)
 
         print(f"watching {', '.join(arguments.images)}; Ctrl-C stops it", file=sys.stderr, flush=True)
-        _watch(arguments.images, ledger, answer, predictor.batch_size, stop)
+        try:
+            _watch(arguments.images, ledger, answer, predictor.batch_size, stop)
+        except NonFiniteError:
+            if output and not ledger.count and path.is_file() and path.read_bytes() == output.heading:
+                opened.close()
+                path.unlink()
+                ledger_path.unlink()
+            raise
         if path:
             write_failed(path, ledger.failed())
             print(f"predictions for {format_count(ledger.count, arguments.noun)} are in {path}", file=sys.stderr)
@@ -96,6 +105,8 @@ def _watch(
             new = ledger.new(list_images(images))
             while not stop.received and (files := list(islice(new, batch_size))):
                 answer(files)
+        except NonFiniteError:
+            raise
         except InputError as error:  # a folder may be missing for a while
             if complaint != str(error):
                 complaint = str(error)

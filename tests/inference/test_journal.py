@@ -6,7 +6,7 @@ import pytest
 
 from seedling_hf.errors import InputError
 from seedling_hf.inference.answers import Answer, Plant
-from seedling_hf.inference.journal import Journal, Part, find_equal_name, prepare
+from seedling_hf.inference.journal import Journal, Part, abandon, find_equal_name, prepare
 
 IMAGES = [f"{i:03d}.jpg" for i in range(11)]
 
@@ -139,3 +139,12 @@ def test_the_plants_of_a_photograph_are_kept_with_it(tmp_path):
 def test_equal_names_in_two_folders_are_found():
     assert find_equal_name(["a/1.jpg", "a/2.jpg", "b/1.jpg"]) == "1.jpg"
     assert find_equal_name(["a/1.jpg", "a/2.jpg"]) is None
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_run_that_was_given_up_is_not_resumed(tmp_path, shared):
+    journal = make(tmp_path, top_k=1)
+    abandon(journal.folder, shared=shared)
+    journal.mark_checked()  # by a process that does not know yet
+    assert journal.folder.exists() == shared
+    assert len(make(tmp_path, ["another.jpg"], top_k=2)) == 1

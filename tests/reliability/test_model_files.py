@@ -4,14 +4,18 @@ import argparse
 import json
 import os
 import pickle
+import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from faults import Outcome, assert_sentence, assert_well, command, contents
+from faults import Outcome, Started, assert_sentence, assert_well, command, contents
 from safetensors.torch import load_file, save_file
+from sample import copy_sample
+from small_models import SPECIES
 
 INFINITY, NAN = float("inf"), float("nan")
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 12345\n"
@@ -225,9 +229,45 @@ def test_weights_that_cannot_answer_are_refused_by_name(model, images, name):
     damage, part = DAMAGES[name]
     change_weights(model, damage)
     assert_sentence(predict(model, images), part)
-    # What overflows comes out with the first batch: then the place is kept from which the run goes on.
-    left = contents(model.parent / "work")
-    assert "answers.csv" not in left and (name == "overflowing" or not left)
+    assert contents(model.parent / "work") == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_processes"),
+    [
+        ((), 1), ((), 2), (("--tiles",), 1), (("--tiles",), 2), (("--test_time_augmentation",), 1), (("--watch",), 1)
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_refused_model_leaves_nothing_that_another_would_stumble_over(model, images, flags, num_processes):
+    good = (model / WEIGHTS).read_bytes()
+    change_weights(model, DAMAGES["overflowing"][0])
+    flags = (*flags, "--per_device_eval_batch_size", 4)
+    refused = predict(model, images, *flags, num_processes=num_processes)
+    assert refused.code == 2 and "expected finite logits" in refused.stderr and "Traceback" not in refused.stderr
+    assert num_processes == 2 or contents(model.parent / "work") == {}
+    (model / WEIGHTS).write_bytes(good)
+    if "--watch" in flags:
+        return
+    assert_well(predict(model, images, *flags, num_processes=num_processes))
+    assert list(contents(model.parent / "work")) == ["answers.csv"]
+
+
+def test_answers_of_a_watch_stay_when_its_model_is_refused(model, images):
+    work, inbox = model.parent / "work", model.parent / "inbox"
+    work.mkdir()
+    shutil.copytree(images / "Maize", inbox)
+    flags = ["--images", inbox, "--output_file", "answers.csv", "--watch"]
+    watch = Started(["predict", "--model_name_or_path", model, *flags], work)
+    watch.wait_for(lambda: (work / "answers.csv").exists() and (work / "answers.csv").read_text().count("\n") == 17)
+    watch.send(signal.SIGINT)
+    watch.finish(30)
+    before = (work / "answers.csv").read_bytes()
+    change_weights(model, DAMAGES["overflowing"][0])
+    shutil.copy(next((images / "Charlock").iterdir()), inbox / "new.jpg")
+    outcome = command(["predict", "--model_name_or_path", model, *flags], work, timeout=30)
+    assert_sentence(outcome)
+    assert (work / "answers.csv").read_bytes() == before and (work / "answers.csv.watched").exists()
 
 
 def header(text: str | bytes, length: int | None = None) -> bytes:
@@ -309,6 +349,7 @@ def test_a_pickle_in_place_of_weights_does_not_run(model, images):
 
 # All commands load models by the same way
 
+STEP = "--train_dir {images} --output_dir run --max_steps 1 --image_size 32 --per_device_train_batch_size 8"
 COMMANDS = {
     "predict": "--images {images}/Maize --output_file answers.csv",
     "predict as JSON": "--images {images}/Maize --output_file answers.jsonl",
@@ -317,34 +358,42 @@ COMMANDS = {
     "probe": "--test_dir {images} --output_dir report",
     "embed": "--images {images} --embeddings_file features.parquet",
     "saliency": "--images {images}/Maize --output_dir maps",
-    "visualize_erf": "--images {images} --output_dir erf",
-    "export": "--output_file model.onnx",
-    "train": "--train_dir {images} --output_dir run --max_steps 1 --ignore_mismatched_sizes --image_size 32",
-    "distillation": "--train_dir {images} --output_dir run --max_steps 1 --variant tiny --image_size 32",
+    "visualize_erf": "--images {images} --output_dir erf --image_size 64 --max_samples 4",
+    "export": "--output_file model.onnx --images {images}/Maize",
+    "export as half": "--output_file half --format half",
+    "train": STEP,
+    "distillation": f"{STEP} --variant tiny",
 }
+WITHOUT_HEAD = ("embed", "visualize_erf")  # they use the features only
 
 
-@pytest.mark.parametrize("damage", ["NaN", "LFS", "overflowing"])
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    """Images of the four classes of the model."""
+    return copy_sample(tmp_path_factory.mktemp("labelled") / "images", SPECIES, slice(8))
+
+
+@pytest.mark.parametrize("damage", ["none", "NaN", "LFS", "overflowing"])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_command_uses_a_damaged_model(model, images, damage, name):
+def test_no_command_uses_a_damaged_model(model, labelled, damage, name):
+    work, other = model.parent / "work", shutil.copytree(model, model.parent / "other")
+    work.mkdir()
     if damage == "LFS":
         (model / WEIGHTS).write_bytes(LFS)
-    else:
+    elif damage != "none":
         change_weights(model, DAMAGES[damage][0])
-    if damage == "overflowing" and name in ("train", "export", "visualize_erf", "embed"):
-        pytest.skip("the head is not used, or answers nothing")
-    work = model.parent / "work"
-    work.mkdir()
-    flag = {"compare": "--models", "visualize_erf": "--models", "distillation": "--teacher_model_name_or_path"}
-    models = [model, model] if name == "compare" else [model]
-    words = {"distillation": "train", "predict as JSON": "predict"}.get(name, name)
-    flags = COMMANDS[name].format(images=images).split()
+    flag = {"compare": "--models", "distillation": "--teacher_model_name_or_path"}
+    models = [other, model] if name == "compare" else [model]
+    words = "train" if name == "distillation" else name.split()[0]
+    flags = COMMANDS[name].format(images=labelled).split()
     outcome = command([words, flag.get(name, "--model_name_or_path"), *models, *flags], work)
-    assert_sentence(outcome)
-    for file in work.rglob("*"):
-        assert not file.is_file() or file.suffix not in (".json", ".jsonl", ".csv", ".parquet") or (
-            file.name in ("split.csv", "shared_images.csv") or "nan" not in file.read_text(errors="replace").lower()
-        )  # fmt: skip
+    if damage == "none" or (damage == "overflowing" and name in WITHOUT_HEAD):
+        assert_well(outcome)
+    else:
+        overflow = "float16" if name == "export as half" else "finite"
+        assert_sentence(outcome, {"NaN": LARGE, "LFS": "git lfs pull", "overflowing": overflow}[damage])
+    written = [path for path in work.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".md")]
+    assert not [path for path in written if re.search(r"\b(nan|inf|infinity)\b", path.read_text(), re.IGNORECASE)]
 
 
 # Checkpoints of the authors
