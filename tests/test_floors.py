@@ -20,7 +20,8 @@ FLOORS = [
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Imported at once by type checkers only, or within a function: the parser of `train` builds its model's config.
 MAY_ALSO = {"train_arguments": {"replknet"}}
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+# The code beside the shipped model is links to `replknet`.
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py" and not p.is_symlink())
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 

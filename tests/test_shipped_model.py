@@ -2,21 +2,50 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 
 import torch
 from transformers import AutoModelForImageClassification
 
 from seedling_hf import SHIPPED_MODEL
 from seedling_hf.commands import evaluate, predict, run
+from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
 
 CARD = (SHIPPED_MODEL / "README.md").read_text(encoding="utf-8")
 
 
-def test_it_is_small_and_has_no_code():
+def test_it_is_small():
     assert sum(file.stat().st_size for file in SHIPPED_MODEL.iterdir()) < 15e6
-    assert {file.suffix for file in SHIPPED_MODEL.iterdir()} == {".json", ".md", ".safetensors"}
-    assert "auto_map" not in json.loads((SHIPPED_MODEL / "config.json").read_text())
+    assert {file.suffix for file in SHIPPED_MODEL.iterdir()} == {".json", ".md", ".py", ".safetensors"}
+
+
+def test_its_code_and_auto_map_are_those_of_every_saved_model(tmp_path):
+    RepLKNetForImageClassification.from_pretrained(SHIPPED_MODEL).save_pretrained(tmp_path)
+    RepLKNetImageProcessor.from_pretrained(SHIPPED_MODEL).save_pretrained(tmp_path)
+    saved = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.py")}
+    assert {path.name: path.read_text(encoding="utf-8") for path in SHIPPED_MODEL.glob("*.py")} == saved
+    for name in ("config.json", "preprocessor_config.json"):
+        found, expected = (json.loads((folder / name).read_text())["auto_map"] for folder in (SHIPPED_MODEL, tmp_path))
+        assert found == expected
+
+
+def test_a_pipeline_takes_it_where_the_architecture_was_not_imported(sample_dir, tmp_path):
+    program = f"""
+import sys
+from transformers import pipeline
+from seedling_hf import SHIPPED_MODEL
+classify = pipeline("image-classification", model=SHIPPED_MODEL, trust_remote_code=True)
+assert "seedling_hf.replknet" not in sys.modules
+print(classify({str(sample_dir / "Cleavers" / "11c5eb5b6.jpg")!r})[0]["label"])
+"""
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.stdout == "Cleavers\n", ended.stderr
 
 
 def test_it_loads_in_float32_and_with_the_twelve_species():

@@ -1,0 +1,1 @@
+../replknet/configuration_replknet.py

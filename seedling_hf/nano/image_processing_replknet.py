@@ -1,0 +1,1 @@
+../replknet/image_processing_replknet.py

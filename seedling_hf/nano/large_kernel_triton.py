@@ -1,0 +1,1 @@
+../replknet/large_kernel_triton.py

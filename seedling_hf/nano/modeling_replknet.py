@@ -1,0 +1,1 @@
+../replknet/modeling_replknet.py

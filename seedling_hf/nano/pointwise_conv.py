@@ -1,0 +1,1 @@
+../replknet/pointwise_conv.py
