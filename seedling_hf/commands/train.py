@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.training.loop import Training
     from seedling_hf.training.memory import check_step_memory
     from seedling_hf.training.models import build_trainable_model
-    from seedling_hf.training.output_dir import prepare_output_dir, record_start, report_run, report_start, report_stop
+    from seedling_hf.training.output_dir import prepare_output_dir, report_run, report_start, report_stop
     from seedling_hf.training.resuming import advising_to_resume
     from seedling_hf.training.sharding import configure_sharding
     from seedling_hf.training.trackers import check_trackers, start_trackers
@@ -56,12 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     set_seed(arguments.seed, device_specific=True)
     if arguments.resume_from_checkpoint:
         training.resume(arguments.resume_from_checkpoint)
-        record_start(training)
     with advising_to_resume():
         finished = training.run()
         if finished:
             report_run(training)
-    accelerator.end_training()
+    training.run_log.trackers.finish()
     if pusher:
         pusher.finish()
     return None if finished else report_stop(training)

@@ -30,7 +30,7 @@ from seedling_hf.data.folders import list_folders
 from seedling_hf.data.images import a_few, find_bad_images, read_image, to_rgb
 from seedling_hf.data.listing import MISNAMED
 from seedling_hf.data.pool import image_sources
-from seedling_hf.files import write_text
+from seedling_hf.files import write_text, writing
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which an image is an outlier
 MOST_COMPARED = 20_000  # images that training compares when it starts; more would take minutes
@@ -157,12 +157,24 @@ def find_shared_images(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]:
     ]
 
 
-def report_shared_images(splits: Mapping[str, Dataset], path: Path, *, look: bool = True) -> None:
+def report_shared_images(
+    splits: Mapping[str, Dataset], path: Path, split_hash: str, *, look: bool = True, keep: bool = False
+) -> None:
     """Warns of validation images with duplicates in training, and writes them to the JSON file `path` for the card.
 
     Without a comparison (`look` is false, or there are more than `MOST_COMPARED` images) there is no file.
+
+    Args:
+        split_hash: As `hash_split` gives it.
+        keep: Whether a file of the same split stays, without a comparison.
+
+    Raises:
+        WriteError: if the file cannot be written, or something else is in its place.
     """
-    path.unlink(missing_ok=True)
+    if keep and _is_of_split(path, split_hash):
+        return
+    with writing(path):
+        path.unlink(missing_ok=True)
     if not look:
         return
     if (count := len(splits["train"]) + len(splits["validation"])) > MOST_COMPARED:
@@ -173,6 +185,7 @@ def report_shared_images(splits: Mapping[str, Dataset], path: Path, *, look: boo
         return
     pairs = find_shared_images(splits)
     values = {
+        "split_sha256": split_hash,
         "validation_images": len(splits["validation"]),
         "pairs": [{"validation": ours, "training": theirs} for ours, theirs in pairs],
     }
@@ -184,6 +197,16 @@ def report_shared_images(splits: Mapping[str, Dataset], path: Path, *, look: boo
             "one side",
             len(pairs), len(splits["validation"]), shown,
         )  # fmt: skip
+
+
+def _is_of_split(path: Path, split_hash: str) -> bool:
+    """Whether `report_shared_images` has written a file for this split, and it is whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        pairs_are_whole = all(pair.keys() == {"validation", "training"} for pair in found["pairs"])
+        return pairs_are_whole and found["split_sha256"] == split_hash
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def _find_outliers(files: Sequence[str], fingerprints: Fingerprints) -> list[dict[str, Any]]:

@@ -260,6 +260,7 @@ class Training:
         if parse_hub_name(source):
             source = fetch_checkpoint(source, self.output_dir, self.accelerator)
         checkpoint = self.checkpoints.load(source, self._restore)
+        self.folder.write_start()  # before anything is pushed
         if checkpoint is None:
             logger.info("no checkpoint in %s yet: the run starts at its first step", self.output_dir)
             self.run_log.cut(0)  # of a run that was killed before its first save

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from datasets import Dataset, Image
 
 from seedling_hf.data.dataset import describe_splits
-from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.report import evaluate_model
@@ -99,22 +98,13 @@ def _files_in_the_way(output_dir: Path) -> list[str]:
 
 def report_start(training: Training) -> None:
     """Prints what the run starts from: its images, those that are in both splits, and its size."""
-    arguments, splits, output_dir = training.arguments, training.splits, training.output_dir
+    arguments, splits = training.arguments, training.splits
+    if not arguments.resume_from_checkpoint:  # else once the checkpoint has shown that it is the same run
+        training.folder.write_start()
     if training.accelerator.is_main_process:
-        if not arguments.resume_from_checkpoint:
-            record_start(training)
-        if not (arguments.resume_from_checkpoint or arguments.streaming):
-            report_shared_images(splits, output_dir / SHARED_IMAGES, look=not arguments.no_duplicate_check)
-        training.folder.remember()
         print(describe_splits({"validation": splits["validation"]} if arguments.streaming else splits))
         print(describe_run(training))
     training.accelerator.wait_for_everyone()
-
-
-def record_start(training: Training) -> None:
-    """Writes arguments.yaml and split.csv; of a resumed run, once it is known to be the same run."""
-    if training.accelerator.is_main_process:
-        training.folder.write_start()
 
 
 def describe_run(training: Training) -> str:

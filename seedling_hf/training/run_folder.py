@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 
 from seedling_hf.arguments import write_arguments
-from seedling_hf.data.inspection import SHARED_IMAGES
-from seedling_hf.data.splits import write_split_csv
+from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
+from seedling_hf.data.splits import hash_split, write_split_csv
 from seedling_hf.files import write_text
 from seedling_hf.locks import keeps_lock, lock_again
 from seedling_hf.train_arguments import TrainArguments
@@ -30,19 +30,31 @@ class RunFolder:
         self.device: int | None = None
 
     def write_start(self) -> None:
-        """Writes arguments.yaml and split.csv, and near_duplicates.json if `remember` has read it."""
+        """Writes arguments.yaml, split.csv and near_duplicates.json; of a resumed run, once it is known to be the same.
+
+        The comparison of images is not repeated where its result is in the folder, or still in the memory.
+        """
+        if not self.is_main_process:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         write_arguments(self.arguments, self.path / "arguments.yaml")
         if not self.arguments.streaming:
-            write_split_csv(self.splits, self.path / "split.csv")
-        if self.shared_images is not None:
-            write_text(self.path / SHARED_IMAGES, self.shared_images)
-
-    def remember(self) -> None:
-        """Reads what would take long to find again."""
-        shared = self.path / SHARED_IMAGES
-        self.shared_images = shared.read_text(encoding="utf-8") if shared.exists() else None
+            self._write_split()
         self.device = self.path.stat().st_dev
+
+    def _write_split(self) -> None:
+        split, shared = self.path / "split.csv", self.path / SHARED_IMAGES
+        write_split_csv(self.splits, split)
+        if self.shared_images is not None:
+            write_text(shared, self.shared_images)
+        report_shared_images(
+            self.splits,
+            shared,
+            hash_split(split),
+            look=not self.arguments.no_duplicate_check,
+            keep=bool(self.arguments.resume_from_checkpoint) or self.shared_images is not None,
+        )
+        self.shared_images = shared.read_text(encoding="utf-8") if shared.exists() else None
 
     def keep(self) -> None:
         """Makes the folder again if it was deleted, and locks it; not in place of a disk that is missing.

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from seedling_hf.errors import WriteError
 from seedling_hf.files import replacing, write_text, writing
 from seedling_hf.machine import device_name
+from seedling_hf.training.trackers import Trackers
 
 # Of a line.
 BEGINNING = b'{"step": '
@@ -79,10 +80,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 class RunLog:
-    """The log of a run: one line of metrics.jsonl per entry, and the same to the trackers of the accelerator."""
+    """The log of a run: one line of metrics.jsonl per entry, and the same to its trackers."""
 
     def __init__(self, output_dir: Path, accelerator: Accelerator) -> None:
         self.path, self.accelerator = output_dir / "metrics.jsonl", accelerator
+        self.trackers = Trackers(accelerator)
         self.lines: list[str] = []  # the whole file, in case that it is deleted
         self.num_written = 0  # of them; a full disk may have refused the others
 
@@ -95,7 +97,7 @@ class RunLog:
             except WriteError as error:
                 if self.num_written == len(self.lines) - 1:
                     logger.warning("%s; the run continues and tries again at the next entry", error)
-        self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
+        self.trackers.log({k: v for k, v in values.items() if v is not None}, step)
 
     def flush(self) -> None:
         """Writes the entries that are not on the disk yet, all or none of them.

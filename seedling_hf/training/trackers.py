@@ -1,7 +1,13 @@
-"""The trackers of a run, such as TensorBoard: known and installed before it starts, and given its flags once."""
+"""The trackers of a run, such as TensorBoard: known and installed before it starts, and given its flags once.
+
+metrics.jsonl is the record of a run, and trackers show it: one that fails is reported, and training goes on.
+"""
 
 import difflib
-from collections.abc import Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +16,63 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import one_line
 from seedling_hf.train_arguments import TrainArguments
+
+# In a row: one that waits for a server each time would slow the run down.
+MOST_FAILURES = 3
+
+logger = logging.getLogger(__name__)
+
+
+class Trackers:
+    """The trackers that `start_trackers` has started; other processes than the main one have none."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.num_entries = 0
+        self.missing: Counter[str] = Counter()  # entries, by tracker
+        self.in_a_row: Counter[str] = Counter()
+        self.reasons: dict[str, str] = {}
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Gives each tracker an entry; the first failure of one is a warning, and after three in a row it gets none."""
+        self.num_entries += 1
+        for tracker in self.accelerator.trackers:
+            name = tracker.name
+            self.missing[name] += 1
+            if self.in_a_row[name] == MOST_FAILURES:
+                continue
+            self.in_a_row[name] += 1
+            with self._tolerating(name, f"the entry of step {step}"):
+                tracker.log(dict(values), step=step)
+                self.missing[name] -= 1
+                self.in_a_row[name] = 0
+
+    def finish(self) -> None:
+        """Closes the trackers and the group of processes, and says again which trackers lack entries."""
+        for tracker in self.accelerator.trackers:
+            with self._tolerating(tracker.name, "the end of the run"):
+                tracker.finish()
+        self.accelerator.trackers.clear()
+        self.accelerator.end_training()
+        for name, reason in self.reasons.items():
+            logger.warning(
+                "%s failed during this run, and lacks %d or more of its %d entries (%s); metrics.jsonl has all of them",
+                name, self.missing[name], self.num_entries, reason,
+            )  # fmt: skip
+
+    @contextmanager
+    def _tolerating(self, name: str, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each tracker raises errors of its own
+            if name not in self.reasons:
+                self.reasons[name] = _reason(error)
+                logger.warning(
+                    "expected %s to take %s, found: %s; the run continues, and metrics.jsonl has every entry",
+                    name, what, self.reasons[name],
+                )  # fmt: skip
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -47,10 +109,9 @@ def start_trackers(accelerator: Accelerator, arguments: TrainArguments) -> None:
             arguments.run_name or Path(arguments.output_dir).resolve().name, config=tracked_arguments(arguments)
         )
     except Exception as error:  # each tracker raises errors of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"expected {', '.join(arguments.report_to)} to start for --report_to, found: {reason}; set it up, or leave "
-            "the flag out"
+            f"expected {', '.join(arguments.report_to)} to start for --report_to, found: {_reason(error)}; set it up, "
+            "or leave the flag out"
         ) from error
 
 
@@ -58,3 +119,7 @@ def tracked_arguments(arguments: TrainArguments) -> dict[str, bool | int | float
     """The flags of a run as TensorBoard takes them: lists as words, without those that are not given."""
     values = {name: value for name, value in asdict(arguments).items() if value not in (None, [])}
     return {name: " ".join(map(str, v)) if isinstance(v, list) else v for name, v in values.items()}
+
+
+def _reason(error: Exception) -> str:
+    return one_line(" ".join(str(error).split())) or type(error).__name__

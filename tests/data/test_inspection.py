@@ -159,7 +159,7 @@ def test_validation_images_are_listed_with_their_duplicates_in_training(shared, 
 
 
 def test_training_warns_once_of_shared_images_and_writes_them_down(shared, tmp_path, caplog):
-    report_shared_images(shared, tmp_path / "near_duplicates.json")
+    report_shared_images(shared, tmp_path / "near_duplicates.json", "hash")
     (message,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert message.startswith("2 of 2 validation images have duplicates in training: Maize/copy.jpg (as Maize/")
     assert message.endswith("--split_strategy grouped keeps duplicates on one side")
@@ -172,20 +172,37 @@ def test_a_grouped_split_gives_no_reason_to_warn(flawed, tmp_path, caplog):
     (flawed / "Maize" / "cut.jpg").unlink()
     for seed in range(3):
         splits = splits_of(train_dir=flawed, split_strategy="grouped", split_seed=seed)
-        report_shared_images(splits, tmp_path / "near_duplicates.json")
+        report_shared_images(splits, tmp_path / "near_duplicates.json", "hash")
         assert json.loads((tmp_path / "near_duplicates.json").read_text())["pairs"] == []
     assert caplog.text == ""
 
 
 def test_what_was_not_looked_for_leaves_no_file_behind(shared, tmp_path):
     (tmp_path / "near_duplicates.json").write_text("of an earlier run")
-    report_shared_images(shared, tmp_path / "near_duplicates.json", look=False)
+    report_shared_images(shared, tmp_path / "near_duplicates.json", "hash", look=False)
     assert not (tmp_path / "near_duplicates.json").exists()
+
+
+def test_what_was_found_is_kept_for_the_same_split_only(shared, tmp_path, monkeypatch):
+    path, looks = tmp_path / "near_duplicates.json", []
+    monkeypatch.setattr("seedling_hf.data.inspection.find_shared_images", lambda splits: looks.append(1) or [])
+    report_shared_images(shared, path, "hash", keep=True)
+    written = path.read_bytes()
+    report_shared_images(shared, path, "hash", keep=True)
+    assert len(looks) == 1
+    report_shared_images(shared, path, "other hash", keep=True)
+    assert len(looks) == 2
+    for content in (b"", written[:30], b"[]", b"null", b"\xff", b"[" * 100_000, b'{"pairs": [1], "split_sha256": "hash"}'):
+        path.write_bytes(content)
+        report_shared_images(shared, path, "hash", keep=True)
+        assert path.read_bytes() == written, content
+    report_shared_images(shared, path, "hash")
+    assert len(looks) == 10
 
 
 def test_too_many_images_are_reported_as_unchecked(shared, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("seedling_hf.data.inspection.MOST_COMPARED", 10)
     caplog.set_level(logging.INFO)
-    report_shared_images(shared, tmp_path / "near_duplicates.json")
+    report_shared_images(shared, tmp_path / "near_duplicates.json", "hash")
     assert "16 images are more than 10; use inspect_dataset" in caplog.text
     assert not (tmp_path / "near_duplicates.json").exists()

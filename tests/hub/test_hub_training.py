@@ -179,7 +179,8 @@ def test_a_checkpoint_that_waits_is_not_lost_when_a_run_is_resumed(client, image
         late = Client(hub, tmp_path / "home").command("push_to_hub", "--output_dir", folder)
         assert late.returncode == 0, late.stdout
         assert json.loads(repository.read("last-checkpoint/manifest.json"))["step"] == 4
-        assert set(repository.tree()) >= {"model.safetensors"} | REPORT
+        checkpoint = {f"last-checkpoint/{path.name}" for path in (folder / "checkpoints" / "step-00000004").iterdir()}
+        assert set(repository.tree()) == MODEL | REPORT | checkpoint
     assert not (folder / "hub_outbox").exists()
 
 
