@@ -27,6 +27,7 @@ TURNS = {
     5: PILImage.Transpose.TRANSPOSE, 6: PILImage.Transpose.ROTATE_270, 7: PILImage.Transpose.TRANSVERSE,
     8: PILImage.Transpose.ROTATE_90,
 }  # fmt: skip
+DECODER_ERROR = "decoder error"  # all that Pillow says of what libtiff refuses
 ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 Source = str | os.PathLike | bytes  # an image file, or its content
 T = TypeVar("T")
@@ -156,7 +157,9 @@ def _decode(source: Source, *, in_full: bool) -> PILImage.Image:
 def _is_final(error: Exception) -> bool:
     """Whether an image fails for its pixels or its file, not for what stands around the pixels."""
     kinds = (InputError, PILImage.DecompressionBombError, PILImage.DecompressionBombWarning, OSError)
-    return isinstance(error, kinds) and not isinstance(error, UnidentifiedImageError)
+    # libtiff fails for tags too.
+    may_be_of_tags = isinstance(error, UnidentifiedImageError) or str(error).startswith(DECODER_ERROR)
+    return isinstance(error, kinds) and not may_be_of_tags
 
 
 def _decode_content(file: BytesIO | str | os.PathLike, *, in_full: bool) -> PILImage.Image:
@@ -168,10 +171,21 @@ def _decode_content(file: BytesIO | str | os.PathLike, *, in_full: bool) -> PILI
             raise InputError(f"{width}×{height} pixels are too long and thin")
         if not in_full:
             image.draft("RGB", (1, 1))  # a JPEG is still read to its end, several times faster
+        if image.format == "TIFF" and _lacks_parts(image):
+            raise InputError("its strips or tiles are too few for its size")
         image.load()
         if image.mode not in IMAGE_MODES and not (image.mode == "I" and image.getextrema()[1] < 1 << 16):
             raise InputError(f"its pixels are neither of 8 nor of 16 bits but of PIL's mode {image.mode}")
         return _upright(image)
+
+
+def _lacks_parts(image: PILImage.Image) -> bool:
+    """Whether strips or tiles of a TIFF are missing, which Pillow would make black."""
+    parts = {tile[1] for tile in image.tile}
+    # Not image.size, which is that of the turned image.
+    width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+    area = sum((min(right, width) - left) * (min(lower, height) - upper) for left, upper, right, lower in parts)
+    return area < width * height
 
 
 def _upright(image: PILImage.Image) -> PILImage.Image:
@@ -192,6 +206,8 @@ def _reason(error: Exception, source: Source) -> str:
         return f"more than {PILImage.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, UnidentifiedImageError) and (found := describe_beginning(_content(source, 512))):
         return found
+    if str(error).startswith(DECODER_ERROR):
+        return "its pixels cannot be decoded"
     return getattr(error, "strerror", None) or str(error).split(" '")[0].split(" <")[0] or type(error).__name__
 
 

@@ -1,14 +1,17 @@
 """The answered images of a watched folder, on the disk: a killed watch resumes with no row missing or repeated."""
 
+import errno
 import json
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, WriteError
+from seedling_hf.files import write_error
 from seedling_hf.inference.answers import Answer
 from seedling_hf.inference.journal import describe_changes
 
@@ -16,6 +19,11 @@ from seedling_hf.inference.journal import describe_changes
 SETTLED_S = 2.0
 # Of a ledger, behind the name of its output.
 SUFFIX = ".watched"
+# SQLite's names of what a disk refuses, by their beginnings, the longer one first.
+REFUSALS = {
+    "SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY_DBMOVED": errno.ENOENT, "SQLITE_READONLY": errno.EACCES,
+    "SQLITE_IOERR": errno.EIO, "SQLITE_CANTOPEN": errno.EACCES, "SQLITE_PERM": errno.EACCES,
+}  # fmt: skip
 
 
 class Ledger:
@@ -30,30 +38,38 @@ class Ledger:
         is_new: Whether there are no rows yet, so that nothing need have been entered.
 
     Raises:
-        InputError: if the former watch with this file had another identity, or the file is no ledger. As a context,
-            it turns what goes wrong with the database into errors of ours.
+        InputError: if the former watch with this file had another identity, or the file is no ledger.
+        WriteError: if the disk refuses the file. As a context, it turns what goes wrong with the database into these.
     """
 
     def __init__(self, path: str | Path, identity: dict[str, Any], *, is_new: bool = True) -> None:
         self.path = path
         if path and Path(path).exists() and not Path(path).is_file():
             raise self._damaged("something else")
-        self.database = sqlite3.connect(path)
+        is_there = not path or Path(path).exists()
         try:
-            former = self._open()
+            self.database = sqlite3.connect(path)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        try:
+            self._begin(identity, is_new)
         except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
             self.database.close()
-            raise self._explained(error) from error
+            if not is_there:
+                Path(path).unlink(missing_ok=True)
+            raise error if isinstance(error, InputError) else self._explained(error) from error
+
+    def _begin(self, identity: dict[str, Any], is_new: bool) -> None:
+        former = self._open()
         if former is None and not is_new:
-            self.database.close()
             raise self._damaged("an empty one")
         if former is None:
             self.database.execute("INSERT INTO run VALUES (?, 0)", (json.dumps(identity),))
             self.database.commit()
         elif changes := describe_changes(former, identity):
             raise InputError(
-                f"expected to resume the watch with its answers in {path}, found {changes}; repeat its command, or "
-                "name another --output_file"
+                f"expected to resume the watch with its answers in {self.path}, found {changes}; repeat its command, "
+                "or name another --output_file"
             )
 
     def _open(self) -> dict[str, Any] | None:
@@ -134,13 +150,26 @@ class Ledger:
         if isinstance(error, sqlite3.Error):
             raise self._explained(error) from error
 
-    def _explained(self, error: Exception) -> InputError:
+    def _explained(self, error: Exception) -> InputError | WriteError:
+        name = getattr(error, "sqlite_errorname", "")
+        refused = next((number for beginning, number in REFUSALS.items() if name.startswith(beginning)), None)
+        if refused is not None:
+            return write_error(self.path or tempfile.gettempdir(), self._on_this_disk(refused))
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
             return InputError(
                 f"expected {self.path} for this watch alone, found another program using it; close that one, and "
                 "repeat the command, which goes on where it stopped"
             )
         return self._damaged(str(error))
+
+    def _on_this_disk(self, number: int) -> int:
+        """Where SQLite has one name for several reasons, the one that holds here."""
+        folder = Path(self.path).absolute().parent
+        if number == errno.EACCES and not folder.is_dir():
+            return errno.ENOENT
+        place = self.path if Path(self.path).is_file() else folder
+        read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
+        return errno.EROFS if number == errno.EACCES and read_only else number
 
     def _damaged(self, found: str) -> InputError:
         output = str(self.path).removesuffix(SUFFIX)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from seedling_hf.errors import InputError
+from seedling_hf.files import writing
 
 CANNOT_FLUSH = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 
@@ -44,22 +45,28 @@ class WatchedOutput:
 
         Raises:
             InputError: if something else than a file is at the path.
+            WriteError: as `append`.
         """
-        self._open()
-        status = os.fstat(self.descriptor)
-        self.length, self.inode = length, str(status.st_ino)
-        if length and inode not in (None, self.inode):
-            self._lose()
-        elif status.st_size > length and self._is_unentered(length, is_entered):
-            os.ftruncate(self.descriptor, length)
+        with writing(self.path):
+            self._open()
+            status = os.fstat(self.descriptor)
+            self.length, self.inode = length, str(status.st_ino)
+            if length and inode not in (None, self.inode):
+                self._lose()
+            elif status.st_size > length and self._is_unentered(length, is_entered):
+                os.ftruncate(self.descriptor, length)
         self.append(b"")
 
     def append(self, rows: bytes) -> None:
         """Writes rows to the end of the file that is at the path now, and to the disk.
 
         Raises:
-            OSError: if they cannot be written; the file then ends where it ended before.
+            WriteError: if they cannot be written; the file then ends where it ended before.
         """
+        with writing(self.path):
+            self._append(rows)
+
+    def _append(self, rows: bytes) -> None:
         self._follow()
         size = os.fstat(self.descriptor).st_size
         if size < self.length:

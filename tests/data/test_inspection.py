@@ -192,7 +192,8 @@ def test_what_was_found_is_kept_for_the_same_split_only(shared, tmp_path, monkey
     assert len(looks) == 1
     report_shared_images(shared, path, "other hash", keep=True)
     assert len(looks) == 2
-    for content in (b"", written[:30], b"[]", b"null", b"\xff", b"[" * 100_000, b'{"pairs": [1], "split_sha256": "hash"}'):
+    damaged = b'{"pairs": [1], "split_sha256": "hash"}'
+    for content in (b"", written[:30], b"[]", b"null", b"\xff", b"[" * 100_000, damaged):
         path.write_bytes(content)
         report_shared_images(shared, path, "hash", keep=True)
         assert path.read_bytes() == written, content

@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tiffs
 from PIL import ExifTags, Image
 
 from seedling_hf.data.images import ImageError, check_images, read_image, to_rgb
@@ -69,6 +70,7 @@ BROKEN = {
     "WebP, profile": save("WEBP", lossless=True, icc_profile=b"garbage"),
     "WebP, XMP": save("WEBP", lossless=True, xmp=b"<garbage"),
     "TIFF, profile": save("TIFF", icc_profile=b"garbage"),
+    **{f"TIFF, {name}": content for name, content in tiffs.whole(PIXELS).items()},
 }
 
 
@@ -105,6 +107,46 @@ def test_pixels_that_are_damaged_are_refused_with_broken_metadata_too():
     for name in ("PNG, text, checksum", "JPEG, JFIF"):
         with pytest.raises(ImageError):
             read_image(BROKEN[name][:-400])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", tiffs.broken(PIXELS))
+def test_a_tiff_without_whole_pixels_is_refused(name):
+    content = tiffs.broken(PIXELS)[name]
+    assert check_images([content]) != [None]
+    with pytest.raises(ImageError):
+        read_image(content)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}, {"strip_size": 200}], ids=str)
+def test_a_tiff_keeps_its_pixels_without_its_metadata(mode, options):
+    image = Image.new("I;16", (40, 30), 300) if mode == "I;16" else PIXELS.convert("RGB").convert(mode)
+    content = tiffs.tiff(image, **options, tiffinfo={270: "some text", 274: 6})
+    stripped = without_metadata(content)
+    assert b"some text" in content and len(stripped) == len(content)
+    assert 270 not in Image.open(io.BytesIO(stripped)).tag_v2
+    assert np.array_equal(read_image(stripped), read_image(content))
+    assert read_image(stripped).size == (30, 40)
+
+
+def test_the_tiles_of_a_tiff_may_reach_beyond_its_edges():
+    pixels = np.asarray(PIXELS.convert("L"))
+    padded = np.pad(pixels, ((0, 2), (0, 8)))
+    tiles = [padded[y : y + 16, x : x + 16].tobytes() for y in (0, 16) for x in (0, 16, 32)]
+    content = tiffs.tiff(Image.fromarray(pixels))
+    first = len(content)
+    content += (
+        b"".join(tiles)
+        + b"".join(struct.pack("<I", first + 256 * i) for i in range(6))
+        + struct.pack("<6I", *[256] * 6)
+    )
+    for tag, count, value in ((322, 1, 16), (323, 1, 16), (324, 6, first + 6 * 256), (325, 6, first + 6 * 256 + 24)):
+        content = tiffs.with_tag(content, tag, 4, count, value)
+    content = tiffs.without_tags(content, 273, 278, 279)
+    assert np.array_equal(read_image(content), pixels)
+    with pytest.raises(ImageError, match="too few for its size"):
+        read_image(tiffs.with_tag(content, 257, value=200))
 
 
 def test_a_file_without_metadata_has_none_to_drop():

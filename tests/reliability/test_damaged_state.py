@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -612,6 +614,64 @@ def test_a_ledger_that_another_program_has_open_is_a_sentence(place, watch):
     outcome = command(WATCH, place, timeout=30)
     other.close()
     assert_sentence(outcome, "answers.csv.watched", "another program")
+
+
+@pytest.fixture
+def mounted(place) -> Iterator[Callable]:
+    """Mounts what `mount` takes at a path, until the test ends."""
+    paths = []
+
+    def mount(path: Path, *words: object) -> None:
+        result = subprocess.run(["mount", *map(str, words), path], capture_output=True, text=True)
+        if result.returncode:
+            pytest.skip(f"a disk of its own needs the right to mount: {result.stderr.strip()}")
+        paths.append(path)
+
+    yield mount
+    for path in reversed(paths):
+        subprocess.run(["umount", "-l", path], capture_output=True)
+
+
+def fill(folder: Path) -> Path:
+    path = folder / "fill"
+    with suppress(OSError), open(path, "wb", buffering=0) as stream:
+        while stream.write(bytes(4096)):
+            pass
+    return path
+
+
+def test_a_watch_whose_disk_fills_ends_in_a_sentence_and_goes_on_once_there_is_room(place, sample_dir, watch, mounted):
+    mounted(place / "out", "-t", "tmpfs", "-o", "size=128k", "none")
+    watching = watch()
+    watching.wait_for("2.jpg")
+    filling = fill(place / "out")
+    drop(place, sample_dir, 3)
+    assert_sentence(watching.started.finish(30), "expected room for", "answers.csv", code=74)
+    filling.unlink()
+    watching = watch()
+    watching.wait_for("3.jpg")
+    assert_well(watching.stop())
+    assert rows_in(watching.output) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+
+
+@pytest.mark.parametrize("kilobytes", [4, 8, 16])
+def test_a_watch_that_begins_on_a_full_disk_is_a_sentence_and_leaves_nothing(place, inbox, mounted, kilobytes):
+    mounted(place / "out", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none")
+    outcome = command(WATCH, place, timeout=30)
+    assert_sentence(outcome, "expected room for", "answers.csv", code=74)
+    assert {path.name for path in (place / "out").iterdir()} <= {"answers.csv", "answers.csv.watched"}
+    assert all(path.stat().st_size for path in (place / "out").iterdir())
+
+
+def test_a_ledger_that_is_read_only_is_a_sentence(place, watch, mounted):
+    watching = watch()
+    watching.wait_for("2.jpg")
+    assert_well(watching.stop())
+    ledger = Path(f"{watching.output}.watched")
+    mounted(ledger, "--bind", ledger)
+    mounted(ledger, "-o", "remount,ro,bind")
+    outcome = command(WATCH, place, timeout=30)
+    assert_sentence(outcome, "expected to write", "answers.csv.watched", "Read-only file system", code=74)
 
 
 # Embeddings, and the folder of a run that is pushed

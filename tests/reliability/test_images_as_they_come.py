@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tiffs
 from faults import Started, assert_sentence, assert_well, command, contents
 from PIL import ExifTags, Image
 
@@ -136,6 +137,7 @@ def webp_with(**options: bytes) -> bytes:
 
 
 BOMB = zlib.compress(bytes(5 << 20))
+NOISE = Image.effect_noise((48, 32), 50).convert("RGB")
 BROKEN = {
     "exif.png": png_with(b"eXIf", b"garbage garbage"),
     "exif-checksum.png": png_with(b"eXIf", b"II*\0", checksum=False),
@@ -156,7 +158,9 @@ BROKEN = {
     "exif.webp": webp_with(exif=b"garbage garbage"),
     "exif-head.webp": webp_with(exif=b"Exif\0\0garbage"),
     "profile.webp": webp_with(icc_profile=b"garbage"),
+    **{f"{name}.tif": content for name, content in tiffs.whole(NOISE).items()},
 }
+BROKEN_TIFFS = {f"{name}.tif": content for name, content in tiffs.broken(NOISE).items()}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -179,6 +183,23 @@ def test_images_with_broken_metadata_are_used_by_every_command(folder, name):
         assert json.loads((folder / "out" / "inspection.json").read_text())["corrupt"] == []
     else:
         assert_well(outcome)
+
+
+@pytest.mark.parametrize("name", BROKEN_TIFFS)
+def test_a_tiff_without_whole_pixels_is_named(folder, name):
+    (folder / "images" / "Maize" / name).write_bytes(BROKEN_TIFFS[name])
+    assert_sentence(command(words_of("predict"), folder), name)
+    assert not (folder / "out.csv").exists()
+
+
+@pytest.mark.parametrize("name", sorted(SKIPPING))
+def test_tiffs_without_whole_pixels_are_skipped_on_request(folder, name):
+    prepare(folder, name)
+    for file, content in BROKEN_TIFFS.items():
+        (folder / "images" / "Maize" / file).write_bytes(content)
+    assert_well(command(words_of(name, "--skip_bad_images"), folder))
+    if name == "predict":
+        assert (folder / "out.failed.csv").read_text().count("\n") == 1 + len(BROKEN_TIFFS)
 
 
 def test_an_image_is_turned_once(folder):
