@@ -6,7 +6,9 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -69,6 +71,11 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     argv = list(sys.argv[1:] if argv is None else argv)
     wants_traceback = bool(os.environ.get(TRACEBACK_VARIABLE)) or "--traceback" in argv
     _tolerate_encodings()
+    # Of tags that count as none.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+    former_hook = threading.excepthook
+    if not wants_traceback:
+        threading.excepthook = _report_thread
     try:
         code = main([word for word in argv if word != "--traceback"]) or 0
         with writing("standard output"):
@@ -84,6 +91,7 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
             traceback.print_exc()
         return _report(error)
     finally:
+        threading.excepthook = former_hook
         release_locks()
         _drop_refused_output()
 
@@ -105,6 +113,13 @@ def _report(error: Exception) -> int:
         return 1
     print(f"error: {one_line(error)}", file=sys.stderr)
     return error.exit_code
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Says that a thread of a library failed, such as a tracker's; what depends on it fails by itself."""
+    if failure.exc_type is not SystemExit:
+        found = one_line(_last_line(failure.exc_value or failure.exc_type()))
+        print(f"warning: a thread failed in the background ({found}); --traceback shows where", file=sys.stderr)
 
 
 def _in_our_words(error: Exception) -> InputError | WriteError | None:

@@ -1,6 +1,10 @@
 """Flags that a run cannot work with are refused before it starts; others that look odd work."""
 
 import json
+import subprocess
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -173,6 +177,131 @@ def with_a_tracker_that_does_not_start() -> None:
 def test_a_tracker_that_does_not_start_is_named(images, tmp_path):
     outcome = train(tmp_path, images, "--report_to", "files", before=with_a_tracker_that_does_not_start)
     assert_sentence(outcome, "--report_to", "no API key configured")
+
+
+def with_a_tracker_that_fails(kind: str, place: str) -> None:
+    """A tracker that writes to a file or to a server at `place`, or fails in another way."""
+    import time
+    import urllib.request
+
+    from accelerate.tracking import GeneralTracker, register_tracker_class
+
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, tracker = "files", False, None
+
+        def __init__(self, run_name: str, **_) -> None:
+            super().__init__()
+            self.steps = []
+
+        def log(self, values: dict, step=None, **_) -> None:
+            self.steps.append(step)
+            if kind == "disk":
+                with open(place, "a") as file:
+                    file.write(f"{values}" + " " * 4096)
+            elif kind == "server":
+                urllib.request.urlopen(place, data=f"{values}".encode(), timeout=5)
+            elif kind == "slow":
+                time.sleep(0.5)
+                raise TimeoutError
+            elif kind == "thread":
+                threading.Thread(target=_fail).start()
+                _fail()
+            elif kind == "second" and len(self.steps) == 2:
+                _fail()
+
+        def finish(self) -> None:
+            if kind == "end":
+                _fail()
+
+    class Other(Tracker):
+        name = "others"
+
+        def log(self, values: dict, step=None, **_) -> None:
+            with open("tracked.txt", "a") as file:
+                file.write(f"{step}\n")
+
+        def finish(self) -> None:
+            pass
+
+    register_tracker_class(Tracker)
+    register_tracker_class(Other)
+
+
+def _fail() -> None:
+    raise ValueError("the service said\n\x1b[31mno")
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that takes nothing."""
+
+    def do_POST(self) -> None:
+        self.send_error(503, "no room")
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing():
+    """The address of a server that refuses."""
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(disk)]
+    mounted = subprocess.run(words, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a disk of its own needs the right to mount: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], capture_output=True)
+
+
+def assert_trained_without_a_tracker(outcome, folder: Path, name: str, steps: int = 8) -> None:
+    """The run is complete, and says twice that the tracker failed."""
+    assert_well(outcome)
+    records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == [*range(1, steps + 1)]
+    assert (folder / "run" / "report.json").exists() and (folder / "run" / "curves.png").exists()
+    assert outcome.stderr.count(f"expected {name} to take") == 1
+    assert outcome.stderr.count(f"{name} failed during this run") == 1
+    assert "\x1b" not in outcome.stderr
+
+
+@pytest.mark.parametrize("kind", ["disk", "server", "no server", "slow", "thread", "second", "end"])
+def test_a_tracker_that_fails_does_not_end_the_run(images, tmp_path, refusing, small_disk, kind):
+    place = {"disk": str(small_disk / "log"), "no server": "http://127.0.0.1:9/"}.get(kind, refusing)
+    before = partial(with_a_tracker_that_fails, kind.removeprefix("no "), place)
+    flags = ("--report_to", "files", "others", "--logging_steps", 1, "--max_steps", 8)
+    outcome = train(tmp_path, images, *flags, before=before)
+    assert_trained_without_a_tracker(outcome, tmp_path, "files")
+    assert {f"{step}" for step in range(1, 9)} <= set((tmp_path / "tracked.txt").read_text().split())
+
+
+def with_tensorboard_on(disk: str) -> None:
+    from accelerate.tracking import TensorBoardTracker
+
+    start = TensorBoardTracker.start
+
+    def start_there(self) -> None:
+        self.logging_dir_param = disk
+        start(self)
+
+    TensorBoardTracker.start = start_there
+
+
+def test_a_full_disk_under_tensorboard_does_not_end_the_run(images, tmp_path, small_disk):
+    pytest.importorskip("tensorboard")
+    flags = ("--report_to", "tensorboard", "--logging_steps", 1, "--max_steps", 40)
+    (small_disk / "fill").write_bytes(bytes(4096))  # the events fill the last page
+    outcome = train(tmp_path, images, *flags, before=partial(with_tensorboard_on, str(small_disk)))
+    assert_trained_without_a_tracker(outcome, tmp_path, "tensorboard", 40)
 
 
 OTHERS = [
