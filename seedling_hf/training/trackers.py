@@ -122,4 +122,5 @@ def tracked_arguments(arguments: TrainArguments) -> dict[str, bool | int | float
 
 
 def _reason(error: Exception) -> str:
-    return one_line(" ".join(str(error).split())) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)
+    return one_line(" ".join(text.split())) or type(error).__name__
