@@ -5,6 +5,7 @@ are checked by the same code (and `1e-3`, a string to YAML, is a number here).
 """
 
 import difflib
+import inspect
 import itertools
 import math
 import operator
@@ -41,6 +42,7 @@ DECLARED = {*RANGES, "path", "images", "writable", "apart"}  # checked here, unk
 
 # Flags that name files or folders; others say so with `path=True`.
 PATH_ENDINGS = ("_dir", "_file", "_path")
+EXAMPLES = "Examples:\n"  # the section of a docstring
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_SEED = 2**32 - 1  # of NumPy
 MOST_WORKERS = 1024  # processes or threads
@@ -148,10 +150,17 @@ def _range(limits: Sequence[tuple[str, Any, float]]) -> str:
 
 
 class _HelpFormatter(HelpFormatter):
-    """One name per flag, choices and default after its help, as wide as the terminal."""
+    """One name per flag, choices and default after its help, as wide as the terminal; examples as they stand."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=39, width=max(80, shutil.get_terminal_size((120, 40)).columns))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(
+            each if each.startswith(EXAMPLES) else super(_HelpFormatter, self)._fill_text(each, width, indent)
+            for each in paragraphs
+        )
 
     def _get_help_string(self, action) -> str:
         choices = [str(choice) for choice in action.choices or ()]
@@ -198,20 +207,24 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T
     """Reads flags into a `cls`; they override those of the YAML recipe that `--config` names.
 
     Args:
-        cls: A keyword-only dataclass; its docstring heads `--help`, and the dataclasses that it inherits from are the
-            groups there.
+        cls: A keyword-only dataclass; its docstring heads `--help`, its examples end it, and the dataclasses that it
+            inherits from are the groups there.
         argv: The words after the command, `sys.argv[1:]` if None.
 
     Raises:
         InputError: for an unknown flag or key, a value of the wrong type, a missing flag or a missing recipe.
     """
     groups = [c for c in reversed(cls.__mro__) if is_dataclass(c) and "_argument_group_name" in vars(c)] or [cls]
+    description, examples, lines = inspect.cleandoc(cls.__doc__).partition(EXAMPLES)
     parser = _Parser(
-        groups, prog=prog, description=cls.__doc__, allow_abbrev=False, formatter_class=_HelpFormatter,
-        usage=f"{prog} [--config RECIPE.yaml] [flags]",
+        groups, prog=prog, description=description, epilog=examples + lines, allow_abbrev=False,
+        formatter_class=_HelpFormatter, usage=f"seedling-hf {prog} [--config RECIPE.yaml] [flags]",
     )  # fmt: skip
     if groups[-1] is cls:  # its own flags follow argparse's two groups, before those that it inherits
         parser._action_groups.insert(2, parser._action_groups.pop())
+    for flag in fields(cls):
+        if flag.default is None:  # also where it replaces a flag that a group requires
+            parser._option_string_actions[f"--{flag.name}"].required = False
     parser.add_argument(
         "--config", metavar="YAML", help="recipe: flags as YAML keys; flags on the command line override it"
     )

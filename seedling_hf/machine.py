@@ -22,6 +22,11 @@ def device_name(device: torch.device | str) -> str:
     return next(filter(None, names), platform.processor() or platform.machine() or "CPU")
 
 
+def precision_name(mixed_precision: str | None) -> str:
+    """What `--mixed_precision` means, in words."""
+    return "float32" if mixed_precision in (None, "no") else f"mixed precision {mixed_precision}"
+
+
 def memory_size(device: torch.device | str = "cpu") -> int:
     """Bytes of memory of a GPU; or of the machine with its swap, or of the container where that is less."""
     device = torch.device(device)

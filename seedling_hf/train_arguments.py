@@ -23,7 +23,7 @@ class SplitArguments(ArgumentGroup):
     split_strategy: str = option(
         "stratified",
         "how validation images are drawn: stratified; grouped, with near-duplicates on one side; random, as in the "
-        "tutorial (sorted files, state 42); mle_bench, as its test set (14 percent, state 0)",
+        "tutorial (docs/tutorial.md: sorted files, state 42); mle_bench, as its test set (14 percent, state 0)",
         choices=["stratified", "grouped", "random", "mle_bench"],
     )
     train_val_split: float = option(
@@ -254,7 +254,12 @@ class TrainArguments(
     ModelArguments,
     DataArguments,
 ):
-    """Trains a RepLKNet on seedlings."""
+    """Trains a RepLKNet on seedlings.
+
+    Examples:
+        seedling-hf train --config scripts/recipes/quickstart.yaml
+        seedling-hf train --config scripts/recipes/nano_cpu.yaml --train_dir mine --output_dir outputs/mine
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -63,12 +63,31 @@ def test_the_configuration_of_fsdp_is_one_of_accelerate_that_training_takes():
 
 
 @cache
-def flags_of(command: str) -> set[str]:
-    """The flags in the command's own help."""
+def help_of(command: str) -> str:
     printed = io.StringIO()
     with redirect_stdout(printed), pytest.raises(SystemExit):
         seedling_hf([command, "--help"])
-    return {"--help", *re.findall(r"--\w+", printed.getvalue())}
+    return printed.getvalue()
+
+
+@cache
+def flags_of(command: str) -> set[str]:
+    """The flags in the command's own help."""
+    return {"--help", *re.findall(r"^ +(--\w+)", help_of(command), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_the_usage_and_ends_with_examples_that_can_be_parsed(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    usage, *_, examples = help_of(command).split("\n\n")
+    assert usage == f"usage: seedling-hf {command} [--config RECIPE.yaml] [flags]"
+    title, *lines = examples.strip().splitlines()
+    assert title == "Examples:" and lines
+    for line in lines:
+        program, name, *words = shlex.split(line)
+        assert (program, name) == ("seedling-hf", command)
+        assert set(re.findall(r"--\w+", " ".join(words))) <= flags_of(command)
+        assert len(line) <= 120
 
 
 @cache

@@ -15,7 +15,12 @@ PARTS = ("layers", "training", "inference", "memory", "growth", "loading")
 
 @dataclass(kw_only=True)
 class BenchmarkArguments(ArgumentGroup):
-    """Time the convolution, whole models and image loading."""
+    """Time the convolution, whole models and image loading.
+
+    Examples:
+        seedling-hf benchmark --variant nano --image_size 96 --batch_size 4 --output_dir outputs/benchmark
+        seedling-hf benchmark --variant 31B --parts layers,training --output_dir outputs/benchmark
+    """
 
     output_dir: str = option(MISSING, "folder for benchmark.json, benchmark.md and growth.png", writable=True)
     variant: str = option("31B", "model", choices=["nano", "tiny", "31B", "31L", "XL"])

@@ -11,7 +11,11 @@ from seedling_hf.errors import InputError
 
 @dataclass(kw_only=True)
 class CompareArguments(ArgumentGroup):
-    """Compares models on the same labelled images."""
+    """Compares models on the same labelled images.
+
+    Examples:
+        seedling-hf compare --models outputs/first outputs/second --data_dir seedlings --output_dir outputs/comparison
+    """
 
     _argument_group_name = "Comparison"
 

@@ -9,7 +9,12 @@ from seedling_hf.locks import lock_file
 
 @dataclass(kw_only=True)
 class ConvertArguments(ArgumentGroup):
-    """Convert the authors' .pth weights of RepLKNet to a folder for from_pretrained."""
+    """Convert the authors' .pth weights of RepLKNet to a folder for from_pretrained.
+
+    Examples:
+        seedling-hf convert_checkpoint --checkpoint_path RepLKNet-31B_ImageNet-1K_224.pth --output_dir replknet-31b
+        seedling-hf convert_checkpoint --checkpoint_path 31B.pth --output_dir replknet-12 --num_labels 12
+    """
 
     _argument_group_name = "Conversion"
 

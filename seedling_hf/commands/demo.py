@@ -16,7 +16,12 @@ from seedling_hf.network import without_proxies
 
 @dataclass(kw_only=True)
 class DemoArguments(ClassifierArguments):
-    """Serve a page that classifies the images dropped on it."""
+    """Serve a page that classifies the images dropped on it.
+
+    Examples:
+        seedling-hf demo
+        seedling-hf demo --model_name_or_path outputs/quickstart --threshold 0.7
+    """
 
     threshold: float = option(0.5, "probability below which the page says that the model is not sure", least=0, most=1)
     top_k: int = option(5, "classes to show", least=1)

@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import asdict, dataclass
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.files import write_text
@@ -15,9 +15,13 @@ MOST_SIZES = 8
 
 @dataclass(kw_only=True)
 class DescribeArguments(ArgumentGroup):
-    """Counts and measures images."""
+    """Counts and measures images.
 
-    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)
+    Examples:
+        seedling-hf describe_dataset --train_dir seedlings
+    """
+
+    train_dir: str = option(".", "folder of class folders, or one with train/, val/ and test/ inside", images=True)
     output_file: str | None = option(None, "JSON file for the same statistics", writable=True)
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
 
@@ -52,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("mean of the images' stds (tutorial)", figures.mean_of_stds),
     ):
         print(f"{title:40}" + "".join(f"  {value:9.6f}" for value in values))
+    print("\ntutorial: the one that docs/tutorial.md follows; it averages over images, whatever their size")
 
     if arguments.output_file:
         names = pools["train"].features["label"].names

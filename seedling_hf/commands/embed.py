@@ -12,7 +12,12 @@ from seedling_hf.locks import lock_file
 
 @dataclass(kw_only=True)
 class EmbedArguments(InferenceArguments):
-    """Write features of images, and find similar images."""
+    """Write features of images, and find similar images.
+
+    Examples:
+        seedling-hf embed --images seedlings --embeddings_file features.parquet
+        seedling-hf embed --embeddings_file features.parquet --query photo.jpg
+    """
 
     _argument_group_name = "Embedding"
 

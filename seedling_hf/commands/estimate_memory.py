@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.machine import precision_name
 from seedling_hf.train_arguments import TrainArguments
 
 NUM_CLASSES = 12  # of Plant Seedlings, since the data need not be here
@@ -29,7 +30,19 @@ class LaunchArguments(ArgumentGroup):
 
 @dataclass(kw_only=True)
 class EstimateMemoryArguments(LaunchArguments, TrainArguments):
-    """Estimates the memory of training on one GPU; takes the flags of train."""
+    """Estimates the memory of training on one GPU; takes the flags of train.
+
+    Examples:
+        seedling-hf estimate_memory --variant 31B --image_size 224 --per_device_train_batch_size 32
+        seedling-hf estimate_memory --config scripts/recipes/replknet_31b.yaml --num_processes 8 --use_fsdp
+    """
+
+    output_dir: str | None = option(None, "ignored, since nothing is written")
+
+    def __post_init__(self) -> None:
+        if self.dataset_name is None:
+            self.train_dir = self.train_dir or "."  # train wants one; it is not read here
+        super().__post_init__()
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -40,15 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     config, image_size = load_replknet_config(arguments, num_labels=NUM_CLASSES)
     config.conv_implementation = "plain"  # of the implementations that a GPU chooses from, the one without copies
-    launch = {"num_processes": arguments.num_processes, "use_fsdp": arguments.use_fsdp}
+    number = arguments.num_processes
+    launch = {"num_processes": number, "use_fsdp": arguments.use_fsdp}
     estimates = [
         estimate_memory(config, replace(arguments, gradient_checkpointing=checkpointing), image_size, **launch)
         for checkpointing in (False, True)
     ]
     print(
         f"batches of {arguments.per_device_train_batch_size} images of {image_size}×{image_size} pixels, "
-        f"{arguments.gradient_accumulation_steps} per step, on {arguments.num_processes} processes"
-        f"{', sharded by FSDP' if arguments.use_fsdp else ''}, mixed precision {arguments.mixed_precision or 'no'}\n"
+        f"{arguments.gradient_accumulation_steps} per step, on {number} process{'es' if number > 1 else ''}"
+        f"{', sharded by FSDP' if arguments.use_fsdp else ''}, {precision_name(arguments.mixed_precision)}\n"
     )
     print("| GB per process | without | with --gradient_checkpointing |\n|:--|--:|--:|")
     for name, words in PARTS.items():

@@ -12,7 +12,11 @@ from seedling_hf.inference.classifier import InferenceArguments
 
 @dataclass(kw_only=True)
 class EvaluateArguments(InferenceArguments):
-    """Reports how well a model classifies labelled images."""
+    """Reports how well a model classifies labelled images.
+
+    Examples:
+        seedling-hf evaluate --test_dir seedlings --output_dir outputs/report --saliency
+    """
 
     _argument_group_name = "Evaluation"
 

@@ -13,7 +13,12 @@ SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
 
 @dataclass(kw_only=True)
 class ExportArguments(ClassifierArguments):
-    """Export a model to ONNX, torch.export or float16."""
+    """Export a model to ONNX, torch.export or float16.
+
+    Examples:
+        seedling-hf export --output_file seedlings.onnx --images seedlings
+        seedling-hf export --output_file seedlings.onnx --int8 --train_dir seedlings --images seedlings
+    """
 
     output_file: str = option(MISSING, "file to write, .onnx or .pt2; for the format half a folder", writable=True)
     format: str = option(

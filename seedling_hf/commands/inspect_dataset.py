@@ -16,6 +16,9 @@ class InspectArguments(ArgumentGroup):
 
     Exit code: 0 if all images can be decoded and there are no duplicates, 1 if not (outliers do not count), 2 for
     wrong flags.
+
+    Examples:
+        seedling-hf inspect_dataset --train_dir seedlings --output_dir outputs/inspection
     """
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)

@@ -20,7 +20,11 @@ FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 @dataclass(kw_only=True)
 class MakeSplitArguments(SplitArguments):
-    """Copies class folders into train/ and val/."""
+    """Copies class folders into train/ and val/.
+
+    Examples:
+        seedling-hf make_split --train_dir seedlings --output_dir outputs/split --split_strategy grouped
+    """
 
     output_dir: str = option(MISSING, "folder for train/, val/ and split.csv", writable=True, apart=True)
 

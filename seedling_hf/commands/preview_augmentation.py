@@ -26,7 +26,11 @@ OFF = {
 
 @dataclass(kw_only=True)
 class PreviewArguments(AugmentationArguments):
-    """Draws contact sheets of augmented training images."""
+    """Draws contact sheets of augmented training images.
+
+    Examples:
+        seedling-hf preview_augmentation --train_dir seedlings --output_dir outputs/preview --mixup_prob 0.5
+    """
 
     _argument_group_name = "Preview"
 

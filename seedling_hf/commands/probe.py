@@ -14,7 +14,11 @@ EXAMPLES_ON_THE_SHEET = 6
 
 @dataclass(kw_only=True)
 class ProbeArguments(InferenceArguments):
-    """Measures what a model relies on and what it is robust to."""
+    """Measures what a model relies on and what it is robust to.
+
+    Examples:
+        seedling-hf probe --test_dir seedlings --output_dir outputs/probes
+    """
 
     _argument_group_name = "Probes"
 

@@ -12,7 +12,11 @@ from seedling_hf.train_arguments import SplitArguments
 
 @dataclass(kw_only=True)
 class PushDatasetArguments(SplitArguments):
-    """Publish class folders as a dataset on the Hub."""
+    """Publish class folders as a dataset on the Hub.
+
+    Examples:
+        seedling-hf push_dataset --train_dir seedlings --dataset_name user/seedlings --license cc-by-sa-4.0
+    """
 
     dataset_name: str = option(MISSING, "dataset on the Hub, user/name, as for `train --dataset_name`")
     license: str = option(MISSING, "license of the images for the card, such as cc-by-sa-4.0")

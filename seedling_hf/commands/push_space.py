@@ -14,7 +14,11 @@ from seedling_hf.network import without_proxies
 
 @dataclass(kw_only=True)
 class PushSpaceArguments(ArgumentGroup):
-    """Publish the demo as a Space on the Hub."""
+    """Publish the demo as a Space on the Hub.
+
+    Examples:
+        seedling-hf push_space --model_name_or_path user/seedlings --hub_space_id user/seedlings-demo
+    """
 
     model_name_or_path: str = option(MISSING, "repository of the model on the Hub, or a model folder to include")
     model_revision: str | None = option(None, "branch, tag or commit of that repository")

@@ -15,7 +15,11 @@ from seedling_hf.hub.outbox import CARD, Outbox, Snapshot, Target, model_files
 
 @dataclass(kw_only=True)
 class PushToHubArguments(ArgumentGroup):
-    """Push a model folder, or the pending push of its run."""
+    """Push a model folder, or the pending push of its run.
+
+    Examples:
+        seedling-hf push_to_hub --output_dir outputs/quickstart --hub_model_id user/seedlings
+    """
 
     output_dir: str = option(MISSING, "model folder, such as the output folder of a run")
     hub_model_id: str | None = option(

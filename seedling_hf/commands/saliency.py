@@ -18,7 +18,11 @@ MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
 
 @dataclass(kw_only=True)
 class SaliencyArguments(InferenceArguments):
-    """Show by Grad-CAM where a model looks."""
+    """Show by Grad-CAM where a model looks.
+
+    Examples:
+        seedling-hf saliency --images seedlings/Maize --output_dir outputs/saliency
+    """
 
     _argument_group_name = "Saliency"
 

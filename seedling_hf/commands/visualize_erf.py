@@ -15,7 +15,11 @@ IMAGES_THAT_SETTLE = 8
 
 @dataclass(kw_only=True)
 class ErfArguments(ArgumentGroup):
-    """Draw and measure effective receptive fields (arXiv 2203.06717, section 5)."""
+    """Draw and measure effective receptive fields (arXiv 2203.06717, section 5).
+
+    Examples:
+        seedling-hf visualize_erf --images seedlings/Maize --output_dir outputs/erf
+    """
 
     images: list[str] = option(MISSING, "images, or folders that are searched for images", images=True)
     output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz", writable=True)

@@ -27,7 +27,7 @@ from seedling_hf.evaluation.evaluator import Evaluator, LabelledProbabilities, c
 from seedling_hf.evaluation.metrics import HARD_PAIR, CropWeedCosts, HardPair, confused_pair, crop_weed_costs
 from seedling_hf.evaluation.probing import Probing
 from seedling_hf.inference.prediction import EightSymmetries
-from seedling_hf.machine import device_name
+from seedling_hf.machine import device_name, precision_name
 
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "scikit-learn")
 TOP_CONFUSIONS = 10
@@ -95,6 +95,10 @@ class Provenance:
     num_processes: int
     mixed_precision: str
     versions: dict[str, str]
+
+    @property
+    def precision(self) -> str:
+        return precision_name(self.mixed_precision)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,12 @@ FAILED = b"file,reason\n"
 
 @dataclass(kw_only=True)
 class PredictArguments(InferenceArguments):
-    """Predict the class of each image, as CSV or JSON lines."""
+    """Predict the class of each image, as CSV or JSON lines.
+
+    Examples:
+        seedling-hf predict --images photos --output_file answers.csv --threshold 0.8
+        seedling-hf predict --images tray.jpg --tiles --boxes_dir boxes --output_file plants.csv
+    """
 
     _argument_group_name = "Prediction"
 

@@ -25,6 +25,7 @@ from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Outbox
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.locks import lock_folder
+from seedling_hf.machine import precision_name
 from seedling_hf.plots.curves import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
 from seedling_hf.train_arguments import TrainArguments
@@ -121,7 +122,7 @@ def describe_run(training: Training) -> str:
         f"{sum(p.numel() for p in training.learner.model.parameters()) / 1e6:.1f} M parameters, "
         f"{batches.image_size}×{batches.image_size} pixels, "
         f"{accelerator.num_processes} × {accelerator.device.type}{threads}"
-        f"{', sharded by FSDP' if accelerator.is_fsdp2 else ''}, mixed precision {accelerator.mixed_precision}\n"
+        f"{', sharded by FSDP' if accelerator.is_fsdp2 else ''}, {precision_name(accelerator.mixed_precision)}\n"
         f"{batches.num_steps} steps of {batches.global_batch_size} images, "
         f"{'streamed' if arguments.streaming else f'{batches.steps_per_epoch} steps per epoch'}{hint}"
     )
