@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,6 +101,7 @@ def _run(rank: int, words: list[str], folder: Path, output: Path, before, enviro
         os.dup2(os.open(output / f"{name}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(folder)
     os.environ |= environment
+    tempfile.tempdir = None  # another may have been asked for before the fork
     if before is not None:
         before()
     return main(words)

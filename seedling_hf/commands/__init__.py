@@ -1,9 +1,11 @@
 """The commands: each module has one `main(argv=None)` that tells the story; the arithmetic lies in other folders."""
 
+import gc
 import importlib
 import io
 import os
 import platform
+import signal
 import sys
 import tempfile
 import threading
@@ -18,6 +20,7 @@ from seedling_hf.errors import HubError, InputError, WriteError
 from seedling_hf.escaping import one_line, visible_output
 from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure, writing
 from seedling_hf.locks import release_locks
+from seedling_hf.signals import EndSignal, Terminated
 
 TRACEBACK_VARIABLE = "SEEDLING_HF_TRACEBACK"
 REPORTED_VERSIONS = ("torch", "transformers", "datasets", "accelerate", "timm", "pillow")
@@ -58,7 +61,8 @@ GROUPS = {
     },
     "Speed": {"benchmark": "time the large-kernel convolution, whole models and image loading"},
 }
-INTERRUPTED_EXIT_CODE, BROKEN_PIPE_EXIT_CODE = 130, 141  # as shells report Ctrl-C, and a reader that has left
+# As shells report Ctrl-C, a reader that has left, and SIGTERM.
+INTERRUPTED_EXIT_CODE, BROKEN_PIPE_EXIT_CODE, TERMINATED_EXIT_CODE = 130, 141, 143
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
@@ -76,24 +80,29 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     former_hook = threading.excepthook
     if not wants_traceback:
         threading.excepthook = _report_thread
-    try:
-        code = main([word for word in argv if word != "--traceback"]) or 0
-        with writing("standard output"):
-            sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # `… | head` has read enough
-        return BROKEN_PIPE_EXIT_CODE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED_EXIT_CODE
-    except Exception as error:
-        if wants_traceback:
-            traceback.print_exc()
-        return _report(error)
-    finally:
-        threading.excepthook = former_hook
-        release_locks()
-        _drop_refused_output()
+    with EndSignal() as end:
+        try:
+            with end.raising():
+                code = main([word for word in argv if word != "--traceback"]) or 0
+                with writing("standard output"):
+                    sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # `… | head` has read enough
+            return BROKEN_PIPE_EXIT_CODE
+        except Terminated:
+            print("terminated", file=sys.stderr)
+            return TERMINATED_EXIT_CODE
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED_EXIT_CODE
+        except Exception as error:
+            if wants_traceback:
+                traceback.print_exc()
+            return _report(error)
+        finally:
+            threading.excepthook = former_hook
+            release_locks()
+            _drop_refused_output()
 
 
 def _drop_refused_output() -> None:
@@ -161,7 +170,17 @@ def _tolerate_encodings() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`seedling-hf COMMAND …`."""
-    return run(_dispatch, argv)
+    code = run(_dispatch, argv)
+    if argv is None:  # the program ends here
+        _end_quickly()
+    return code
+
+
+def _end_quickly() -> None:
+    """What Python does at its end, a walk through all objects that takes a second, cannot be interrupted in silence."""
+    gc.freeze()
+    with suppress(ValueError):  # a thread, which takes no signals
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _dispatch(argv: Sequence[str]) -> int | None:

@@ -1,7 +1,6 @@
 """`demo`: a page in the browser that classifies the images that are dropped on it."""
 
 import os
-import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError, require_package
 from seedling_hf.inference.classifier import ClassifierArguments
 from seedling_hf.network import without_proxies
+from seedling_hf.signals import Terminated
 
 
 @dataclass(kw_only=True)
@@ -70,25 +70,19 @@ def serve(arguments: DemoArguments) -> None:
 
 @contextmanager
 def uploads() -> Iterator[None]:
-    """A folder for what is dropped on the page, which goes with the command, also after SIGTERM."""
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
+    """A folder for what is dropped on the page, which goes with the command."""
     parent = os.environ.get("GRADIO_TEMP_DIR")
     if parent:
         os.makedirs(parent, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="demo-", dir=parent, ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
-        is_main = threading.current_thread() is threading.main_thread()  # others take no signals
-        former = signal.signal(signal.SIGTERM, stop) if is_main else None
         try:
             yield
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             print("stopped", flush=True)
         finally:
-            if is_main:
-                signal.signal(signal.SIGTERM, former)
             if parent is None:
                 del os.environ["GRADIO_TEMP_DIR"]
             else:

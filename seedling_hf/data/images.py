@@ -3,10 +3,10 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from itertools import islice
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,14 +54,15 @@ def map_in_threads(
 ) -> Iterator[U]:
     """`map` in threads, for decoding, which releases Python's lock; by default one thread for each available core.
 
-    Items are taken in chunks, because an executor's `map` reads all its input at once and keeps every result.
+    Items are taken in chunks, because a pool reads all its input at once. Threads that are amid an item when the
+    iteration ends, by Ctrl-C say, are left to themselves: a disk may never answer.
     """
     if num_threads is None:
         num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     items = iter(items)
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPool(num_threads) as pool:
         while chunk := list(islice(items, chunk_size)):
-            yield from pool.map(function, chunk)
+            yield from pool.imap(function, chunk)
 
 
 def find_bad_images(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:

@@ -7,6 +7,7 @@ size of /dev/shm matters nor whether there is one. Where the system has no such 
 import logging
 import math
 import mmap
+import multiprocessing
 import multiprocessing.connection
 import multiprocessing.queues
 import os
@@ -28,11 +29,12 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import dataloader as torch_loading
 
 from seedling_hf.errors import InputError
-from seedling_hf.signals import Stopped, StopSignal
+from seedling_hf.signals import Stopped, StopSignal, sparing_children
 
 POLL_SECONDS = 0.5  # between two looks at signals and workers while no batch comes
 SLOW_SECONDS = 60  # after which a wait is mentioned
-GRACE_SECONDS = 0.5  # for workers to end by themselves
+GRACE_SECONDS = 0.5  # for a worker that has ended to be seen as such
+PATIENCE_SECONDS = 0.1  # for workers to end by themselves; what they still do is of no use
 PREFETCH = 2  # batches of each worker that are on their way, as PyTorch's default
 ALIGNMENT = 64
 HANDOVER_EXIT_CODE = 71  # EX_OSERR of sysexits.h
@@ -200,7 +202,8 @@ class _WorkersIterator(torch_loading._MultiProcessingDataLoaderIter):
         # Of PyTorch: on the death of a worker it would raise an error amid whatever the process does then, a save say.
         handler = signal.getsignal(signal.SIGCHLD) if _takes_signals() else None
         try:
-            super().__init__(loader)
+            with sparing_children(multiprocessing.get_start_method()):
+                super().__init__(loader)
         except BaseException:
             for worker in getattr(self, "_workers", []):
                 worker.kill()
@@ -235,7 +238,7 @@ class _WorkersIterator(torch_loading._MultiProcessingDataLoaderIter):
         if self._shutdown:
             return
         # Those that are amid a batch, or stopped, would be waited for five seconds each.
-        impatience = threading.Timer(GRACE_SECONDS, lambda: [worker.kill() for worker in self._workers])
+        impatience = threading.Timer(PATIENCE_SECONDS, lambda: [worker.kill() for worker in self._workers])
         with suppress(RuntimeError):  # the interpreter ends, and starts no threads any more
             impatience.start()
         super()._shutdown_workers()

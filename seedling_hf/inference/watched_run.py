@@ -3,10 +3,10 @@
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import StringIO
 from itertools import islice
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from seedling_hf.data.listing import list_images
@@ -19,7 +19,7 @@ from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import NonFiniteError
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.watched_output import WatchedOutput
-from seedling_hf.signals import StopSignal
+from seedling_hf.signals import Stopped, StopSignal
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -40,12 +40,15 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
     with ExitStack() as opened:
         is_new = not (path and path.is_file() and path.stat().st_size)
         ledger = opened.enter_context(Ledger(ledger_path, arguments.identity, is_new=is_new))
-        pool = opened.enter_context(ThreadPoolExecutor(max(arguments.dataloader_num_workers, 1)))
+        # Its threads are left to themselves at the end: a disk may never answer.
+        pool = opened.enter_context(ThreadPool(max(arguments.dataloader_num_workers, 1)))
         output = _open_output(opened, arguments, ledger)
         stop = opened.enter_context(StopSignal())
 
         def answer(files: list[str]) -> None:
-            answers = predictor(loader.collate(files, list(pool.map(loader, files))))
+            with stop.raising():
+                images = pool.map(loader, files, chunksize=1)
+            answers = predictor(loader.collate(files, images))
             _write(output, _format(arguments, lambda writer: [writer.write(each) for each in answers]))
             ledger.enter(answers, *([output.length, output.inode] if output else [0]))
             if arguments.tiles:
@@ -53,7 +56,8 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
 
         print(f"watching {', '.join(arguments.images)}; Ctrl-C stops it", file=sys.stderr, flush=True)
         try:
-            _watch(arguments.images, ledger, answer, predictor.batch_size, stop)
+            with suppress(Stopped):
+                _watch(arguments.images, ledger, answer, predictor.batch_size, stop)
         except NonFiniteError:
             if output and not ledger.count and path.is_file() and path.read_bytes() == output.heading:
                 opened.close()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from seedling_hf.replknet import RepLKNetConfig
 from seedling_hf.replknet.large_kernel_conv import depthwise_conv2d, in_fast_format
 from seedling_hf.replknet.pointwise_conv import PointwiseConv2d
+from seedling_hf.signals import sparing_children
 from seedling_hf.speed.forms import (
     COMPILED,
     OURS,
@@ -185,7 +186,9 @@ def memory_row(setting: Setting) -> dict[str, Any]:
     spawn = multiprocessing.get_context("spawn")
     megabytes = {}
     for form in (OURS, PLAIN):
-        with spawn.Pool(1) as pool:
+        with sparing_children("spawn"):
+            pool = spawn.Pool(1)
+        with pool:
             megabytes[form] = pool.apply(_peak_memory, (setting, form, torch.get_num_threads()))
     return {"what": setting.describe("training step"), "megabytes": megabytes}
 
