@@ -9,7 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from seedling_hf.signals import ECHO_SECONDS, RESUMABLE_EXIT_CODE, STOP_SIGNALS, Stopped, StopSignal
+from seedling_hf.signals import (
+    ECHO_SECONDS,
+    RESUMABLE_EXIT_CODE,
+    STOP_SIGNALS,
+    EndSignal,
+    Stopped,
+    StopSignal,
+    Terminated,
+    sparing_children,
+)
 
 PROGRAM = """
 import sys, time
@@ -88,6 +97,52 @@ def test_a_signal_raises_at_once_where_it_may(capfd):
         with pytest.raises(Stopped), stop.raising():  # one that came before, too
             pass
     assert capfd.readouterr().err.count("SIGTERM") == 1
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_command_without_state_ends_at_once(number, kind, capfd):
+    with pytest.raises(KeyboardInterrupt) as raised, EndSignal() as end, end.raising():
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+    assert raised.type is kind
+    assert capfd.readouterr().err == ""
+
+
+def test_the_echo_of_a_signal_that_has_stopped_a_run_does_not_end_its_command(capfd):
+    with EndSignal() as end, end.raising():
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == "SIGTERM"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert end.received is None
+
+
+def test_a_command_in_the_background_of_a_shell_ignores_ctrl_c():
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with EndSignal() as end, end.raising():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert end.received is None
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.parametrize("stop", [StopSignal, EndSignal])
+def test_a_child_process_ends_at_sigterm(stop):
+    with stop():
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_children_that_are_spared_do_not_receive_ctrl_c():
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('lives')"
+    with sparing_children("spawn"):
+        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert child.communicate()[0] == "lives\n"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_in_a_thread_no_signals_are_taken():

@@ -1,8 +1,10 @@
 """How commands end: sentences, reports of what nobody foresaw, and output that cannot take every character."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -84,3 +86,38 @@ def test_a_name_that_is_too_long_is_a_sentence_and_the_longest_is_written(tmp_pa
 def test_an_error_of_a_file_that_is_read_is_not_one_of_writing(tmp_path):
     with pytest.raises(PermissionError), replacing(tmp_path / "written"):
         raise PermissionError(13, "Permission denied", "/elsewhere/folder/deep/image.png")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_a_command_with_one_word_and_nothing_temporary(number, code, word, tmp_path, capsys):
+    def work(argv):
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    assert run(work, []) == code
+    assert capsys.readouterr().err == f"{word}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_signal_ends_a_command_that_does_not_end():
+    program = """
+import os, signal, time
+from seedling_hf.commands import run
+from seedling_hf.signals import ECHO_SECONDS
+def work(argv):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)  # the launcher's
+        time.sleep(ECHO_SECONDS + 0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+run(work, [])
+"""
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (outcome.returncode, outcome.stderr) == (-signal.SIGINT, "")

@@ -1,5 +1,6 @@
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from data_loading import splits_of
 from PIL import ExifTags, Image
 
 from seedling_hf.data.dataset import load_folder
-from seedling_hf.data.images import ImageError, find_bad_images, read_image
+from seedling_hf.data.images import ImageError, find_bad_images, map_in_threads, read_image
 from seedling_hf.data.splits import read_split_csv, write_split_csv
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.errors import InputError
@@ -154,3 +155,15 @@ def test_an_image_that_cannot_be_read_says_what_the_search_for_bad_ones_says(tre
     with pytest.raises(ImageError, match=rf"found {bad} \({reason}\); restore it") as error:
         read_image(bad)
     assert error.value.reason == reason
+
+
+def test_threads_that_wait_for_a_disk_are_not_waited_for():
+    def read(number: int) -> int:
+        time.sleep(60 if number == 7 else 0)
+        return number
+
+    started = time.monotonic()
+    found = map_in_threads(read, range(1000), num_threads=2, chunk_size=16)
+    assert [next(found) for _ in range(7)] == list(range(7))
+    found.close()
+    assert time.monotonic() - started < 10
