@@ -75,7 +75,7 @@ def finish_markdown(value: Any) -> Any:
 
 def finish_html(value: Any) -> Any:
     """What a template of HTML shows of a value, for `finalize` of jinja2, which escapes the markup itself."""
-    return visible(value) if type(value) is str else value
+    return one_line(value) if type(value) is str else value
 
 
 def escape_cell(value: Any) -> Any:
@@ -115,16 +115,21 @@ def _is_formula(text: str) -> bool:
 
 
 def width_of(text: str) -> int:
-    """The columns of a terminal that a text takes: two for each Chinese, Japanese or Korean character."""
-    return sum(
-        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
+    """The columns of a terminal that a text takes: two for a Chinese, Japanese or Korean character, none for marks."""
+    return sum(0 if _is_mark(each) else 1 + (unicodedata.east_asian_width(each) in "WF") for each in text)
+
+
+def _is_mark(character: str) -> bool:
+    """Whether a character is drawn over the one before it, or not at all: accents, joiners, vowels of Hangul."""
+    return character != "\xad" and (
+        unicodedata.category(character) in ("Mn", "Me", "Cf") or "\u1160" <= character <= "\u11ff"
     )
 
 
-def pad(text: str, width: int) -> str:
-    """Text with spaces after it, up to `width` columns of a terminal."""
-    return text + " " * (width - width_of(text))
+def pad(text: str, width: int, *, right: bool = False) -> str:
+    """Text with spaces after it, or before it to stand `right`, up to `width` columns of a terminal."""
+    spaces = " " * (width - width_of(text))
+    return spaces + text if right else text + spaces
 
 
 class VisibleStream:

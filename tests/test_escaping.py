@@ -71,6 +71,18 @@ def test_ordinary_names_are_untouched_in_markdown(name):
     assert Markdown.of(name) == name
 
 
-def test_chinese_takes_two_columns():
-    assert width_of("小麦 a") == 6
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [
+        ("小麦 a", 6), ("ﾅｽﾞﾅ", 4), ("＝", 2), ("e\u0301", 1), ("밀", 2), ("\u1106\u1175\u11af", 2), ("กำ", 2),
+        ("🌱", 2), ("\u200d", 0),
+    ],
+)  # fmt: skip
+def test_a_text_takes_the_columns_of_a_terminal(text, width):
+    assert width_of(text) == width
+
+
+def test_texts_are_padded_to_columns():
     assert pad("小麦", 5) == "小麦 "
+    assert pad("小麦", 5, right=True) == " 小麦"
+    assert pad("小麦", 3) == "小麦"

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seedling_hf.escaping import width_of
+from seedling_hf.plots import fonts
 from seedling_hf.plots.curves import _smooth, plot_curves
-from seedling_hf.plots.images import plot_saliency
+from seedling_hf.plots.images import plot_contact_sheet, plot_saliency
 from seedling_hf.plots.quality import plot_confusion_matrix, plot_probes
 from seedling_hf.plots.receptive_fields import plot_erf
 
@@ -167,3 +169,72 @@ def test_a_bar_is_as_long_as_the_accuracy_under_the_probe(tmp_path):
     for accuracy in (0.2, 0.8):
         plot_probes([row("plain", 0.9), row("shape", accuracy)], tmp_path / f"{accuracy}.png", chance=0.1)
     assert share_of_green(tmp_path / "0.8.png") > 3 * share_of_green(tmp_path / "0.2.png")
+
+
+def only_default_fonts(monkeypatch) -> None:
+    import matplotlib.font_manager as manager
+
+    entries = [entry for entry in manager.fontManager.ttflist if "DejaVu" in entry.name]
+    monkeypatch.setattr(manager.fontManager, "ttflist", entries)
+    monkeypatch.setattr(manager, "findSystemFonts", lambda *arguments: [])
+    monkeypatch.setattr(fonts, "_said", set())
+    fonts._find_fonts.cache_clear()
+
+
+@pytest.fixture
+def without_fonts(monkeypatch):
+    """A machine with the font that comes with matplotlib only."""
+    with monkeypatch.context() as patched:
+        only_default_fonts(patched)
+        yield
+    fonts._find_fonts.cache_clear()
+
+
+def test_names_without_a_font_are_numbers_and_one_warning_says_which(without_fonts, caplog):
+    for _ in range(2):
+        assert fonts.draw_names(["Maize", "小麦", "$x$", "a\nb", "قمح"]) == ["Maize", "class 2", "$x$", "a\\nb", "قمح"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no font of this machine has the characters of some names: figures show class 2 for 小麦; install a font such "
+        "as Noto Sans CJK"
+    ]
+
+
+def test_the_warning_of_many_names_is_short(without_fonts, caplog):
+    assert fonts.draw_names(["小麦"] * 600, "image")[-1] == "image 600"
+    assert caplog.records[0].getMessage().count("小麦") == 20
+    assert "580 more by their number" in caplog.records[0].getMessage()
+
+
+def test_a_text_that_is_no_name_is_written_out_where_there_is_no_font(without_fonts):
+    from seedling_hf.plots.style import _take_texts_literally, new_figure
+
+    figure = new_figure(2, 2)
+    text = figure.suptitle("小$x$")
+    _take_texts_literally(figure)
+    assert text.get_text() == "\\u5c0f$x$"
+
+
+@pytest.mark.parametrize("name", ["x" * 99, "小" * 30, "e\u0301" * 50, "a小" * 20], ids=repr)
+def test_a_long_name_is_shortened_to_columns(name):
+    assert 36 <= width_of(fonts.shorten(name)) <= 40
+
+
+def test_lines_are_as_wide_as_their_columns():
+    assert fonts.wrap("Small-flowered Cranesbill", 18) == "Small-flowered\nCranesbill"
+    assert fonts.wrap("小麦小麦小麦", 8) == "小麦小麦\n小麦"
+    assert fonts.wrap("89% a\n3% b", 8) == "89% a\n3% b"
+
+
+def test_a_text_is_split_where_its_font_ends():
+    parts = fonts.split_by_font("7 Пшеница?")
+    assert [text for text, _ in parts] == ["7 Пшеница?"]  # matplotlib's own font holds all of it
+    assert Path(parts[0][1]).name == "DejaVuSans.ttf"
+
+
+def test_names_below_the_images_of_a_sheet_stay_apart(tmp_path):
+    image = np.full((8, 8, 3), 255, np.uint8)
+    names = ["小麦" * 20, "Small-flowered Cranesbill and more", "x" * 60]
+    plot_contact_sheet([[image] * 3], tmp_path / "a.png", title="", columns=names, captions=[names])
+    dark = (pixels(tmp_path / "a.png").min(-1) < 200).any(0)
+    runs = np.diff(np.flatnonzero(np.diff(dark.astype(int))))
+    assert (runs > 8).any()

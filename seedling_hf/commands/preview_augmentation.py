@@ -1,13 +1,13 @@
 """`preview_augmentation`: contact sheets of augmented training images."""
 
 import logging
-import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
+from seedling_hf.files import fitting
 from seedling_hf.train_arguments import AugmentationArguments
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from seedling_hf.data.dataset import load_folders
     from seedling_hf.inference.batch_memory import refuse_beyond
     from seedling_hf.machine import memory_size
+    from seedling_hf.plots.fonts import draw_names
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pixels = arguments.image_size**2
@@ -59,17 +60,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row, label in enumerate(images["label"]):
         members[images.features["label"].names[label]].append(row)
 
+    labels = dict(zip(members, draw_names([*members]), strict=True))
     for name, rows in members.items():
-        draw_class(name, images, rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS], arguments)
+        rows = rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS]
+        draw_class(name, labels[name], images, rows, arguments)
     names = [*members][:: -(-len(members) // MOST_CLASSES_ON_A_SHEET)]
     rows = [members[name][0] for name in names]
-    draw_each_augmentation(names, images, rows, arguments)
-    draw_mixed_batches(images, rows, arguments)
+    draw_each_augmentation([labels[name] for name in names], images, rows, arguments)
+    draw_mixed_batches([*labels.values()], images, rows, arguments)
     print(f"{len(members) + 2} contact sheets are in {arguments.output_dir}")
 
 
-def draw_class(name: str, images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
-    """Images of one class, and their augmented versions in each epoch."""
+def draw_class(name: str, label: str, images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+    """Images of one class, whose name figures show as `label`, and their augmented versions in each epoch."""
     from seedling_hf.data.images import to_rgb
     from seedling_hf.plots.images import plot_contact_sheet
 
@@ -78,10 +81,10 @@ def draw_class(name: str, images: "Dataset", rows: list[int], arguments: Preview
     sheet = [[to_rgb(images[row]["image"]).resize((size, size)), *augmented]
              for row, augmented in zip(rows, versions, strict=True)]  # fmt: skip
     columns = ["original", *(f"epoch {i + 1}" for i in range(arguments.num_examples))]
-    plot_contact_sheet(sheet, Path(arguments.output_dir, f"{name}.png"), title=name, columns=columns)
+    plot_contact_sheet(sheet, Path(arguments.output_dir, fitting(name, ".png")), title=label, columns=columns)
 
 
-def draw_each_augmentation(names: list[str], images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+def draw_each_augmentation(labels: list[str], images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
     """One image of each class under each single augmentation."""
     from seedling_hf.plots.images import plot_contact_sheet
 
@@ -89,15 +92,14 @@ def draw_each_augmentation(names: list[str], images: "Dataset", rows: list[int],
     columns = [augment(images, rows, replace(arguments, **flags)) for flags in changes.values()]
     sheet = [[column[place][0] for column in columns] for place in range(len(rows))]
     path = Path(arguments.output_dir, "each_augmentation.png")
-    plot_contact_sheet(sheet, path, title="Single augmentations", columns=[*changes], rows=names)
+    plot_contact_sheet(sheet, path, title="Single augmentations", columns=[*changes], rows=labels)
 
 
-def draw_mixed_batches(images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+def draw_mixed_batches(labels: list[str], images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
     """A batch of one image of each class with MixUp, with CutMix, and as in the run, with its labels."""
     from seedling_hf.data.collator import Collator
     from seedling_hf.plots.images import plot_contact_sheet
 
-    names = images.features["label"].names
     view = images.with_transform(build_transform(replace(arguments, **OFF)))
     examples = [{**view[row], "index": row} for row in rows]
     always = {"mixup_prob": 1.0}
@@ -111,9 +113,9 @@ def draw_mixed_batches(images: "Dataset", rows: list[int], arguments: PreviewArg
         augmentation = replace(arguments, **changes)
         if changes and not (augmentation.mixup_alpha or augmentation.cutmix_alpha):
             continue  # its flag is 0
-        batch = Collator(len(names), augmentation, seed=arguments.seed)(examples)
+        batch = Collator(len(labels), augmentation, seed=arguments.seed)(examples)
         sheet.append([to_bytes(image) for image in batch["pixel_values"]])
-        captions.append([label_text(label, names) for label in batch["labels"]])
+        captions.append([label_text(label, labels) for label in batch["labels"]])
         titles.append(title)
     plot_contact_sheet(
         sheet, Path(arguments.output_dir, "mixed_batches.png"), rows=titles, captions=captions,
@@ -173,9 +175,9 @@ def each_augmentation(image_size: int) -> dict[str, dict]:
 def label_text(label, names: Sequence[str]) -> str:
     """The one or two classes of a label, soft or not."""
     if label.ndim == 0:
-        return textwrap.fill(names[int(label)], 20, break_on_hyphens=False)
+        return names[int(label)]
     shares, classes = label.topk(min(2, len(names)))
     # A class that only has its share of the smoothing is not part of the mixture.
     rest = float(label.min())
     parts = [(float(s), int(c)) for s, c in zip(shares, classes, strict=True) if float(s) > rest + 1e-6]
-    return "\n".join(textwrap.fill(f"{share:.0%} {names[c]}", 20, break_on_hyphens=False) for share, c in parts)
+    return "\n".join(f"{share:.0%} {names[c]}" for share, c in parts)

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.probing import example_images, format_probes, probe
     from seedling_hf.evaluation.rendering import render_page
     from seedling_hf.inference.prediction import on_main_process
+    from seedling_hf.plots.fonts import draw_names
     from seedling_hf.plots.images import plot_contact_sheet
     from seedling_hf.plots.quality import plot_probes
 
@@ -53,12 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         write_text(folder / "probes.json", json.dumps(origin | asdict(probing), indent=2) + "\n")
         write_text(folder / "probes.md", render_page("probes.md", probing=probing, **origin))
         plot_probes(probing.probes, folder / "probes.png", chance=probing.guess)
+        labels = draw_names(class_names)
         examples = dataset.select(choose_evenly(range(len(dataset)), EXAMPLES_ON_THE_SHEET))
         plot_contact_sheet(
             example_images(examples, evaluator.image_processor, arguments.seed),
             folder / "examples.png",
             title="What the model was shown",
-            columns=[class_names[label] for label in examples["label"]],
+            columns=[labels[label] for label in examples["label"]],
             rows=[each.title for each in PROBES],
         )
         print(format_probes(probing))

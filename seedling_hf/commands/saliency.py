@@ -1,19 +1,19 @@
 """`saliency`: a model and images go in, where the model looked comes out, as overlays."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.escaping import one_line
 from seedling_hf.files import fitting
 from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
 from seedling_hf.spelling import find_near
 
 MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
+LONGEST_PLACE = 80  # columns of a folder and a file in a figure
 
 
 @dataclass(kw_only=True)
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.images import a_few, select_images
     from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
     from seedling_hf.inference.prediction import build_accelerator, on_main_process
+    from seedling_hf.plots.fonts import draw_names
     from seedling_hf.plots.images import plot_saliency
 
     accelerator = build_accelerator("no")
@@ -64,20 +65,38 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     images = min(arguments.per_device_eval_batch_size, len(files))
     check_memory(model, images, image_side(image_processor), EVAL_ADVICE, trains=True)
     folder, names, sheet = Path(arguments.output_dir), file_names(files), []
+    labels = dict(zip(class_names, draw_names(class_names), strict=True))
+    folders, places = letter_files(files, labels)
     for start in range(0, len(files), arguments.per_device_eval_batch_size):
         batch = files[start : start + arguments.per_device_eval_batch_size]
-        for file, explained, title, subtitle in _explain(arguments, model, image_processor, batch):
-            plot_saliency(*explained, folder / names[file], title=title, subtitle=subtitle)
+        for file, explained, title, remark in _explain(arguments, model, image_processor, batch, labels):
+            plot_saliency(*explained, folder / names[file], title=title, subtitle=places[file] + remark)
             if len(sheet) < MOST_ON_THE_SHEET:
                 small = (image.resize((256, 256)) for image in (explained.seen, explained.overlay))
-                sheet.append((*small, title, one_line(file.parent.name)))
+                sheet.append((*small, title, folders[file]))
     _draw_sheet(sheet, folder / "saliency.png")
     count = format_count(len(files), "image")
     print(f"overlays of {count} are in {folder}, the first {len(sheet)} in {folder / 'saliency.png'}")
 
 
-def _explain(arguments: SaliencyArguments, model: Any, image_processor: Any, files: list[Path]) -> Iterator[tuple]:
-    """Each file with its `Explanation`, the predicted class as a title, and a subtitle."""
+def letter_files(files: Sequence[Path], labels: Mapping[str, str]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Folder, and folder with name, of each file as figures show them; `labels` are those of folders that are classes.
+
+    Where no font holds a name, it is the number of the image.
+    """
+    from seedling_hf.plots.fonts import draw_names
+
+    folders = [labels.get(file.parent.name, file.parent.name) for file in files]
+    places = [f"{name}/{file.name}" for name, file in zip(folders, files, strict=True)]
+    drawn = draw_names(folders, "image"), draw_names(places, "image", longest=LONGEST_PLACE)
+    folders, places = (dict(zip(files, names, strict=True)) for names in drawn)
+    return folders, places
+
+
+def _explain(
+    arguments: SaliencyArguments, model: Any, image_processor: Any, files: list[Path], labels: Mapping[str, str]
+) -> Iterator[tuple]:
+    """Each file with its `Explanation`, the predicted class as a title, and a remark on another target."""
     import torch
 
     from seedling_hf.data.images import read_image, to_rgb
@@ -93,10 +112,8 @@ def _explain(arguments: SaliencyArguments, model: Any, image_processor: Any, fil
     targets = predicted if target is None else torch.full_like(predicted, target)
     explanations = explain_images(model, image_processor, images, targets, stage=arguments.stage)
     for file, explained, chances, number in zip(files, explanations, probabilities, predicted, strict=True):
-        subtitle = one_line(f"{file.parent.name}/{file.name}")
-        if target is not None:
-            subtitle += f"; what speaks for {arguments.target} ({chances[target]:.1%})"
-        yield file, explained, f"{class_names[number]}, {chances[number]:.1%}", subtitle
+        remark = "" if target is None else f"; what speaks for {labels[arguments.target]} ({chances[target]:.1%})"
+        yield file, explained, f"{labels[class_names[number]]}, {chances[number]:.1%}", remark
 
 
 def file_names(files: Sequence[Path]) -> dict[Path, str]:

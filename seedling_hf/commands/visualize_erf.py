@@ -8,6 +8,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import one_line, pad, width_of
 from seedling_hf.files import replacing, write_csv
 
 IMAGES_THAT_SETTLE = 8
@@ -102,9 +103,10 @@ def format_ratios(rows: Sequence[dict]) -> str:
     """The table of area ratios for a terminal: a row for each model, a column for each threshold."""
     thresholds = sorted({row["threshold"] for row in rows})
     names = [*dict.fromkeys(row["model"] for row in rows)]
-    width = max(map(len, [*names, "smallest area that contributes"]))
-    lines = [f"{'smallest area that contributes':{width}}" + "".join(f"{f'{t:.0%}':>10}" for t in thresholds)]
+    heading = "smallest area that contributes"
+    width = max(width_of(one_line(name)) for name in [*names, heading])
+    lines = [pad(heading, width) + "".join(f"{f'{t:.0%}':>10}" for t in thresholds)]
     for name in names:
         ratios = {row["threshold"]: row["area_ratio"] for row in rows if row["model"] == name}
-        lines.append(f"{name:{width}}" + "".join(f"{ratios[t]:>10.1%}" for t in thresholds))
+        lines.append(pad(one_line(name), width) + "".join(f"{ratios[t]:>10.1%}" for t in thresholds))
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import ImagePool, image_sources, name_classes
 from seedling_hf.data.splits import SPLITS, choose_of_each_class, draw_validation, split_as_written
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import one_line, pad, width_of
 from seedling_hf.train_arguments import SplitArguments
 
 Members = dict[str, list[int]]  # for each split, positions in its pool
@@ -94,12 +95,12 @@ def load_folder(
 
 def describe_splits(splits: Mapping[str, Dataset]) -> str:
     """A table with the number of images of each class and split."""
-    names = next(iter(splits.values())).features["label"].names
+    names = [one_line(name) for name in next(iter(splits.values())).features["label"].names]
     counts = {split: Counter(rows["label"]) for split, rows in splits.items()}
-    width = max(len("total"), *map(len, names))
-    lines = [f"{'':{width}}" + "".join(f"{split:>12}" for split in splits)]
-    lines += [f"{name:{width}}" + "".join(f"{counts[s][i]:12,}" for s in splits) for i, name in enumerate(names)]
-    lines.append(f"{'total':{width}}" + "".join(f"{len(splits[s]):12,}" for s in splits))
+    width = max(map(width_of, ["total", *names]))
+    lines = [" " * width + "".join(pad(one_line(split), 12, right=True) for split in splits)]
+    lines += [pad(name, width) + "".join(f"{counts[s][i]:12,}" for s in splits) for i, name in enumerate(names)]
+    lines.append(pad("total", width) + "".join(f"{len(splits[s]):12,}" for s in splits))
     return "\n".join(lines)
 
 

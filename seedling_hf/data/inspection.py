@@ -30,6 +30,7 @@ from seedling_hf.data.folders import list_folders
 from seedling_hf.data.images import a_few, find_bad_images, read_image, to_rgb
 from seedling_hf.data.listing import MISNAMED
 from seedling_hf.data.pool import image_sources
+from seedling_hf.escaping import finish_html
 from seedling_hf.files import write_text, writing
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which an image is an outlier
@@ -135,7 +136,7 @@ def format_inspection(inspection: Inspection) -> str:
 
 def render_page(inspection: Inspection) -> str:
     """The inspection as a self-contained HTML page."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, finalize=finish_html, trim_blocks=True, lstrip_blocks=True)
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         inspection=inspection,

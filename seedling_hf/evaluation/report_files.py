@@ -78,7 +78,7 @@ def format_report(report: Report) -> str:
         "",
         *(f"  {name:<17} {value:>8}   {remark}".rstrip() for name, value, remark in headline(report)),
         "",
-        f"  {'class':<{width}}  precision   recall      F1    images",
+        f"  {pad('class', width)}  precision   recall      F1    images",
     ]
     for name, row in shown:
         recall = f"{row['recall']:.1%}" if row["support"] else "–"
@@ -102,13 +102,14 @@ def format_report(report: Report) -> str:
 
 def format_comparison(comparison: Comparison) -> str:
     """The comparison for a terminal."""
-    width = max(len(model["name"]) for model in comparison.models)
+    names = [one_line(model["name"]) for model in comparison.models]
+    width = max(map(width_of, names))
     lines = [
-        f"  {m['name']:<{width}}  accuracy {m['accuracy']:6.1%} ({m['accuracy_interval'][0]:.1%} to "
+        f"  {pad(name, width)}  accuracy {m['accuracy']:6.1%} ({m['accuracy_interval'][0]:.1%} to "
         f"{m['accuracy_interval'][1]:.1%})  macro-F1 {m['macro_f1']:.3f}  {m['images_per_second']} images/s"
-        for m in comparison.models
+        for name, m in zip(names, comparison.models, strict=True)
     ]
-    return "\n".join([*lines, "", *(f"  {describe_pair_of_models(pair)}" for pair in comparison.pairs)])
+    return "\n".join([*lines, "", *(f"  {one_line(describe_pair_of_models(pair))}" for pair in comparison.pairs)])
 
 
 def _plot_figures(report: Report, output_dir: Path) -> None:

@@ -14,6 +14,7 @@ from datasets import Features
 from pyarrow import parquet
 
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import one_line, pad, width_of
 
 METADATA_KEY = b"seedling_hf"
 ROWS_AT_ONCE = 4096
@@ -94,9 +95,11 @@ def _explaining_damage(embeddings_file: str | os.PathLike) -> Iterator[None]:
 
 def format_nearest(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of `find_nearest` for a terminal."""
-    width = max(len(row["file"]) for row in rows)
+    files = [one_line(row["file"]) for row in rows]
+    width = max(map(width_of, files))
     return "\n".join(
-        f"{row['similarity']:.4f}  {row['file']:<{width}}  {row.get('label') or ''}".rstrip() for row in rows
+        f"{row['similarity']:.4f}  {pad(file, width)}  {one_line(row.get('label') or '')}".rstrip()
+        for file, row in zip(files, rows, strict=True)
     )
 
 

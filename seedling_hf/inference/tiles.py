@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from seedling_hf.errors import require_package
-from seedling_hf.escaping import one_line
 from seedling_hf.inference.greenness import excess_green, otsu_bin
-from seedling_hf.plots.fonts import find_font_file, shorten, warn_of_missing
+from seedling_hf.plots.fonts import split_by_font
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, as PIL's crop takes it
 MIN_SIDE = 0.02
@@ -64,24 +63,26 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], names: Sequence[str]) -
     width = max(2, min(image.size) // 300)
     for box, name in zip(boxes, names, strict=True):
         left, top, right, bottom = box
-        name, font = _letter(name, max(11, min(image.size) // 60))
+        parts = _letter(name, max(11, min(image.size) // 60))
         draw.rectangle((left, top, right - 1, bottom - 1), outline="#ffd400", width=width)
-        _, _, text_width, text_height = draw.textbbox((0, 0), name, font=font)
+        text_width = sum(font.getlength(text) for text, font in parts)
+        edges = [font.getbbox(text, anchor="ls") for text, font in parts]
+        rise = -min(top for _, top, _, _ in edges)
+        text_height = rise + max(bottom for _, _, _, bottom in edges)
         x = max(0, min(left, image.width - text_width - 4))
         y = top - text_height - 4 if top >= text_height + 4 else top + width
         draw.rectangle((x, y, x + text_width + 4, y + text_height + 4), fill="#ffd400")
-        draw.text((x + 2, y + 1), name, fill="black", font=font)
+        for text, font in parts:
+            draw.text((x + 2, y + 2 + rise), text, fill="black", font=font, anchor="ls")
+            x += font.getlength(text)
     return image
 
 
-def _letter(name: str, size: int) -> "tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]":
-    """A name as it can be drawn, and a font for it: only its first word, the number, where no font holds it."""
-    name = shorten(one_line(name))
-    if not name.isascii():
-        if path := find_font_file(name):
-            return name, ImageFont.truetype(path, size)
-        warn_of_missing([name.split(" ", 1)[-1]], "boxes show the numbers that the plants have in the output")
-    return name if name.isascii() else name.split(" ")[0], ImageFont.load_default(size)
+def _letter(name: str, size: int) -> list[tuple[str, ImageFont.FreeTypeFont]]:
+    """The parts of a name, each with a font that holds it."""
+    if name.isascii():
+        return [(name, ImageFont.load_default(size))]
+    return [(text, ImageFont.truetype(path, size)) for text, path in split_by_font(name)]
 
 
 def _find_green(image: Image.Image) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Photographs of whole trays in, the class of each plant out, and the photographs with boxes and classes drawn."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import EightSymmetries
 from seedling_hf.inference.predictor import Classify, ImageLoader, ImagePredictor, classify_batch
 from seedling_hf.inference.tiles import MIN_SIDE, Box, draw_boxes, find_plants
+from seedling_hf.plots.fonts import draw_names
 
 
 class Tray(NamedTuple):
@@ -90,20 +91,23 @@ class TrayPredictor(ImagePredictor):
         return [Plant(box, ranking) for box, ranking in zip(tray.boxes, rankings, strict=True)]
 
 
-def draw_answer(tray: Tray, answer: Answer, threshold: float | None = None) -> Image.Image:
-    """The photograph with a box around each plant: its number, its class, and a question mark if that is not sure."""
+def draw_answer(tray: Tray, answer: Answer, labels: Mapping[str, str], threshold: float | None = None) -> Image.Image:
+    """The photograph with a box around each plant: its number, its class, and a question mark if that is not sure.
+
+    `labels` are the names of classes as figures show them.
+    """
     names = []
     for number, (_, ranking) in enumerate(answer.plants, 1):
-        names.append(f"{number} {ranking[0][0]}{'' if is_sure(ranking, threshold) else '?'}")
+        names.append(f"{number} {labels[ranking[0][0]]}{'' if is_sure(ranking, threshold) else '?'}")
     return draw_boxes(tray.photograph, tray.boxes, names)
 
 
-def save_boxes(arguments: PredictArguments, tray: Tray, answer: Answer) -> None:
+def save_boxes(arguments: PredictArguments, labels: Mapping[str, str], tray: Tray, answer: Answer) -> None:
     """Writes a photograph with its boxes under its own name, in the same folders below `boxes_dir`."""
     paths = map(os.path.abspath, arguments.images)
     shared = os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in paths])
     path = Path(arguments.boxes_dir, os.path.relpath(os.path.abspath(answer.file), shared))
-    write_image(draw_answer(tray, answer, arguments.threshold), path)
+    write_image(draw_answer(tray, answer, labels, arguments.threshold), path)
 
 
 def write_image(image: Image.Image, path: Path) -> None:
@@ -132,7 +136,9 @@ def build_predictor(arguments: PredictArguments, accelerator: Accelerator) -> Im
     if not arguments.tiles:
         return ImagePredictor(classify, ImageLoader(image_processor), arguments.per_device_eval_batch_size)
     loader = TrayLoader(image_processor, arguments.min_plant_side or MIN_SIDE)
-    draw = partial(save_boxes, arguments) if arguments.boxes_dir else None
+    draw = None
+    if arguments.boxes_dir:
+        draw = partial(save_boxes, arguments, dict(zip(class_names, draw_names(class_names), strict=True)))
     return TrayPredictor(classify, loader, arguments.per_device_eval_batch_size, draw)
 
 

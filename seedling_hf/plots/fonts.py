@@ -1,16 +1,20 @@
 """Fonts of this machine that hold the characters of a text, found only when a text needs them."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Set
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import cache
-from itertools import chain
+from itertools import islice
 from typing import NamedTuple
 
-from seedling_hf.escaping import one_line
+from seedling_hf.escaping import one_line, width_of
 
 DEFAULT = "DejaVu Sans"  # comes with matplotlib
-LONGEST_NAME = 40
+LONGEST_NAME = 40  # in columns of a terminal
+MOST_SAID = 20
+FILLER = "\0"  # stands for the second column of a character while lines are measured; names have none
 # Known for their many characters, in this order before all others.
 PREFERRED = (
     "Noto Sans CJK", "Source Han Sans", "Microsoft YaHei", "SimHei", "PingFang", "Hiragino Sans", "Heiti", "Yu Gothic",
@@ -37,36 +41,63 @@ def find_fonts(characters: Iterable[str]) -> tuple[list[Font], set[str]]:
     return _find_fonts(frozenset(characters))
 
 
-def draw_names(names: Sequence[str]) -> list[str]:
-    """Names as figures show them: on one line, shortened, and as numbers where no font holds their characters."""
-    lines = [one_line(name) for name in names]
+def draw_names(names: Sequence[str], kind: str = "class", *, longest: int = LONGEST_NAME) -> list[str]:
+    """Names as figures show them: on one line, at most `longest` columns, and numbered where no font holds them.
+
+    Numbers are the places in `names`, so give all classes. One warning for each `kind` says which number is which name.
+    """
+    lines = [unicodedata.normalize("NFC", one_line(name)) for name in names]
     _, missing = find_fonts("".join(lines))
-    lacking = [name for name in lines if missing.intersection(name)]
-    if lacking:
-        warn_of_missing(lacking, "figures show class 1, class 2, … in the order of the report's table")
-    return [f"class {number}" if missing.intersection(name) else shorten(name) for number, name in enumerate(lines, 1)]
+    numbers = {number: name for number, name in enumerate(lines, 1) if missing.intersection(name)}
+    if numbers:
+        _say_numbers(kind, numbers)
+    return [f"{kind} {number}" if number in numbers else shorten(name, longest) for number, name in enumerate(lines, 1)]
 
 
-def shorten(name: str) -> str:
-    """A name of at most `LONGEST_NAME` characters, without those in its middle."""
-    half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
+def _say_numbers(kind: str, numbers: Mapping[int, str]) -> None:
+    if kind in _said:
+        return
+    _said.add(kind)
+    named = [f"{kind} {number} for {name}" for number, name in islice(numbers.items(), MOST_SAID)]
+    if len(numbers) > MOST_SAID:
+        named.append(f"{len(numbers) - MOST_SAID:,} more by their number in the same order")
+    logger.warning(
+        "no font of this machine has the characters of some names: figures show %s; install a font such as Noto Sans "
+        "CJK", ", ".join(named),
+    )  # fmt: skip
 
 
-def find_font_file(text: str) -> str | None:
-    """The file of a single font that holds a text, for PIL; None if there is none."""
-    return _find_font_file(frozenset(c for c in text if not c.isascii()) | {"0", "A"})
+def shorten(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name of at most `longest` columns, without those in its middle."""
+    if width_of(name) <= longest:
+        return name
+    start, end = len(name), 0
+    while width_of(name[:start]) > longest // 2 - 1:
+        start -= 1
+    while width_of(name[end:]) > longest // 2:
+        end += 1
+    return f"{name[:start]}…{name[end:]}"
 
 
-def warn_of_missing(names: Sequence[str], instead: str) -> None:
-    """Says, once for each `instead`, that there is no font for some names, and what is drawn instead."""
-    if instead not in _said:
-        _said.add(instead)
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        logger.warning(
-            "no font of this machine has the characters of %s%s: %s; install a font such as Noto Sans CJK",
-            names[0], more, instead,
-        )  # fmt: skip
+def wrap(text: str, columns: int) -> str:
+    """Text in lines of at most so many columns, with lines broken inside words that are longer."""
+    filled = "".join(character + FILLER * (width_of(character) - 1) for character in text)
+    lines = (textwrap.fill(line, columns, break_on_hyphens=False) for line in filled.split("\n"))
+    return "\n".join(lines).replace(FILLER, "")
+
+
+def split_by_font(text: str) -> list[tuple[str, str]]:
+    """The parts of a text, each with the file of a font that holds it, for PIL."""
+    parts: list[tuple[str, str]] = []
+    paths = [_default_path(), *(font.path for font in find_fonts(text)[0])]
+    for character in text:
+        usual = parts[-1:] and [parts[-1][1]]
+        path = next((path for path in [*usual, *paths] if _held(path, {character})), paths[0])
+        if [path] == usual:
+            parts[-1] = parts[-1][0] + character, path
+        else:
+            parts.append((character, path))
+    return parts
 
 
 @cache
@@ -80,13 +111,6 @@ def _find_fonts(characters: frozenset[str]) -> tuple[list[Font], set[str]]:
         _add_new_fonts()
         fonts += _choose(missing)
     return fonts, missing
-
-
-@cache
-def _find_font_file(characters: frozenset[str]) -> str | None:
-    _find_fonts(characters)  # adds the new fonts if they are needed
-    paths = chain([_default_path()], (font.path for font in _candidates()))
-    return next((path for path in paths if _held(path, characters) == characters), None)
 
 
 def _choose(missing: set[str]) -> Iterator[Font]:

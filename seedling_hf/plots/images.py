@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from seedling_hf.plots.fonts import wrap
 from seedling_hf.plots.style import INK, SALIENCY_COLORS, bare, new_figure, save
+
+HEADING_COLUMNS, CAPTION_COLUMNS = 18, 24  # of a terminal; as many as are above or below an image
 
 
 def plot_saliency(
@@ -52,9 +55,11 @@ def plot_contact_sheet(
             axes.imshow(image, interpolation="nearest")
             bare(axes)
             if columns and y == 0:
-                axes.set_title(columns[x], fontsize=8, color=INK)
+                axes.set_title(wrap(columns[x], HEADING_COLUMNS), fontsize=8, color=INK)
             if rows and x == 0:
-                axes.set_ylabel(rows[y], rotation=0, ha="right", va="center", fontsize=8, color=INK)
+                axes.set_ylabel(
+                    wrap(rows[y], HEADING_COLUMNS), rotation=0, ha="right", va="center", fontsize=8, color=INK
+                )
             if captions:
-                axes.set_xlabel(captions[y][x], fontsize=6, color=INK)
+                axes.set_xlabel(wrap(captions[y][x], CAPTION_COLUMNS), fontsize=6, color=INK)
     save(figure, path)

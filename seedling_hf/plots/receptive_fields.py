@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seedling_hf.plots.fonts import draw_names
 from seedling_hf.plots.style import INK, SERIES, TRAIN_COLOR, bare, new_figure, save, tidy
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ def plot_erf(scores: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], path
     lines = right.subplots()
     for axes in grid[len(scores) :]:
         axes.set_visible(False)
-    for number, (axes, (name, field)) in enumerate(zip(grid, scores.items(), strict=False)):
+    titles = draw_names([*scores], "model")
+    for number, (axes, (name, field), title) in enumerate(zip(grid, scores.items(), titles, strict=False)):
         own = sorted((row for row in rows if row["model"] == name), key=lambda row: row["threshold"])
         image = _draw_field(axes, field, own)
-        axes.set_title(name, fontsize=10, color=INK)
+        axes.set_title(title, fontsize=10, color=INK)
         lines.plot(
             [100 * row["threshold"] for row in own], [100 * row["area_ratio"] for row in own],
-            marker="o", markersize=4, color=SERIES[number % len(SERIES)], label=name,
+            marker="o", markersize=4, color=SERIES[number % len(SERIES)], label=title,
         )  # fmt: skip
     left.colorbar(image, ax=list(grid), orientation="horizontal", shrink=0.4, aspect=40, pad=0.02).set_label(
         "contribution, log10(score + 1), largest = 1", fontsize=7, color=INK

@@ -33,7 +33,7 @@ def save(figure: "Figure", path: str | os.PathLike) -> None:
 
 
 def _take_texts_literally(figure: "Figure") -> None:
-    """No text is TeX, controls none, and has its characters from fonts that hold them, else `?`."""
+    r"""No text is TeX or has controls; characters are from fonts that hold them, or written out, as `\u5c0f`."""
     from matplotlib.text import Text
 
     for axes in figure.findobj(lambda artist: hasattr(artist, "xaxis")):
@@ -45,7 +45,7 @@ def _take_texts_literally(figure: "Figure") -> None:
         text.set_parse_math(False)
         shown = visible(text.get_text())
         if missing:
-            shown = "".join("?" if character in missing else character for character in shown)
+            shown = "".join(ascii(each)[1:-1] if each in missing else each for each in shown)
         if shown != text.get_text():
             text.set_text(shown)
         if not shown.isascii() and fonts:

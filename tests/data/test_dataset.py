@@ -9,6 +9,7 @@ from PIL import Image
 from seedling_hf.data.dataset import describe_splits, load_folder
 from seedling_hf.data.pool import image_sources
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import width_of
 
 
 def test_a_tree_of_class_folders_gives_images_with_label_file_and_number(tree):
@@ -76,3 +77,10 @@ def test_a_class_that_the_model_does_not_know_is_refused_by_name(tree):
 def test_a_table_shows_images_of_each_class_and_split(tree):
     lines = [line.split() for line in describe_splits(splits_of(train_dir=tree)).splitlines()]
     assert lines == [["train", "validation"], ["Charlock", "3", "2"], ["Maize", "3", "1"], ["total", "6", "3"]]
+
+
+def test_the_numbers_of_the_table_are_aligned_under_names_of_any_width(tree):
+    (tree / "Charlock").rename(tree / "小\n麦")
+    lines = describe_splits(splits_of(train_dir=tree)).splitlines()
+    assert [width_of(line) for line in lines] == [30] * 4
+    assert "小\\n麦" in lines[2]

@@ -11,6 +11,7 @@ from hub_client import Client, Repository
 from huggingface_hub import ModelCard
 from jinja2 import Environment, meta
 from local_hub import check_card as check_as_the_hub
+from markdown_structure import structure
 from safetensors.torch import load_file
 
 from seedling_hf.data.splits import hash_split
@@ -200,8 +201,17 @@ def test_a_model_folder_without_a_run_has_a_card(folder):
     assert check_as_the_hub(card) == ([], [])
 
 
-@pytest.mark.parametrize("name", ["a|b", "<!-- end model -->", "two\nlines", "{{ config }}", '"quotes": [', "草 🌱"])
+HOSTILE_NAMES = [
+    "a|b", "<!-- end model -->", "two\nlines", "{{ config }}", '"quotes": [', "草 🌱", "<img src=x onerror=alert(1)>",
+    "![](http://a.b/c.png)", "[a](http://a.b)", "<http://a.b>", "[a]: http://a.b", "</details>", "---", "# heading",
+    "- item", "```", "`a|b`", "*a*", "_a_", "~~a~~", "&lt;img&gt;", "$x^2$", "\\|", "=cmd", "\u202eevil", "\x1b[31mred",
+    "null", "1.", "> quote", "<script>alert(1)</script>", "||", " | ", "a\r\n\r\n# b", "{% raw %}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=repr)
 def test_no_class_name_breaks_the_card(folder, name):
+    usual = render_card(folder)
     for file in ("config.json", "report.json", "split.csv"):
         path = folder / file
         written = f'"{name.replace(chr(34), chr(34) * 2)}"' if file == "split.csv" else json.dumps(name)[1:-1]
@@ -212,8 +222,14 @@ def test_no_class_name_breaks_the_card(folder, name):
     card = render_card(folder)
     shown = Markdown.of(name)
     assert f"\n| {shown} | 4 | 2 |\n" in section(card, "data")
+    assert section(card, "results").count(f"\n| {shown} | ") == 1
     assert shown in section(card, "model")
     assert check_as_the_hub(card) == ([], [])
+    assert not {"\x1b", "\u202e"} & set(card)
+    # Metadata, tables, links, images and HTML are those of the card with an ordinary name.
+    (metadata, body), (usual_metadata, usual_body) = (text[4:].split("\n---\n", 1) for text in (card, usual))
+    assert yaml.safe_load(metadata) == yaml.safe_load(usual_metadata)
+    assert structure(body) == structure(usual_body)
 
 
 @pytest.mark.parametrize(

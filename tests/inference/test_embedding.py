@@ -238,6 +238,11 @@ def test_a_terminal_shows_similarity_file_and_class_in_columns():
     assert format_nearest(rows) == "1.0000  a.jpg     Maize\n0.5000  long.jpg"
 
 
+def test_columns_are_aligned_under_names_of_any_width():
+    rows = [{"similarity": 1.0, "file": "小麦.jpg", "label": "小\n麦"}, {"similarity": 1.0, "file": "a", "label": "e"}]
+    assert format_nearest(rows) == "1.0000  小麦.jpg  小\\n麦\n1.0000  a         e"
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(model_dir, images, tmp_path):
     """Peak memory of a process that embeds 2,000 links and of one that embeds 8,000."""

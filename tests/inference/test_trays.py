@@ -252,9 +252,10 @@ def test_a_class_that_is_not_sure_has_a_question_mark(monkeypatch):
     monkeypatch.setattr("seedling_hf.inference.trays.draw_boxes", lambda image, boxes, names: drawn.append(names))
     plants = [Plant((0, 0, 5, 5), [("Maize", 0.9)]), Plant((0, 5, 5, 9), [("Charlock", 0.5)])]
     tray = Tray(Image.new("RGB", (9, 9)), [plant.box for plant in plants])
-    draw_answer(tray, Answer("a.jpg", [], None, plants), threshold=0.6)
-    draw_answer(tray, Answer("a.jpg", [], None, plants))
-    assert drawn == [["1 Maize", "2 Charlock?"], ["1 Maize", "2 Charlock"]]
+    labels = {"Maize": "Maize", "Charlock": "class 2"}
+    draw_answer(tray, Answer("a.jpg", [], None, plants), labels, threshold=0.6)
+    draw_answer(tray, Answer("a.jpg", [], None, plants), labels)
+    assert drawn == [["1 Maize", "2 class 2?"], ["1 Maize", "2 class 2"]]
 
 
 @pytest.mark.parametrize(

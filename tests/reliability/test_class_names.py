@@ -4,12 +4,14 @@ import csv
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from faults import assert_sentence, assert_well, command
+from browser import open_browser, visit
+from faults import Started, assert_sentence, assert_well, command
 from PIL import Image
 
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
@@ -28,6 +30,39 @@ MANY = 1000
 LEAST_MEMORY_GB = 4.0
 
 
+# As in HOSTILE, but of pages: and what a reader shall see of them.
+SHOWN = {
+    "<img src=x onerror=alert(1)>": "<img src=x onerror=alert(1)>",
+    "![](http:∕∕127.0.0.1∕y.png)": "![](http:∕∕127.0.0.1∕y.png)",
+    "</td><script>alert(1)</script>".replace("/", "∕"): "<∕td><script>alert(1)<∕script>",
+    '"><style>*{display:none}': '"><style>*{display:none}',
+    "=cmd|' ∕C calc'!A0": "=cmd|' ∕C calc'!A0",
+    "\u202eevil": "\\u202eevil",
+    "\x1b[31mred": "\\u001b[31mred",
+    "&lt;b&gt;": "&lt;b&gt;",
+    "{{7*7}}": "{{7*7}}",
+    "小麦": "小麦",
+    "a\nb": "a\\nb",
+    "x" * 120: "x" * 120,
+}
+# A name that no folder can have, as a model from the Hub may.
+REMOTE = "![](http://127.0.0.1:9/y.png) <img src=http://127.0.0.1:9/x>"
+PAGES = ["report/report.html", "run/report.html", "comparison/comparison.html", "inspection/inspection.html"]
+CJK_LACKS = "no font of this machine has the characters of some names: figures show class"
+
+
+def write_model(folder: Path, names: list[str], side: int = 32, answer: str | None = None) -> None:
+    """A model of classes, which always answers `answer` if that is given."""
+    torch.manual_seed(0)
+    config = RepLKNetConfig.from_variant("tiny", id2label=dict(enumerate(names)), drop_path_rate=0.0)
+    model = RepLKNetForImageClassification(config)
+    if answer is not None:
+        torch.nn.init.zeros_(model.classifier.weight)
+        torch.nn.init.zeros_(model.classifier.bias)[names.index(answer)] = 9.0
+    model.save_pretrained(folder)
+    RepLKNetImageProcessor.from_variant("tiny", image_size=side).save_pretrained(folder)
+
+
 def write_classes(folder: Path, names: list[str], images: int = 2, side: int = 32) -> Path:
     """A model of classes, and class folders of random images: `model` and `images` in the folder."""
     generator = np.random.default_rng(0)
@@ -36,11 +71,16 @@ def write_classes(folder: Path, names: list[str], images: int = 2, side: int = 3
         for number in range(images):
             pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
-    torch.manual_seed(0)
-    config = RepLKNetConfig.from_variant("tiny", id2label=dict(enumerate(names)), drop_path_rate=0.0)
-    RepLKNetForImageClassification(config).save_pretrained(folder / "model")
-    RepLKNetImageProcessor.from_variant("tiny", image_size=side).save_pretrained(folder / "model")
+    write_model(folder / "model", names, side)
     return folder
+
+
+def only_default_fonts() -> None:
+    """A machine with the font that comes with matplotlib only."""
+    import matplotlib.font_manager as manager
+
+    manager.fontManager.ttflist = [entry for entry in manager.fontManager.ttflist if "DejaVu" in entry.name]
+    manager.findSystemFonts = lambda *arguments, **flags: []
 
 
 def limit_memory() -> None:
@@ -157,3 +197,152 @@ def test_a_thousand_classes_are_evaluated_in_little_memory(tmp_path):
     folder = write_classes(tmp_path / "run", [f"Species number {number:04}" for number in range(MANY)])
     assert_well(command(EVALUATE, folder, before=limit_memory, timeout=140))
     assert (folder / "out" / "report.md").read_text(encoding="utf-8").count("| Species number") >= MANY
+
+
+# Figures.
+
+FIGURES = {
+    "evaluate": EVALUATE,
+    "saliency": ["saliency", "--model_name_or_path", "model", "--images", "images", "--output_dir", "out"],
+    "preview": ["preview_augmentation", "--train_dir", "images", "--output_dir", "out", "--image_size", "32"],
+    "probe": ["probe", "--model_name_or_path", "model", "--test_dir", "images", "--output_dir", "out"],
+    "train": TRAIN,
+    "tray": [
+        "predict", "--model_name_or_path", "model", "--images", "tray.png", "--tiles", "--boxes_dir", "boxes",
+        "--output_file", "out.csv",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hidden", [None, only_default_fonts], ids=["with fonts", "without"])
+@pytest.mark.parametrize("name", ["小麦", "ナズナ", "밀", "🌱"])
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_figure_says_once_which_number_a_name_without_a_font_has(figure, name, hidden, tmp_path):
+    folder = write_classes(tmp_path / "run", ["Maize", name], images=4)
+    if figure == "tray":
+        pytest.importorskip("skimage")
+        write_model(folder / "model", ["Maize", name], answer=name)
+        tray = Image.new("RGB", (300, 200), (120, 90, 70))
+        tray.paste((40, 180, 40), (60, 60, 120, 120))
+        tray.save(folder / "tray.png")
+    outcome = command(FIGURES[figure], folder, before=hidden)
+    assert_well(outcome)
+    assert "Glyph" not in outcome.stderr
+    said = outcome.stderr.count(CJK_LACKS)
+    assert said <= 1
+    if hidden:
+        assert said == 1 and f"class 2 for {name}" in outcome.stderr
+
+
+# Tables on the terminal.
+
+
+@pytest.mark.parametrize(
+    ("words", "column"),
+    [
+        (["describe_dataset", "--train_dir", "images"], "2"),
+        (EVALUATE, "images"),
+        (["embed", "--model_name_or_path", "model", "--embeddings_file", "f.parquet", "--images", "images"], None),
+    ],
+    ids=["describe_dataset", "evaluate", "embed"],
+)
+@pytest.mark.parametrize("name", ["小麦", "ﾅｽﾞﾅ", "e\u0301toile", "a\nb", "밀"], ids=repr)
+def test_numbers_stand_below_each_other_beside_names_of_any_width(name, words, column, tmp_path):
+    wcwidth = pytest.importorskip("rich.cells").cell_len
+    folder = write_classes(tmp_path / "run", [name, "Maize"])
+    outcome = command(words, folder)
+    assert_well(outcome)
+    if column is None:
+        query = ["--query", f"images/{name}/0.png", "--top_k", "4"]
+        outcome = command([*words[:5], *query], folder)
+        assert_well(outcome)
+        ends = [line[: line.rindex("  ")] for line in outcome.stdout.splitlines() if "0.png" in line or "1.png" in line]
+        assert len(ends) == 4
+    else:
+        shown = name.replace("\n", "\\n")
+        rows = [line for line in outcome.stdout.splitlines() if line.strip().startswith((shown, "Maize"))]
+        ends = [re.match(r".*?\s\d[\d.%]*", row)[0] for row in rows[:2]]
+    assert len({wcwidth(end) for end in ends}) == 1, outcome.stdout
+
+
+# Pages in a browser.
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> Path:
+    folder = write_classes(tmp_path_factory.mktemp("pages") / "run", [*SHOWN], images=4)
+    write_model(folder / "model", [*SHOWN, REMOTE], answer=REMOTE)
+    for name in SHOWN:  # duplicates, which the inspection shows
+        shutil.copy(folder / "images" / "小麦" / "0.png", folder / "images" / name / "same.png")
+    shutil.copytree(folder / "model", folder / "second")
+    both = ["--models", "model", "second", "--data_dir", "images", "--output_dir", "comparison"]
+    for words in (
+        [*EVALUATE[:-1], "report", "--saliency"],
+        ["compare", *both],
+        ["inspect_dataset", "--train_dir", "images", "--output_dir", "inspection"],
+        ["run" if word == "out" else word for word in TRAIN],
+    ):
+        command(words, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_names_as_text_and_asks_for_nothing(page, width, pages, browser):
+    address = (pages / page).as_uri()
+    opened, requests, complaints = visit(browser, address, width=width)
+    try:
+        assert [request for request in requests if not request.startswith("data:")] == [address]
+        assert complaints == []
+        assert opened.evaluate("document.scripts.length") == 0
+        assert opened.evaluate("[...document.images].every(image => image.src.startsWith('data:'))")
+        assert opened.evaluate("document.documentElement.scrollWidth") == width
+        text = opened.inner_text("body")
+        missing = [shown for shown in SHOWN.values() if shown not in text]
+        assert not missing
+        assert page != "report/report.html" or REMOTE in text
+        assert not {"\x1b", "\u202e"} & set(text)
+        # No table is pushed out of a wide page by a long name.
+        right = opened.evaluate(
+            "Math.max(...[...document.querySelectorAll('td')].map(c => c.getBoundingClientRect().right))"
+        )
+        assert width < 1000 or right <= width
+    finally:
+        opened.close()
+
+
+@pytest.mark.parametrize(
+    "name", [REMOTE, "\u202e\x1b[31m<script>alert(1)</script>", "[a](javascript:alert(1)) $x$"], ids=repr
+)
+def test_the_demo_shows_names_as_text_and_asks_for_nothing(name, tmp_path, browser):
+    pytest.importorskip("gradio", reason="the extra [demo] is not installed")
+    folder = write_classes(tmp_path / "run", ["Maize"])
+    write_model(folder / "model", ["Maize", "Charlock", name], answer=name)
+    demo = Started(["demo", "--model_name_or_path", "model"], folder)
+    try:
+        demo.wait_for(lambda: "The page is at" in demo.printed("stdout"), timeout=90)
+        address = re.search(r"http://127\.0\.0\.1:\d+", demo.printed("stdout"))[0]
+        page, requests, complaints = browser.new_page(), [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.goto(address)
+        page.wait_for_selector("input[type=file]", state="attached")
+        page.set_input_files("input[type=file]", folder / "images" / "Maize" / "0.png")
+        page.wait_for_selector("#species :text('Charlock')")
+        page.wait_for_selector("#sentence h2")
+        shown = name.replace("\x1b", "\\u001b").replace("\u202e", "\\u202e")
+        assert page.inner_text("#sentence h2").strip() == shown
+        assert shown in page.inner_text("#species")
+        assert page.evaluate("document.querySelectorAll('#sentence img, #sentence a, #sentence script').length") == 0
+        assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+        assert complaints == []
+        page.close()
+    finally:
+        demo.send(signal.SIGTERM)
+        demo.finish(30)
