@@ -1,6 +1,7 @@
 """The commands: each module has one `main(argv=None)` that tells the story; the arithmetic lies in other folders."""
 
 import gc
+import hashlib
 import importlib
 import io
 import os
@@ -13,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 
 from seedling_hf import __version__
@@ -117,11 +119,33 @@ def _report(error: Exception) -> int:
     """Prints an error and returns the exit code."""
     if not isinstance(error, (HubError, InputError, WriteError)):
         unforeseen, error = error, _in_our_words(error)
-    if error is None:
-        print(f"error: {one_line(_last_line(unforeseen))}\n{_how_to_report()}", file=sys.stderr)
-        return 1
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    return error.exit_code
+    text = one_line(_last_line(unforeseen) if error is None else error)
+    if _is_first(text):
+        print(f"error: {text}", file=sys.stderr)
+    if error is None and _is_first("how to report"):
+        print(_how_to_report(), file=sys.stderr)
+    return 1 if error is None else error.exit_code
+
+
+def _is_first(text: str) -> bool:
+    """Whether no other process of the same launch has printed a text; True where they cannot tell each other."""
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        return True
+    from torch import distributed
+
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = f"seedling_hf/printed/{attempt}/{hashlib.sha256(text.encode(errors='replace')).hexdigest()}"
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # the launcher's, which outlives the processes
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+        elif distributed.is_initialized():
+            store = distributed.distributed_c10d._get_default_store()
+        else:
+            return True
+        return store.add(key, 1) == 1
+    except (RuntimeError, ValueError, KeyError):  # the store has gone with its process
+        return True
 
 
 def _report_thread(failure: threading.ExceptHookArgs) -> None:

@@ -7,14 +7,11 @@ import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from browser import open_browser, visit
 from faults import Started, assert_sentence, assert_well, command
+from named_classes import only_default_fonts, write_classes, write_model
 from PIL import Image
-
-from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
 HOSTILE = [
     "$x^2$", "$", "$\\frac{", "小麦", "ナズナ", "a\nb", "a\rb", "a\tb", "=1+1", "+a", "-a", "@sum", "\x1b[31mred",
@@ -49,38 +46,6 @@ SHOWN = {
 REMOTE = "![](http://127.0.0.1:9/y.png) <img src=http://127.0.0.1:9/x>"
 PAGES = ["report/report.html", "run/report.html", "comparison/comparison.html", "inspection/inspection.html"]
 CJK_LACKS = "no font of this machine has the characters of some names: figures show class"
-
-
-def write_model(folder: Path, names: list[str], side: int = 32, answer: str | None = None) -> None:
-    """A model of classes, which always answers `answer` if that is given."""
-    torch.manual_seed(0)
-    config = RepLKNetConfig.from_variant("tiny", id2label=dict(enumerate(names)), drop_path_rate=0.0)
-    model = RepLKNetForImageClassification(config)
-    if answer is not None:
-        torch.nn.init.zeros_(model.classifier.weight)
-        torch.nn.init.zeros_(model.classifier.bias)[names.index(answer)] = 9.0
-    model.save_pretrained(folder)
-    RepLKNetImageProcessor.from_variant("tiny", image_size=side).save_pretrained(folder)
-
-
-def write_classes(folder: Path, names: list[str], images: int = 2, side: int = 32) -> Path:
-    """A model of classes, and class folders of random images: `model` and `images` in the folder."""
-    generator = np.random.default_rng(0)
-    for name in names:
-        (folder / "images" / name).mkdir(parents=True)
-        for number in range(images):
-            pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
-    write_model(folder / "model", names, side)
-    return folder
-
-
-def only_default_fonts() -> None:
-    """A machine with the font that comes with matplotlib only."""
-    import matplotlib.font_manager as manager
-
-    manager.fontManager.ttflist = [entry for entry in manager.fontManager.ttflist if "DejaVu" in entry.name]
-    manager.findSystemFonts = lambda *arguments, **flags: []
 
 
 def limit_memory() -> None:

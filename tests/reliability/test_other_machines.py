@@ -2,12 +2,18 @@
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from faults import assert_well, command
+from named_classes import write_classes
 from processes import run_python
 from safetensors.torch import load_file
 
@@ -153,3 +159,139 @@ def test_two_compiled_processes_train_as_one(tmp_path, images):
         rows = (tmp_path / "work" / number / "metrics.jsonl").read_text().splitlines()
         losses.append([row["loss"] for row in map(json.loads, rows) if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# Encodings of the terminal: what cannot be said is written out, no output ends a command, and files stay UTF-8.
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NAMES = ["小麦", "ナズナ", "Maïs"]
+FROM_MODEL = ["--model_name_or_path", "model"]
+SPOKEN = {  # with the exit code where it is not 0: there is no Hub
+    "describe_dataset": ["--train_dir", "images", "--output_file", "数.json"],
+    "inspect_dataset": ["--train_dir", "images", "--output_dir", "报告"],
+    "make_split": ["--train_dir", "images", "--output_dir", "报告"],
+    "preview_augmentation": ["--train_dir", "images", "--output_dir", "报告", "--image_size", "32"],
+    "train": [
+        "--train_dir", "images", "--output_dir", "报告", "--variant", "tiny", "--image_size", "32", "--max_steps", "2",
+        "--per_device_train_batch_size", "4",
+    ],
+    "estimate_memory": ["--variant", "tiny", "--image_size", "32", "--output_dir", "报告"],
+    "evaluate": [*FROM_MODEL, "--test_dir", "images", "--output_dir", "报告", "--saliency"],
+    "compare": ["--models", "model", "另一个", "--data_dir", "images", "--output_dir", "报告"],
+    "probe": [*FROM_MODEL, "--test_dir", "images", "--output_dir", "报告", "--max_samples", "3"],
+    "predict": [*FROM_MODEL, "--images", "images", "--output_file", "答案.csv"],
+    "predict to the terminal": [*FROM_MODEL, "--images", "images", "--top_k", "3"],
+    "predict lines": [*FROM_MODEL, "--images", "images", "--output_file", "答案.jsonl"],
+    "embed": [*FROM_MODEL, "--images", "images", "--embeddings_file", "特征.parquet", "--query", "images/小麦/0.png"],
+    "saliency": [*FROM_MODEL, "--images", "images/小麦", "--output_dir", "报告", "--target", "小麦"],
+    "saliency of no class": [*FROM_MODEL, "--images", "images", "--output_dir", "报告", "--target", "大麦", 2],
+    "visualize_erf": ["--models", "model", "--images", "images/小麦", "--image_size", "64", "--output_dir", "报告"],
+    "push_to_hub": ["--output_dir", "model", "--hub_model_id", "someone/seedlings", 1],
+    "push_space": [*FROM_MODEL, "--hub_space_id", "someone/seedlings", 1],
+    "push_dataset": [
+        "--train_dir", "images", "--dataset_name", "someone/seedlings", "--license", "apache-2.0", 1,
+    ],
+    "export": [*FROM_MODEL, "--output_file", "模型.pt2", "--images", "images"],
+    "convert_checkpoint": ["--checkpoint_path", GOLDEN / "three_stages.pth", "--output_dir", "报告"],
+    "benchmark": ["--variant", "tiny", "--parts", "inference", "--repeats", "1", "--output_dir", "报告"],
+}  # fmt: skip
+TEXTS = (".json", ".jsonl", ".csv", ".md", ".html", ".yaml", ".txt", ".py")
+
+
+def speak(encoding: str) -> None:
+    """What PYTHONIOENCODING does when Python starts."""
+    sys.stdout.reconfigure(encoding=encoding, errors="strict")
+    sys.stderr.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory) -> Path:
+    folder = write_classes(tmp_path_factory.mktemp("named") / "运行", NAMES, images=4)
+    shutil.copytree(folder / "model", folder / "另一个")
+    return folder
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk"])
+@pytest.mark.parametrize("name", SPOKEN)
+def test_a_command_ends_well_whatever_the_terminal_can_say(name, encoding, named, tmp_path):
+    folder = Path(shutil.copytree(named, tmp_path / "运行"))
+    words = SPOKEN[name]
+    code = words[-1] if isinstance(words[-1], int) else 0
+    words = [name.split()[0], *(word for word in words if not isinstance(word, int))]
+    environment = {"PYTHONIOENCODING": encoding}
+    outcome = command(words, folder, before=partial(speak, encoding), environment=environment)
+    assert outcome.code == code and "Traceback" not in outcome.stderr + outcome.stdout, outcome
+    assert "UnicodeEncodeError" not in outcome.stderr + outcome.stdout
+    for stream in ("stdout", "stderr"):
+        said = (folder.with_name("运行.output") / f"{stream}-0.txt").read_bytes().decode(encoding)
+        assert code == 0 or stream == "stdout" or said.count("error: ") == 1
+        if name in ("describe_dataset", "evaluate", "predict", "push_dataset") and stream == "stdout":
+            assert ("小麦" if encoding == "gbk" else "\\u5c0f\\u9ea6") in said
+    for path in folder.rglob("*"):
+        if path.suffix in TEXTS:
+            path.read_text(encoding="utf-8")
+    named_in = {"describe_dataset": "数.json", "evaluate": "报告/report.md", "train": "报告/report.json",
+                "predict": "答案.csv", "predict lines": "答案.jsonl", "make_split": "报告/split.csv"}  # fmt: skip
+    if name in named_in:
+        assert "小麦" in (folder / named_in[name]).read_text(encoding="utf-8")
+
+
+# An error that nobody foresaw, on the processes of a launcher.
+
+BROKEN = """
+import os, runpy, sys
+import torch
+step, calls = torch.optim.AdamW.step, []
+def broken(*arguments, **options):
+    calls.append(None)
+    if len(calls) > 1 and os.environ["RANK"] in os.environ["BROKEN_RANKS"]:
+        raise KeyError("nobody foresaw this")
+    return step(*arguments, **options)
+torch.optim.AdamW.step = broken
+assert os.environ["WORLD_SIZE"] == "2"
+sys.argv[0] = os.environ["SCRIPT"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"],
+}
+
+
+@pytest.mark.parametrize("ranks", ["01", "0", "1"], ids=["both", "the first", "the second"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_an_error_that_nobody_foresaw_is_said_once_by_all_processes(launcher, ranks, tmp_path, images):
+    outcome = launch(launcher, tmp_path, images, ranks)
+    assert outcome.returncode != 0
+    assert outcome.stderr.count("error: KeyError: 'nobody foresaw this'") == 1, outcome.stderr
+    assert outcome.stderr.count("Please report it") == 1
+    assert outcome.stderr.count(f"torch {torch.__version__.split('+')[0]}") == 1
+    assert "in broken\n" not in outcome.stderr, "a traceback of ours"
+    assert outcome.stderr.count("Traceback (most recent call last)") <= 1, "the launcher has one"
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_mistake_is_said_once_by_all_processes(launcher, tmp_path):
+    outcome = launch(launcher, tmp_path, Path("missing"), "")
+    assert outcome.returncode != 0
+    assert outcome.stderr.count("error: expected") == 1, outcome.stderr
+    assert "Please report it" not in outcome.stderr
+
+
+def launch(launcher: str, folder: Path, images: Path, ranks: str) -> subprocess.CompletedProcess:
+    """Trains on two processes until the optimizer of some `ranks` breaks; nothing may run afterwards."""
+    (folder / "broken.py").write_text(BROKEN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    flags = ["--variant", "tiny", "--image_size", "32", "--max_steps", "3", "--per_device_train_batch_size", "4"]
+    words = [*LAUNCHERS[launcher], port, folder / "broken.py", "--train_dir", images, "--output_dir", folder / "run"]
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    environment = {"BROKEN_RANKS": ranks, "SCRIPT": str(script), "OMP_NUM_THREADS": "1"}
+    outcome = subprocess.run(
+        [sys.executable, *map(str, words), *flags], capture_output=True, text=True, timeout=240,
+        env=os.environ | environment, cwd=folder,
+    )  # fmt: skip
+    left = [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info["cmdline"])]
+    assert not left
+    return outcome
