@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -110,6 +111,21 @@ def temporary_path(path: str | os.PathLike) -> Path:
     return path.with_name(fitting(f".{path.name}", ".tmp"))
 
 
+def share_as_usual(path: Path) -> None:
+    """Gives a file, or each in a folder, the permissions that the umask grants: safetensors grants none to others."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file() and not file.is_symlink():
+            with suppress(OSError):  # a file system without permissions
+                file.chmod(0o666 & ~_umask())
+
+
+@cache
+def _umask() -> int:
+    umask = os.umask(0)  # it cannot be read without being set
+    os.umask(umask)
+    return umask
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path to write to, which replaces `path` at the end; after an error `path` is unchanged.
@@ -124,6 +140,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            share_as_usual(temporary)
             os.replace(temporary, path)
         except BaseException:
             written = _size(temporary)
@@ -167,6 +184,7 @@ def creating_folder(folder: Path) -> Iterator[Path]:
             except BaseException:
                 written = _size(building)
                 raise
+            share_as_usual(building)
             if folder.exists():
                 folder.rmdir()
             building.rename(folder)

@@ -72,7 +72,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
     model_name = repo_id.split("/")[-1]
     dataset, data_name = _names_of_data(arguments, report)
     base_model, _ = parse_hub_name(arguments.get("model_name_or_path") or "") or (None, None)
-    weakest = sorted(report["per_class"].items(), key=lambda item: item[1]["f1"])[:NUM_WEAKEST] if report else []
+    ranked = sorted(report["per_class"].items(), key=lambda item: item[1]["f1"])[:NUM_WEAKEST] if report else []
     card_data = ModelCardData(
         language="en",
         license="apache-2.0",
@@ -98,7 +98,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         "arguments_text": fence(arguments_text.strip(), "yaml") if arguments_text else "",
         "report": report,
         "data_name": data_name,
-        "weakest": weakest,
+        "weakest": [(name, row) for name, row in ranked if round(row["f1"], 2) < 1],
         "training": training,
         "versions": ((report or {}).get("provenance") or training or {}).get("versions", {}),
         "shared_images": _read_json(folder / "near_duplicates.json"),

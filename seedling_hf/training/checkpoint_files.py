@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from seedling_hf.errors import InputError
+from seedling_hf.files import share_as_usual
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -159,6 +160,7 @@ def write_file(file: Path, content: str | Mapping[str, torch.Tensor]) -> dict[st
     else:
         tensors = {name: tensor.detach().contiguous() for name, tensor in content.items()}
         save_file(tensors, file, metadata={"format": "pt"})
+    share_as_usual(file)
     flush(file)
     return {"size": file.stat().st_size, "sha256": _hash(file)}
 

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast, fsdp2_prepare_model
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from seedling_hf.files import writing
+from seedling_hf.files import share_as_usual, writing
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.distillation import Teachers
@@ -121,6 +121,7 @@ class Learner:
                 # A copy of the dict, which save_pretrained empties.
                 (self.blank or self.evaluated_model()).save_pretrained(staging, state_dict=dict(weights))
                 image_processor.save_pretrained(staging)
+                share_as_usual(staging)
                 for file in staging.iterdir():
                     os.replace(file, output_dir / file.name)
             finally:

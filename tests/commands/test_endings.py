@@ -121,3 +121,21 @@ run(work, [])
 """
     outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (outcome.returncode, outcome.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_weights_have_the_permissions_of_other_files(tmp_path, umask):
+    program = f"""
+import os, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from seedling_hf.files import creating_folder, replacing
+os.umask({umask})
+with replacing("file.safetensors") as temporary:
+    save_file({{"a": torch.ones(1)}}, temporary)
+with creating_folder(Path("folder")) as folder:
+    save_file({{"a": torch.ones(1)}}, folder / "file.safetensors")
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    for path in (tmp_path / "file.safetensors", tmp_path / "folder" / "file.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask

@@ -156,6 +156,17 @@ def test_the_limits_name_the_weakest_class(finished_run, card):
     assert f"weakest on {weakest} (F1 0.00)" in section(card, "limits")
 
 
+def test_the_limits_call_no_class_weak_that_was_always_right(folder):
+    report = read(folder, "report.json")
+    for name, row in report["per_class"].items():
+        row["f1"] = 0.994 if name == "Maize" else 0.996  # as two decimals, 0.99 and 1.00
+    (folder / "report.json").write_text(json.dumps(report))
+    assert re.findall(r"\(F1 .*?\)", section(render_card(folder), "limits")) == ["(F1 0.99)"]
+    report["per_class"]["Maize"]["f1"] = 1.0
+    (folder / "report.json").write_text(json.dumps(report))
+    assert "weakest" not in render_card(folder)
+
+
 def test_no_template_syntax_is_left_in_the_card(card):
     for leftover in ("{{", "{%", "None", "Undefined", "TODO", "More Information Needed"):
         assert leftover not in card

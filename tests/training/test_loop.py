@@ -39,6 +39,9 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(tmp_pat
     torch.testing.assert_close(found[:3], expected[:3], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert len(set(losses(one))) == 20
+    written = [path for path in (one.folder / "run").rglob("*.safetensors") if "checkpoints" in path.parts]
+    for path in [one.folder / "run" / "model.safetensors", *written]:
+        assert path.stat().st_mode == (one.folder / "run" / "metrics.jsonl").stat().st_mode
 
 
 def test_a_missing_image_is_named_and_the_run_can_resume(tmp_path, images):
