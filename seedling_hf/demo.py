@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from seedling_hf.data.formats import image_formats
 from seedling_hf.data.images import ImageError, read_image, to_rgb
 from seedling_hf.data.transforms import EvalTransform
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, NonFiniteError
 from seedling_hf.escaping import Markdown, one_line
 from seedling_hf.inference.batch_memory import check_memory, image_side
 from seedling_hf.inference.classifier import list_classes, load_classifier
@@ -63,7 +63,14 @@ class Demo:
             reason = Markdown.of(error.reason)
             sentence = f"## The image cannot be read\n\nDecoding failed ({reason}). Please drop another image."
             return Verdict(sentence, None, None)
-        logits = forward(self.model, pixel_values).logits.float().cpu()
+        try:
+            logits = forward(self.model, pixel_values).logits.float().cpu()
+        except NonFiniteError:
+            sentence = (
+                "## The model cannot answer\n\nIt computed NaN or infinity, so its weights are damaged or too large. "
+                "Please start this page with another model."
+            )
+            return Verdict(sentence, None, None)
         (ranked,) = rank_classes(logits, self.class_names, len(self.class_names))
         return Verdict(self.sentence(*ranked[0]), {one_line(name): p for name, p in ranked}, self.overlay(pixel_values))
 

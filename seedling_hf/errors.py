@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -17,6 +18,10 @@ class InputError(ValueError):
         if message.startswith("Caught "):
             message = message.rpartition(name)[2].rstrip()
         super().__init__(message)
+
+
+class NonFiniteError(InputError):
+    """A model answered NaN or infinity, and will again."""
 
 
 class HubError(RuntimeError):
@@ -51,3 +56,18 @@ def require_package(name: str, purpose: str, extra: str, module: str | None = No
         raise InputError(
             f'expected {name} for {purpose}, found none; install it with pip install "seedling-hf[{extra}]"'
         ) from error
+
+
+def require_finite(values: Any, what: str, model: Any) -> None:
+    """Refuses a tensor, of any shape, that a model has computed and that holds NaN or infinity; `what` names it.
+
+    Raises:
+        NonFiniteError: names the model, where it has a `name_or_path`.
+    """
+    if not values.isfinite().all():
+        name = getattr(model, "name_or_path", "")
+        raise NonFiniteError(
+            f"expected finite {what} of the model{f' {name}' if name else ''}, found NaN or infinity; its weights are "
+            "too large or damaged, or overflow in half precision: try --mixed_precision no, train with a lower "
+            "--learning_rate, or use another checkpoint"
+        )

@@ -58,6 +58,15 @@ def test_a_broken_file_gets_a_sentence(model, tmp_path, content):
     assert (verdict.probabilities, verdict.overlay) == (None, None)
 
 
+def test_a_model_that_overflows_gets_a_sentence(model_dir, image):
+    model, image_processor = load_classifier(str(model_dir))
+    with torch.no_grad():
+        model.classifier.weight.fill_(3e38)
+    verdict = Demo(model, image_processor, threshold=0.5)(str(image))
+    assert verdict.sentence.startswith("## The model cannot answer")
+    assert (verdict.probabilities, verdict.overlay) == (None, None)
+
+
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(model, tmp_path, monkeypatch):
     monkeypatch.setattr("seedling_hf.demo.read_image", None)
     Image.new("1", (11_000, 8_000)).save(tmp_path / "large.png")

@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.hub.connection import hub_session
     from seedling_hf.hub.repository import push
     from seedling_hf.hub.space import write_space
+    from seedling_hf.inference.classifier import load_classifier
 
+    if Path(arguments.model_name_or_path).is_dir():
+        load_classifier(arguments.model_name_or_path)  # as the Space will
     with tempfile.TemporaryDirectory(prefix="space-") as folder:
         files = write_space(
             Path(folder),

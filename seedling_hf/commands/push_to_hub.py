@@ -38,14 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from seedling_hf.hub.connection import hub_session
     from seedling_hf.hub.repository import push
+    from seedling_hf.inference.classifier import Pretrained
 
     folder = Path(arguments.output_dir)
     outbox = Outbox(folder)
     waiting = outbox.pending()
+    check_waiting(waiting)
     if not waiting:
         if not (folder / "config.json").is_file():
             raise InputError(f"expected a model folder with a config.json at {folder}, found none; choose another")
-        check_configs(folder)
+        Pretrained(arguments.output_dir).check()
         if not arguments.dry_run:
             write_missing_card(folder)
         waiting = [Snapshot(model_files(folder), default_target(folder, is_named=arguments.hub_model_id is not None))]
@@ -79,23 +81,18 @@ def change_target(target: Target, arguments: PushToHubArguments, *, is_last: boo
     return replace(target, **{name: value for name, value in changes.items() if value is not None})
 
 
-def check_configs(folder: Path) -> None:
-    """Raises InputError for a configuration in a model folder that nobody could load."""
-    from seedling_hf.replknet import RepLKNetConfig
+def check_waiting(snapshots: Sequence[Snapshot]) -> None:
+    """Raises InputError for a snapshot of a model that no command could load, unless it is on the Hub by now."""
+    from seedling_hf.inference.classifier import Pretrained
 
-    for path in (folder / "config.json", folder / "preprocessor_config.json"):
+    for snapshot in snapshots:
+        if (config := snapshot.files.get("config.json")) is None:
+            continue  # before its first evaluation a run has a checkpoint only
         try:
-            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            reason = None if isinstance(found, dict) else f"a {type(found).__name__}"
-            if path.name == "config.json" and reason is None:
-                kind = found.get("model_type")
-                reason = None if isinstance(kind, str) else "no model_type"
-                if kind == RepLKNetConfig.model_type:
-                    RepLKNetConfig.from_dict(found)
-        except Exception as error:  # transformers checks the fields with errors of its own
-            reason = " ".join(str(error).split())
-        if reason:
-            raise InputError(f"expected the configuration of a model in {path}, found: {reason}; save the model again")
+            Pretrained(str(config.parent)).check()
+        except InputError as error:
+            if snapshot.exists():  # a run that goes on may just have pushed it
+                raise InputError(f"{error}; without {snapshot.folder} the rest can be pushed") from error
 
 
 def write_missing_card(folder: Path) -> None:

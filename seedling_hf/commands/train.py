@@ -2,6 +2,12 @@
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from seedling_hf.train_arguments import TrainArguments
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -14,32 +20,19 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     # Its first import draws from Python's generator: within the loop, a resumed run would draw once more.
     import sklearn.metrics  # noqa: F401
     from accelerate.utils import set_seed
-    from transformers.utils.logging import disable_progress_bar
 
     from seedling_hf.data.dataset import load_splits
     from seedling_hf.data.hub_dataset import load_streamed
     from seedling_hf.hub.pusher import HubPusher
-    from seedling_hf.inference.prediction import build_accelerator
     from seedling_hf.training.batch_size import fit_batch_size
     from seedling_hf.training.loop import Training
     from seedling_hf.training.memory import check_step_memory
     from seedling_hf.training.models import build_trainable_model
-    from seedling_hf.training.output_dir import prepare_output_dir, report_run, report_start, report_stop
+    from seedling_hf.training.output_dir import report_run, report_start, report_stop
     from seedling_hf.training.resuming import advising_to_resume
-    from seedling_hf.training.sharding import configure_sharding
-    from seedling_hf.training.trackers import check_trackers, start_trackers
+    from seedling_hf.training.trackers import start_trackers
 
-    check_trackers(arguments.report_to)
-    accelerator = build_accelerator(
-        mixed_precision=arguments.mixed_precision,
-        timeout=arguments.ddp_timeout,
-        log_with=arguments.report_to or None,
-        project_dir=arguments.output_dir,
-    )
-    disable_progress_bar()
-    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
-    configure_sharding(accelerator, arguments)
-    prepare_output_dir(arguments, accelerator)
+    accelerator = prepare(arguments)
     pusher = HubPusher.from_arguments(arguments) if arguments.push_to_hub and accelerator.is_main_process else None
 
     set_seed(arguments.seed)
@@ -64,3 +57,26 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if pusher:
         pusher.finish()
     return None if finished else report_stop(training)
+
+
+def prepare(arguments: "TrainArguments") -> "Accelerator":
+    """Trackers, processes, logging, sharding and the output folder: each may refuse the run before it costs much."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.training.output_dir import prepare_output_dir
+    from seedling_hf.training.sharding import configure_sharding
+    from seedling_hf.training.trackers import check_trackers
+
+    check_trackers(arguments.report_to)
+    accelerator = build_accelerator(
+        mixed_precision=arguments.mixed_precision,
+        timeout=arguments.ddp_timeout,
+        log_with=arguments.report_to or None,
+        project_dir=arguments.output_dir,
+    )
+    disable_progress_bar()
+    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
+    configure_sharding(accelerator, arguments)
+    prepare_output_dir(arguments, accelerator)
+    return accelerator

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedling_hf.errors import require_package
+from seedling_hf.errors import InputError, require_package
 from seedling_hf.export.torch_program import ExportedClassifier, Run, quiet
 
 INPUT, OUTPUT = "pixel_values", "logits"
@@ -44,6 +44,9 @@ def quantize_onnx(float_path: Path, path: Path, inputs: Iterator[np.ndarray], me
     Weights are quantized per channel, activations by their range on batches of typical `inputs`. Depthwise
     convolutions, the stem and the classifier stay in float32: in 8 bits they cost accuracy, and ONNX Runtime takes
     longer for large kernels in int8.
+
+    Raises:
+        InputError: for activations without a finite range.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -59,10 +62,16 @@ def quantize_onnx(float_path: Path, path: Path, inputs: Iterator[np.ndarray], me
         quant_pre_process(float_path, prepared, skip_symbolic_shape=True)
         nodes = [node for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
         names = [node.name for node in nodes if _groups(node) == 1 and "embeddings" not in node.input[1]]
-        quantize_static(
-            prepared, path, Reader(), quant_format=QuantFormat.QDQ, nodes_to_quantize=names,
-            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        )  # fmt: skip
+        try:
+            quantize_static(
+                prepared, path, Reader(), quant_format=QuantFormat.QDQ, nodes_to_quantize=names,
+                per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+        except AssertionError as error:  # ranges that are infinite or NaN
+            raise InputError(
+                f"expected activations with ranges that int8 can hold, found others ({error}); export without --int8, "
+                "or use another checkpoint"
+            ) from error
     _save(onnx.load(path), path, metadata)
 
 

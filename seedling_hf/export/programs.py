@@ -68,6 +68,7 @@ def export_classifier(
     prepare = partial(input_batches, image_processor=image_processor, include_preprocessing=include_preprocessing)
     classifier = ExportedClassifier(model, metadata["mean"], metadata["std"], include_preprocessing).eval()
     pixel_values, example = next(prepare(2 * list(check_files[:1])))
+    forward(model, pixel_values)  # before the slow part, for a model that overflows
     is_onnx = output_file.suffix == ".onnx"
     name = ONNX_FLOAT if is_onnx else TORCH_EXPORT
     with tempfile.TemporaryDirectory() as folder:
@@ -95,12 +96,21 @@ def export_classifier(
 def collect_logits(
     model: PreTrainedModel, runs: Mapping[str, Run], batches: Iterator[tuple[Tensor, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Logits (N, num_labels) of the model, under the name `PYTORCH`, and of each file, for `input_batches`."""
+    """Logits (N, num_labels) of the model, under the name `PYTORCH`, and of each file, for `input_batches`.
+
+    Raises:
+        InputError: for logits that are not finite.
+    """
     collected = {name: [] for name in (PYTORCH, *runs)}
     for pixel_values, inputs in batches:
         collected[PYTORCH].append(forward(model, pixel_values).logits.numpy())
         for name, run in runs.items():
             collected[name].append(run(inputs))
+            if not np.isfinite(collected[name][-1]).all():
+                raise InputError(
+                    f"expected finite logits of {name}, found NaN or infinity, unlike PyTorch's; nothing was written, "
+                    "use another --format or another checkpoint"
+                )
     return {name: np.concatenate(logits) for name, logits in collected.items()}
 
 

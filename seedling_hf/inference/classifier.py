@@ -147,16 +147,14 @@ class Pretrained:
         from transformers import AutoModelForImageClassification
 
         with self._explaining():
-            forms = read_forms(self._find_weights())
-            if forms and config.model_type == "replknet":
-                self._check_fit(config, {plain_name(name): form for name, form in forms.items()}, complete)
+            files, forms = self._read_forms(config, complete)
             options = {
                 "dtype": torch.float32,
                 "output_loading_info": True,
                 "ignore_mismatched_sizes": ignore_mismatched_sizes,
             }
             if any(name != plain_name(name) for name in forms):  # written by a compiled or distributed model
-                weights = {plain_name(name): tensor for name, tensor in read_tensors(self._find_weights()).items()}
+                weights = {plain_name(name): tensor for name, tensor in read_tensors(files).items()}
                 kind = AutoModelForImageClassification._model_mapping[type(config)]
                 model, loading = kind.from_pretrained(None, config=config, state_dict=weights, **options)
             else:
@@ -165,6 +163,26 @@ class Pretrained:
                 )
         check_finite(model.state_dict(), self.name)
         return model, sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+
+    def check(self) -> None:
+        """Refuses a folder that no command could load, or without weights that are pushed; no model is built.
+
+        A backbone without a head, and a model without an image processor, are right here.
+        """
+        config = self.load_config()
+        if any(self._find(name) for name in PROCESSORS):
+            self.load_image_processor(getattr(config, "num_channels", None))
+        architectures = config.architectures or ["ForImageClassification"]
+        with self._explaining():
+            is_classifier = any("ForImageClassification" in name for name in architectures)
+            files, _ = self._read_forms(config, complete=is_classifier)
+            if not files:
+                raise InputError(
+                    f"expected weights in {Path(self.name) / WEIGHTS}, found them in another format; save the model "
+                    "again with save_pretrained"
+                )
+            for file in files:
+                check_finite(read_tensors([file]), str(file))
 
     def _find(self, file: str) -> Path | None:
         """A file of the folder or, downloaded, of the repository; None where there is none."""
@@ -195,6 +213,14 @@ class Pretrained:
                 f"expected weights in {Path(self.name) / WEIGHTS}, found none; give the --output_dir of a training run"
             )
         return []
+
+    def _read_forms(self, config: "PretrainedConfig", complete: bool) -> tuple[list[Path], dict[str, TensorForm]]:
+        """The files of the weights and what they hold, which fits the model if that is a RepLKNet."""
+        files = self._find_weights()
+        forms = read_forms(files)
+        if forms and config.model_type == "replknet":
+            self._check_fit(config, {plain_name(name): form for name, form in forms.items()}, complete)
+        return files, forms
 
     def _check_fit(self, config: "PretrainedConfig", forms: dict[str, TensorForm], complete: bool) -> None:
         import torch

@@ -112,44 +112,60 @@ def write_embeddings(
     Raises:
         InputError: for an image that cannot be decoded, unless it may be skipped, or where there are none.
     """
-    failed: list[Answer] = []
-
-    def check_failed() -> None:
-        if failed and not skip_bad_images:
-            raise InputError(
-                f"expected images that can be decoded, found {one_line(failed[0].file)} ({failed[0].reason}); remove "
-                "it, or skip such images with --skip_bad_images"
-            )
-
-    def list_named() -> Iterator[str]:
-        for path in list_images(paths):
-            if is_utf8(path):
-                yield str(path)
-            else:  # which Parquet cannot hold
-                failed.append(Answer(str(path), [], MISNAMED))
-                check_failed()
-
-    def embed(batches: Loader) -> Iterator[tuple[list[str], Tensor]]:
-        for batch in batches:
-            rows = list(zip(batch["file"], batch["reason"], strict=True))
-            failed.extend(Answer(file, [], reason) for file, reason in rows if reason is not None)
-            check_failed()
-            if files := [file for file, reason in rows if reason is None]:
-                embeddings = embed_batch(model, batch["pixel_values"], accelerator)
-                yield files, torch.nn.functional.normalize(embeddings, dim=1) if normalize else embeddings
-
+    embedder = _Embedder(model, accelerator, normalize=normalize, skip_bad_images=skip_bad_images)
     with TemporaryDirectory(prefix="embed-") as folder, replacing(embeddings_file) as temporary:
         # The list of images is on the disk, since there may be millions.
-        journal = prepare(Path(folder), list_named(), identity={}, batch_size=batch_size, num_parts=1)
+        named = embedder.list_named(paths)
+        journal = prepare(Path(folder), named, identity={}, batch_size=batch_size, num_parts=1)
         images = min(batch_size, journal.num_images)
         check_memory(model, images, image_side(image_processor), EVAL_ADVICE)
         load_batch = ImageLoader(image_processor).load_batch
         about = {"weights_sha256": weights_hash, "normalize": normalize}
         with closing(Loader(journal, batch_size=None, collate_fn=load_batch, num_workers=num_workers)) as batches:
-            count = _write_parquet(temporary, embed(batches), paths, about)
+            count = _write_parquet(temporary, embedder.embed(batches), paths, about)
         if count == 0:
             raise InputError(f"expected images that can be decoded in {', '.join(paths)}, found none")
-    return count, failed
+    return count, embedder.failed
+
+
+class _Embedder:
+    """Files in, features out; what has none is kept in `failed`, or refused at once."""
+
+    def __init__(
+        self, model: PreTrainedModel, accelerator: Accelerator, *, normalize: bool, skip_bad_images: bool
+    ) -> None:
+        self.model, self.accelerator = model, accelerator
+        self.normalize, self.skip_bad_images = normalize, skip_bad_images
+        self.failed: list[Answer] = []
+
+    def list_named(self, paths: Sequence[str]) -> Iterator[str]:
+        """The images in `paths` whose names Parquet can hold."""
+        for path in list_images(paths):
+            if is_utf8(path):
+                yield str(path)
+            else:
+                self._fail(str(path), MISNAMED)
+
+    def embed(self, batches: Loader) -> Iterator[tuple[list[str], Tensor]]:
+        """The decoded files of each of the batches of an `ImageLoader`, and their features (N, C) in float32."""
+        for batch in batches:
+            rows = list(zip(batch["file"], batch["reason"], strict=True))
+            for file, reason in rows:
+                if reason is not None:
+                    self._fail(file, reason)
+            if files := [file for file, reason in rows if reason is None]:
+                embeddings = embed_batch(self.model, batch["pixel_values"], self.accelerator)
+                if self.normalize:  # in float64, since squares of large features are infinite in float32
+                    embeddings = torch.nn.functional.normalize(embeddings.double(), dim=1).float()
+                yield files, embeddings
+
+    def _fail(self, file: str, reason: str) -> None:
+        if not self.skip_bad_images:
+            raise InputError(
+                f"expected images that can be decoded, found {one_line(file)} ({reason}); remove it, or skip such "
+                "images with --skip_bad_images"
+            )
+        self.failed.append(Answer(file, [], reason))
 
 
 def _write_parquet(

@@ -13,12 +13,12 @@ from accelerate.utils import gather_object
 from seedling_hf.data.images import find_bad_images
 from seedling_hf.data.listing import list_images
 from seedling_hf.data.loading import Loader
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, NonFiniteError
 from seedling_hf.files import fitting
 from seedling_hf.inference.journal import Journal, Part, abandon, discard, find_equal_name, prepare
 from seedling_hf.inference.output import write_and_show
 from seedling_hf.inference.predict_arguments import PredictArguments
-from seedling_hf.inference.prediction import NonFiniteError, on_main_process
+from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.progress import Progress
 from seedling_hf.inference.waiting import meet

@@ -17,16 +17,12 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from seedling_hf.data.images import to_rgb
 from seedling_hf.data.loading import Loader
 from seedling_hf.data.transforms import EvalTransform
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, require_finite
 from seedling_hf.inference.answers import Ranking
 from seedling_hf.inference.progress import Progress
 from seedling_hf.inference.waiting import WaitingTogether, deal
 
 T = TypeVar("T")
-
-
-class NonFiniteError(InputError):
-    """A model answered NaN or infinity, and will again."""
 
 
 def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **kwargs: Any) -> Accelerator:
@@ -120,14 +116,8 @@ def forward(
     with torch.inference_mode(), autocast():
         outputs = model(pixel_values=pixel_values.to(next(model.parameters()).device))
     for name in ("logits", "pooler_output"):
-        values = getattr(outputs, name, None)
-        # The largest is NaN if any is; a probability may be so small that its logarithm is infinite.
-        if values is not None and not values.flatten(1).amax(1).isfinite().all():
-            raise NonFiniteError(
-                f"expected finite {name} of the model, found NaN or infinity; its weights are too large or damaged, or "
-                "overflow in half precision: try --mixed_precision no, train with a lower --learning_rate, or use "
-                "another checkpoint"
-            )
+        if (values := getattr(outputs, name, None)) is not None:
+            require_finite(values, name, model)
     return outputs
 
 
@@ -187,7 +177,7 @@ class EightSymmetries(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.name_or_path = model, getattr(model, "name_or_path", "")
         self.train(model.training)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
@@ -205,7 +195,9 @@ class EightSymmetries(torch.nn.Module):
             image.rot90(quarter, (-2, -1)) for image in (pixel_values, pixel_values.flip(-1)) for quarter in range(4)
         )
         probabilities = [self.model(pixel_values=p.contiguous()).logits.double().softmax(-1) for p in turned]
-        return ImageClassifierOutput(logits=torch.stack(probabilities).mean(0).log())
+        mean = torch.stack(probabilities).mean(0)
+        # A probability may be so small that its logarithm would be infinite.
+        return ImageClassifierOutput(logits=mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
 
 
 def rank_classes(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[Ranking]:

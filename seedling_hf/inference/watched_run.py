@@ -10,13 +10,12 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from seedling_hf.data.listing import list_images
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, NonFiniteError
 from seedling_hf.escaping import data_output
 from seedling_hf.inference.answers import AnswerWriter, format_count
 from seedling_hf.inference.ledger import SUFFIX, Ledger
 from seedling_hf.inference.output import build_writer, print_failed, print_without_plants, write_failed
 from seedling_hf.inference.predict_arguments import PredictArguments
-from seedling_hf.inference.prediction import NonFiniteError
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.watched_output import WatchedOutput
 from seedling_hf.signals import Stopped, StopSignal

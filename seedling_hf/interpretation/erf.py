@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.images import read_image, to_rgb
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, require_finite
 from seedling_hf.interpretation.feature_maps import evaluating, feature_map
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
@@ -69,9 +69,8 @@ def measure_erf(model: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
             count += len(pixel_values)
     if total is None:
         raise InputError("expected at least one image, found none")
+    require_finite(total, "gradients", model)
     scores = (total / count).cpu().numpy()
-    if not np.isfinite(scores).all():
-        raise InputError("expected a finite gradient, found infinite or NaN; the weights have diverged")
     if not scores.any():
         raise InputError("expected a gradient that reaches the images, found 0 everywhere; check the model's weights")
     return scores

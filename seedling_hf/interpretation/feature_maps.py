@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, require_finite
 
 SMALLEST_MAP = 4  # pixels a side; a smaller map hardly localizes anything
 
@@ -35,7 +35,8 @@ def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
         (N, channels, h, w).
 
     Raises:
-        InputError: for a model without such a map: tokens (ViT, Swin, DINOv2) or channels last (timm's Swin).
+        InputError: for a model without such a map: tokens (ViT, Swin, DINOv2) or channels last (timm's Swin); or a map
+            that is not finite.
     """
     body = getattr(model, "base_model", model)
     if hasattr(body, "forward_features"):  # timm's networks
@@ -49,6 +50,8 @@ def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
             f"expected a model whose last hidden state is a map (N, channels, height, width), found "
             f"{type(body).__name__} with {found}; use a convolutional network, such as RepLKNet, ResNet or ConvNeXt"
         )
+    # A gradient may be finite all the same: that of what became infinite is 0.
+    require_finite(features, "features", model)
     return features
 
 

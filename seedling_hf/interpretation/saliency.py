@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.transforms import EvalTransform
-from seedling_hf.errors import require_package
+from seedling_hf.errors import require_finite, require_package
 from seedling_hf.interpretation.feature_maps import evaluating, map_layer
 from seedling_hf.plots.style import SALIENCY_COLORS
 
@@ -36,7 +36,8 @@ def saliency_maps(
         (N, H, W) in float32, each scaled to a largest value of 1; 0 where nothing speaks for the class.
 
     Raises:
-        InputError: if captum is not installed, or the model has no feature map of more than one pixel.
+        InputError: if captum is not installed, the model has no feature map of more than one pixel, or its features or
+            gradients are not finite.
     """
     check_captum()
     from captum.attr import LayerGradCam
@@ -49,6 +50,7 @@ def saliency_maps(
         layer = map_layer(model, pixel_values, stage)
         gradcam = LayerGradCam(lambda images: model(pixel_values=images).logits, layer)
         maps = gradcam.attribute(pixel_values, target=targets.to(pixel_values.device), relu_attributions=True)
+    require_finite(maps, "gradients", model)
     maps = F.interpolate(maps.detach().float(), pixel_values.shape[-2:], mode="bilinear").squeeze(1)
     largest = maps.amax((1, 2), keepdim=True)
     return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0).cpu().numpy()

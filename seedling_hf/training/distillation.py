@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from seedling_hf.data.images import a_few
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, require_finite
 from seedling_hf.inference.classifier import list_classes, load_classifier
 from seedling_hf.spelling import describe_difference
 from seedling_hf.train_arguments import DistillationArguments
@@ -38,7 +38,7 @@ class Teachers:
         device: torch.device,
     ) -> None:
         self.alpha = arguments.distillation_alpha
-        self.members = []
+        self.members, self.predictions = [], []
         for name in arguments.teacher_model_name_or_path:
             model, own = load_classifier(name)
             found = list_classes(model.config)
@@ -68,10 +68,21 @@ class Teachers:
         Returns:
             (N, num_labels), float32.
         """
-        predictions = [
+        self.predictions = [
             model(pixel_values=pixel_values * scale + shift).logits.float().softmax(-1)[:, order]
             for model, order, scale, shift in self.members
         ]
         if labels.ndim == 1:
-            labels = torch.nn.functional.one_hot(labels, predictions[0].shape[1])
-        return (1 - self.alpha) * labels + self.alpha * torch.stack(predictions).mean(0)
+            labels = torch.nn.functional.one_hot(labels, self.predictions[0].shape[1])
+        return (1 - self.alpha) * labels + self.alpha * torch.stack(self.predictions).mean(0)
+
+    def check(self) -> None:
+        """Whether a loss that is not finite comes from the last predictions of a teacher.
+
+        They are not checked one by one, which would have the GPU wait.
+
+        Raises:
+            NonFiniteError: names the teacher.
+        """
+        for (model, *_), predictions in zip(self.members, self.predictions, strict=True):
+            require_finite(predictions, "probabilities", model)

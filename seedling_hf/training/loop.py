@@ -156,9 +156,12 @@ class Training:
 
         Raises:
             NonFiniteLossError: on every process, with the files of the images.
+            NonFiniteError: where it comes from the last predictions of a teacher.
         """
         losses = self.learner.accumulate_gradients(batches)
         if not losses.isfinite().all():
+            if self.learner.teachers:
+                self.learner.teachers.check()
             raise NonFiniteLossError(
                 f"expected a finite loss, found {losses.tolist()} at step {self.counters['step'] + 1} on the images "
                 f"{', '.join(self.batches.list_images(batches))}; look at these images, lower --learning_rate or use "

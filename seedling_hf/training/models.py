@@ -130,6 +130,7 @@ def _load_pretrained(arguments: TrainArguments, labels: dict[str, Any]) -> tuple
     )
     if untrained:
         logger.info("newly initialised: %s", ", ".join(untrained))
+    model.name_or_path = ""  # its weights will be others soon
     return model, image_processor
 
 

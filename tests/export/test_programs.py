@@ -17,7 +17,7 @@ from seedling_hf.data.images import choose_evenly
 from seedling_hf.errors import InputError
 from seedling_hf.export.onnx_program import run_onnx
 from seedling_hf.export.preprocessing import describe_preprocessing, input_batches
-from seedling_hf.export.programs import ONNX_FLOAT, PYTORCH, check_logits, export_classifier
+from seedling_hf.export.programs import ONNX_FLOAT, ONNX_INT8, PYTORCH, check_logits, collect_logits, export_classifier
 from seedling_hf.export.torch_program import METADATA_FILE, run_torch_export
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
@@ -274,6 +274,13 @@ def test_logits_that_are_not_numbers_are_refused():
     logits = {PYTORCH: np.zeros((2, 3)), ONNX_FLOAT: np.array([[0, 0, np.nan], [0, 0, 0]])}
     with pytest.raises(InputError, match="a difference of nan on 2 images"):
         check_logits(logits, ONNX_FLOAT, 1e-4)
+
+
+def test_logits_of_a_file_that_are_infinite_are_refused(model_dir, files):
+    model, image_processor = load_classifier(str(model_dir))
+    batches = input_batches(files[:2], image_processor, include_preprocessing=False)
+    with pytest.raises(InputError, match=f"expected finite logits of {ONNX_INT8}, found NaN or infinity"):
+        collect_logits(model, {ONNX_INT8: lambda inputs: np.full((len(inputs), 4), np.inf, np.float32)}, batches)
 
 
 def test_a_processor_that_does_not_normalize_is_refused():

@@ -12,7 +12,15 @@ from hub_client import FAULTS, LOAD, TOKENS, Client, Repository, wait_until
 from local_hub import Fault, LocalHub
 from safetensors.torch import load_file, save_file
 
-from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
+from seedling_hf.commands import push_to_hub
+from seedling_hf.commands import run as run_command
+from seedling_hf.replknet import (
+    RepLKNetBackbone,
+    RepLKNetConfig,
+    RepLKNetForImageClassification,
+    RepLKNetImageProcessor,
+    RepLKNetModel,
+)
 
 pytest_plugins = ("hub_fixtures",)
 
@@ -88,6 +96,14 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(model, tmp_path) -> Path:
     return Path(shutil.copytree(model, tmp_path / "run"))
+
+
+def damage(path: Path, name: str = "classifier.bias") -> None:
+    weights = load_file(path)
+    (found,) = (key for key in weights if key.endswith(name))
+    weights[found][0] = torch.nan
+    path.unlink()  # it is linked to the run's own
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def run(client: Client, folder: Path, repo_id: str = "alice/seedlings", **options):
@@ -301,6 +317,36 @@ def test_the_pending_snapshot_of_a_killed_run_is_pushed_later(client, folder, re
     assert client.command("push_to_hub", "--output_dir", folder).returncode == 0
     assert bias(repository, folder) == 1
     assert pending(folder) == []
+
+
+def test_a_snapshot_of_a_damaged_model_is_not_pushed(client, folder, repository):
+    client.hub.faults.append(Fault(path="/commit/", status=503))
+    process = client.start(RUN, folder, "alice/seedlings", json.dumps({"wait_for": "/nowhere"}))
+    process.wait_for("SAVED")
+    process.kill()
+    process.finish()
+    client.hub.faults.clear()
+    (snapshot,) = (folder / "hub_outbox" / name for name in pending(folder))
+    damage(snapshot / "files" / "model.safetensors")
+    result = client.command("push_to_hub", "--output_dir", folder)
+    assert result.returncode == 2
+    assert (
+        f"found NaN in classifier.bias; use an earlier checkpoint, or get the model again; without {snapshot} the "
+        in (result.stdout)
+    )
+    shutil.rmtree(snapshot)
+    assert client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings").returncode == 0
+    assert_hub_has(repository, folder)
+
+
+@pytest.mark.parametrize("kind", [RepLKNetForImageClassification, RepLKNetModel, RepLKNetBackbone])
+def test_a_model_with_or_without_a_head_is_pushed_if_it_is_whole(tmp_path, kind, capsys):
+    kind(RepLKNetConfig.from_variant("tiny")).save_pretrained(tmp_path / "model")
+    words = ["--output_dir", str(tmp_path / "model"), "--dry_run"]
+    assert run_command(push_to_hub.main, words) == 0
+    damage(tmp_path / "model" / "model.safetensors", "embeddings.layers.0.normalization.bias")
+    assert run_command(push_to_hub.main, words) == 2
+    assert "found NaN in " in capsys.readouterr().err
 
 
 def test_a_failed_command_says_why_and_ends_with_code_1(client, folder):

@@ -69,6 +69,20 @@ def test_the_vectors_are_the_pooled_features_of_the_trained_model(embeddings_fil
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1, 1e30])
+def test_normalized_vectors_have_the_length_1_whatever_the_size_of_the_features(model_dir, images, tmp_path, scale):
+    model, image_processor = load_classifier(str(model_dir))
+    with torch.no_grad():
+        for parameter in model.replknet.normalization.parameters():
+            parameter.mul_(scale)
+    model.save_pretrained(tmp_path / "model")
+    image_processor.save_pretrained(tmp_path / "model")
+    path = tmp_path / "features.parquet"
+    assert embed(tmp_path / "model", path, images=images / "Maize", normalize=True) == 0
+    vectors = np.array(parquet.read_table(path)["embedding"].to_pylist())
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)  # rounded to float32
+
+
 def test_each_image_is_most_similar_to_itself(embeddings_file, images, model_dir, capsys):
     for file in sorted(images.glob("*/*"))[::8]:
         assert embed(model_dir, embeddings_file, query=file, top_k=3) == 0

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from seedling_hf.errors import InputError
-from seedling_hf.inference.prediction import build_accelerator, predict, predict_batches
+from seedling_hf.inference.prediction import EightSymmetries, build_accelerator, predict, predict_batches
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,11 +43,21 @@ def test_logits_come_in_the_order_of_the_example_numbers(accelerator):
     assert logits[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_are_refused(accelerator, value):
     rows = [{"pixel_values": torch.full((3, 2, 2), v), "index": torch.tensor(i)} for i, v in enumerate([0.0, value])]
     with pytest.raises(InputError, match="expected finite logits of the model, found NaN or infinity"):
         predict(Echo().to(accelerator.device), accelerator.prepare(DataLoader(rows, batch_size=2)), accelerator)
+
+
+def test_a_probability_of_zero_has_a_finite_logit_over_the_symmetries():
+    class Sure(torch.nn.Module):
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=torch.tensor([[0.0, 1e6]]))
+
+    logits = EightSymmetries(Sure())(torch.zeros(1, 3, 2, 2)).logits
+    assert logits.isfinite().all()
+    assert logits.softmax(-1).tolist() == [[pytest.approx(0, abs=1e-300), 1]]
 
 
 def test_the_model_predicts_in_evaluation_mode_and_returns_to_training_mode(accelerator):

@@ -1,5 +1,6 @@
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,8 +146,27 @@ def test_weights_that_have_diverged_are_refused():
     model = load_model(read_checkpoint(GOLDEN / "three_stages.pth"))
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
-    with pytest.raises(InputError, match="have diverged"):
+    with pytest.raises(InputError, match="expected finite features of the model, found NaN or infinity"):
         measure_erf(model, [torch.rand(1, 3, 64, 64)])
+
+
+def test_features_that_overflow_are_refused_though_their_gradient_is_finite():
+    class Overflowing(torch.nn.Module):
+        def forward(self, pixel_values):
+            return SimpleNamespace(last_hidden_state=(pixel_values + 2) * 3e38)
+
+    # Of each infinite feature, 3e38 reaches its pixel.
+    with pytest.raises(InputError, match="expected finite features of the model, found NaN or infinity"):
+        measure_erf(Overflowing(), [torch.rand(1, 3, 64, 64)])
+
+
+def test_gradients_that_overflow_are_refused_though_the_features_are_finite():
+    class Steep(torch.nn.Module):
+        def forward(self, pixel_values):
+            return SimpleNamespace(last_hidden_state=pixel_values * 1e20 * 1e20)
+
+    with pytest.raises(InputError, match="expected finite gradients of the model, found NaN or infinity"):
+        measure_erf(Steep(), [torch.full((1, 3, 64, 64), 1e-30)])
 
 
 def test_no_images_are_refused():

@@ -93,6 +93,15 @@ def test_where_nothing_speaks_for_a_class_the_map_is_zero(model_dir, pixel_value
     assert np.array_equal(saliency_maps(model, pixel_values), np.zeros((3, 128, 128)))
 
 
+def test_gradients_that_overflow_are_refused(model_dir, pixel_values):
+    model, _ = load_classifier(str(model_dir))
+    with torch.no_grad():
+        model.classifier.weight.fill_(3e38)
+        model.classifier.bias.zero_()
+    with pytest.raises(InputError, match=r"expected finite gradients of the model .*, found NaN or infinity"):
+        saliency_maps(model, pixel_values, torch.tensor([0, 0, 0]))
+
+
 def test_without_captum_an_error_says_how_to_install_it(model_dir, pixel_values, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(InputError, match=r'pip install "seedling-hf\[saliency\]"'):

@@ -203,13 +203,16 @@ def set_value(name: str, value: float) -> Callable[[dict], None]:
 
 LARGE = "replknet.encoder.stages.0.layers.0.large_kernel_block.large_kernel.large.convolution.weight"
 HEAD, VARIANCE = "classifier.weight", "replknet.normalization.running_var"
+LAST_MAP = "replknet.encoder.stages.3.layers.0.feed_forward_block.pointwise2.normalization.weight"
 DAMAGES = {
     "NaN": (set_value(LARGE, NAN), LARGE),
     "infinity": (set_value(HEAD, INFINITY), HEAD),
     "minus infinity": (set_value("classifier.bias", -INFINITY), "classifier.bias"),
     "NaN in statistics": (set_value(VARIANCE, NAN), VARIANCE),
     "negative variance": (set_value(VARIANCE, -1.0), VARIANCE),
-    "overflowing": (lambda weights: weights[HEAD].fill_(3e38), ""),
+    "overflowing": (lambda weights: weights[HEAD].fill_(3e38), "finite logits"),
+    "overflowing features": (lambda weights: weights[LAST_MAP].fill_(3e38), "finite"),
+    "negative infinity": (lambda weights: weights["replknet.normalization.weight"].fill_(-3e38), "finite"),
     "float16 infinity": (lambda weights: {k: (v * 1e6).half() if k == HEAD else v for k, v in weights.items()}, HEAD),
     "other head": (lambda weights: weights.update({HEAD: torch.zeros(7, 64)}), HEAD),
     "transposed": (lambda weights: weights.update({HEAD: weights[HEAD].T}), HEAD),
@@ -353,18 +356,26 @@ STEP = "--train_dir {images} --output_dir run --max_steps 1 --image_size 32 --pe
 COMMANDS = {
     "predict": "--images {images}/Maize --output_file answers.csv",
     "predict as JSON": "--images {images}/Maize --output_file answers.jsonl",
-    "evaluate": "--test_dir {images} --output_dir report",
+    "predict in bfloat16": "--images {images}/Maize --output_file answers.csv --mixed_precision bf16",
+    "evaluate": "--test_dir {images} --output_dir report --test_time_augmentation --saliency",
     "compare": "--data_dir {images} --output_dir report",
     "probe": "--test_dir {images} --output_dir report",
     "embed": "--images {images} --embeddings_file features.parquet",
+    "embed normalized": "--images {images} --embeddings_file features.parquet --normalize",
     "saliency": "--images {images}/Maize --output_dir maps",
     "visualize_erf": "--images {images} --output_dir erf --image_size 64 --max_samples 4",
     "export": "--output_file model.onnx --images {images}/Maize",
+    "export with int8": "--output_file model.onnx --train_dir {images} --int8",
+    "export to PyTorch": "--output_file model.pt2 --format torch_export --images {images}/Maize",
     "export as half": "--output_file half --format half",
     "train": STEP,
     "distillation": f"{STEP} --variant tiny",
+    "push_to_hub": "--dry_run",
+    "push_space": "--hub_space_id alice/demo --dry_run",
 }
-WITHOUT_HEAD = ("embed", "visualize_erf")  # they use the features only
+FLAGS = {"compare": "--models", "distillation": "--teacher_model_name_or_path", "push_to_hub": "--output_dir"}
+WITHOUT_HEAD = ("embed", "embed normalized", "visualize_erf")  # they use the features only
+WITHOUT_ANSWERS = ("push_to_hub", "push_space")  # nothing is computed
 
 
 @pytest.fixture(scope="module")
@@ -373,27 +384,58 @@ def labelled(tmp_path_factory) -> Path:
     return copy_sample(tmp_path_factory.mktemp("labelled") / "images", SPECIES, slice(8))
 
 
-@pytest.mark.parametrize("damage", ["none", "NaN", "LFS", "overflowing"])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_no_command_uses_a_damaged_model(model, labelled, damage, name):
+def run_with(model: Path, images: Path, name: str, damage: Callable[[], object]) -> Outcome:
+    """Runs one of `COMMANDS` after `damage()`; no number that it writes is NaN or infinite."""
     work, other = model.parent / "work", shutil.copytree(model, model.parent / "other")
     work.mkdir()
-    if damage == "LFS":
-        (model / WEIGHTS).write_bytes(LFS)
-    elif damage != "none":
-        change_weights(model, DAMAGES[damage][0])
-    flag = {"compare": "--models", "distillation": "--teacher_model_name_or_path"}
+    damage()
     models = [other, model] if name == "compare" else [model]
     words = "train" if name == "distillation" else name.split()[0]
-    flags = COMMANDS[name].format(images=labelled).split()
-    outcome = command([words, flag.get(name, "--model_name_or_path"), *models, *flags], work)
-    if damage == "none" or (damage == "overflowing" and name in WITHOUT_HEAD):
+    flags = COMMANDS[name].format(images=images).split()
+    outcome = command([words, FLAGS.get(name, "--model_name_or_path"), *models, *flags], work)
+    written = [path for path in work.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".md", ".html")]
+    not_finite = re.compile(r"(?<!\w)(nan|inf|-inf|infinity)(?!\w)", re.IGNORECASE)
+    assert not [path for path in written if not_finite.search(path.read_text())]
+    assert not not_finite.search(outcome.stdout)
+    return outcome
+
+
+@pytest.mark.parametrize("damage", ["none", "NaN", "LFS", "overflowing", "overflowing features"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_uses_a_damaged_model(model, labelled, damage, name):
+    def do() -> None:
+        if damage == "LFS":
+            (model / WEIGHTS).write_bytes(LFS)
+        elif damage != "none":
+            change_weights(model, DAMAGES[damage][0])
+
+    outcome = run_with(model, labelled, name, do)
+    unused = {"none": COMMANDS, "overflowing": WITHOUT_HEAD + WITHOUT_ANSWERS, "overflowing features": WITHOUT_ANSWERS}
+    if name in unused.get(damage, ()):
         assert_well(outcome)
-    else:
-        overflow = "float16" if name == "export as half" else "finite"
-        assert_sentence(outcome, {"NaN": LARGE, "LFS": "git lfs pull", "overflowing": overflow}[damage])
-    written = [path for path in work.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".md")]
-    assert not [path for path in written if re.search(r"\b(nan|inf|infinity)\b", path.read_text(), re.IGNORECASE)]
+        return
+    overflow = "float16" if name == "export as half" else "finite"
+    assert_sentence(outcome, {"NaN": LARGE, "LFS": "git lfs pull"}.get(damage, overflow))
+    if damage in ("NaN", "LFS") or name != "train":
+        assert str(model) in outcome.stderr or name == "export as half"
+    work = model.parent / "work"
+    assert "train" in COMMANDS[name] or name in ("train", "distillation") or contents(work) == {}
+
+
+@pytest.mark.parametrize("scale", [1e15, 1e30])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_huge_features_give_finite_answers_or_a_sentence(model, labelled, scale, name):
+    outcome = run_with(model, labelled, name, lambda: change_weights(model, lambda w: w[LAST_MAP].fill_(scale)))
+    assert outcome.code in (0, 2), outcome
+    if outcome.code == 2:
+        assert_sentence(outcome)
+        assert name in ("train", "distillation") or contents(model.parent / "work") == {}
+    elif "embed" in name:
+        from pyarrow import parquet
+
+        columns = parquet.read_table(model.parent / "work" / "features.parquet")
+        lengths = torch.tensor(columns["embedding"].to_pylist(), dtype=torch.float64).norm(dim=1)
+        assert lengths.isfinite().all() and (lengths > 0.999).all()
 
 
 # Checkpoints of the authors

@@ -1,6 +1,7 @@
 """Teachers predict the student's classes, in its order and its normalisation, and a run learns from them."""
 
 import json
+import re
 import time
 
 import pytest
@@ -60,6 +61,19 @@ def test_a_teacher_of_other_classes_is_refused(model_dir):
     _, image_processor = load_classifier(str(model_dir))
     with pytest.raises(InputError, match=r"expected a teacher of the classes a, b, found .*; choose one"):
         Teachers(teaching([str(model_dir)], 0.5), ["a", "b"], image_processor, CPU)
+
+
+def test_a_teacher_that_answers_nan_is_named(model_dir, pixels):
+    model, image_processor = load_classifier(str(model_dir))
+    names = [model.config.id2label[i] for i in range(4)]
+    teachers = Teachers(teaching([str(model_dir)], 1.0), names, image_processor, CPU)
+    teachers.soften(pixels, torch.tensor([0, 1, 2]))
+    teachers.check()
+    with torch.no_grad():
+        teachers.members[0][0].classifier.weight.fill_(3e38)
+    assert not teachers.soften(pixels, torch.tensor([0, 1, 2])).isfinite().all()
+    with pytest.raises(InputError, match=f"expected finite probabilities of the model {re.escape(str(model_dir))}"):
+        teachers.check()
 
 
 def test_teachers_without_counted_memory_are_refused():
