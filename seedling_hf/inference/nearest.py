@@ -69,6 +69,8 @@ def find_nearest(embeddings_file: str | os.PathLike, query: np.ndarray, top_k: i
         best, position = [], 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
             similarities = _cosine(batch["embedding"].flatten().to_numpy().reshape(len(batch), -1), query)
+            if not np.isfinite(similarities).all():
+                raise ValueError("features that are NaN or infinite")
             for i in np.argsort(-similarities, kind="stable")[:top_k]:
                 row = {"file": batch["file"][i].as_py(), "similarity": float(similarities[i])}
                 if label_feature is not None:

@@ -113,12 +113,16 @@ def forward(
     Raises:
         NonFiniteError: for logits or features that are not finite, of which no probability or distance can be written.
     """
-    with torch.inference_mode(), autocast():
-        outputs = model(pixel_values=pixel_values.to(next(model.parameters()).device))
+    outputs = _compute(model, pixel_values, autocast)
     for name in ("logits", "pooler_output"):
         if (values := getattr(outputs, name, None)) is not None:
             require_finite(values, name, model)
     return outputs
+
+
+def _compute(model: torch.nn.Module, pixel_values: Tensor, autocast: Callable[[], AbstractContextManager]) -> Any:
+    with torch.inference_mode(), autocast():
+        return model(pixel_values=pixel_values.to(next(model.parameters()).device))
 
 
 def predict_batches(
@@ -132,14 +136,18 @@ def predict_batches(
 
     Yields:
         Logits (N, C) in float32 and index (N,), both on the CPU and the same on every process.
+
+    Raises:
+        NonFiniteError: on every process, for logits that are not finite.
     """
     was_training = model.training
     model.eval()
     try:
         with Progress(len(dataloader.dataset), quiet=not accelerator.is_main_process) as progress:
             for batch in dataloader:
-                logits = forward(model, batch["pixel_values"], accelerator.autocast).logits.float()
+                logits = _compute(model, batch["pixel_values"], accelerator.autocast).logits.float()
                 logits, index = accelerator.gather_for_metrics((logits, batch["index"]))
+                require_finite(logits, "logits", model)  # on every process, or the others would wait for this one
                 progress.update(len(index))
                 yield logits.cpu(), index.cpu()
     finally:

@@ -418,8 +418,7 @@ def test_no_command_uses_a_damaged_model(model, labelled, damage, name):
     assert_sentence(outcome, {"NaN": LARGE, "LFS": "git lfs pull"}.get(damage, overflow))
     if damage in ("NaN", "LFS") or name != "train":
         assert str(model) in outcome.stderr or name == "export as half"
-    work = model.parent / "work"
-    assert "train" in COMMANDS[name] or name in ("train", "distillation") or contents(work) == {}
+    assert name in ("train", "distillation") or contents(model.parent / "work") == {}
 
 
 @pytest.mark.parametrize("scale", [1e15, 1e30])
