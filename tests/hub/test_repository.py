@@ -336,7 +336,7 @@ def test_a_snapshot_of_a_damaged_model_is_not_pushed(client, folder, repository)
     )
     shutil.rmtree(snapshot)
     assert client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings").returncode == 0
-    assert_hub_has(repository, folder)
+    assert_hub_has(repository, folder, without={"curves.png"})  # the run did not reach its end
 
 
 @pytest.mark.parametrize("kind", [RepLKNetForImageClassification, RepLKNetModel, RepLKNetBackbone])
