@@ -5,5 +5,5 @@ without their broken `metadata`, `folders` and `hub_dataset` list a `pool` of th
 `duplicates` compares their pixels, `splits` draws which of them validate, and `dataset` takes these steps from a folder
 to a DatasetDict; `statistics` and `inspection` describe the images. `transforms` prepares an image, `image_cache` keeps
 decoded ones, `sampler` orders them by `seeds`, `stream` reads them from the Hub, `collator` makes and mixes batches,
-which `training_images` gives by their keys and `loading` brings from workers.
+which `training_images` gives by their keys and `loading` brings from workers, through a `handover` of memory.
 """

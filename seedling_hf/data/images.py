@@ -49,6 +49,11 @@ def choose_evenly(items: Sequence[T], count: int | None) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def map_in_threads(
     function: Callable[[T], U], items: Iterable[T], num_threads: int | None = None, chunk_size: int = 256
 ) -> Iterator[U]:
@@ -57,10 +62,8 @@ def map_in_threads(
     Items are taken in chunks, because a pool reads all its input at once. Threads that are amid an item when the
     iteration ends, by Ctrl-C say, are left to themselves: a disk may never answer.
     """
-    if num_threads is None:
-        num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     items = iter(items)
-    with ThreadPool(num_threads) as pool:
+    with ThreadPool(num_threads or num_cores()) as pool:
         while chunk := list(islice(items, chunk_size)):
             yield from pool.imap(function, chunk)
 

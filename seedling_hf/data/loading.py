@@ -1,42 +1,36 @@
-"""Batches from worker processes: handed over without /dev/shm, and never waited for in vain.
-
-A worker writes its batch into anonymous memory (`memfd_create`) that the process opens through /proc, so neither the
-size of /dev/shm matters nor whether there is one. Where the system has no such memory, PyTorch's own way is used.
-"""
+"""Batches from worker processes: never waited for in vain, and from no more workers than a machine can use."""
 
 import logging
 import math
-import mmap
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.queues
 import os
-import pickle
 import random
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as torch_loading
 
+from seedling_hf.data.handover import PREFETCH, BatchLostError, HandingOver
+from seedling_hf.data.images import num_cores
 from seedling_hf.errors import InputError
 from seedling_hf.signals import Stopped, StopSignal, sparing_children
 
 POLL_SECONDS = 0.5  # between two looks at signals and workers while no batch comes
+WORKERS_PER_CORE, ALWAYS_ALLOWED = 4, 8
 SLOW_SECONDS = 60  # after which a wait is mentioned
 GRACE_SECONDS = 0.5  # for a worker that has ended to be seen as such
 PATIENCE_SECONDS = 0.1  # for workers to end by themselves; what they still do is of no use
-PREFETCH = 2  # batches of each worker that are on their way, as PyTorch's default
-ALIGNMENT = 64
 HANDOVER_EXIT_CODE = 71  # EX_OSERR of sysexits.h
 
 logger = logging.getLogger(__name__)
@@ -48,10 +42,6 @@ class State(Enum):
     WAITING = "waiting"
     READY = "ready"
     FAILED = "failed"
-
-
-class BatchLostError(Exception):
-    """The memory of a batch went with the worker that had made it."""
 
 
 class Waiting:
@@ -77,6 +67,28 @@ class Waiting:
         return self.stop.raising() if self.stop else nullcontext()
 
 
+@cache
+def usable_workers(asked: int, num_processes: int, cores: int) -> int:
+    """Workers of one of the processes on this machine: those asked for, or fewer with one notice.
+
+    More do not load faster, and a thousand take the machine down.
+    """
+    most = max(ALWAYS_ALLOWED, WORKERS_PER_CORE * cores) // num_processes or 1
+    if asked <= most:
+        return asked
+    shared = f", shared by {num_processes} processes" if num_processes > 1 else ""
+    logger.warning(
+        "--dataloader_num_workers %d is more than this machine can use (%d cores%s): %d are started",
+        asked, cores, shared, most,
+    )  # fmt: skip
+    return most
+
+
+def _processes_here() -> int:
+    """Processes that the launcher has started on this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 class Loader(DataLoader):
     """A DataLoader whose workers live as long as it, and which ends a wait that is in vain.
 
@@ -97,6 +109,7 @@ class Loader(DataLoader):
         self, dataset: Any, *, num_workers: int, collate_fn: Callable[..., dict[str, Any]] = dict,
         waiting: Waiting | None = None, advice: str = "run the command again", **options: Any,
     ) -> None:  # fmt: skip
+        num_workers = usable_workers(num_workers, _processes_here(), num_cores())
         self.waiting, self.advice = waiting or Waiting(), advice
         self._settings = {"collate_fn": collate_fn, "waiting": self.waiting, "advice": advice, **options}
         if num_workers:
@@ -106,8 +119,11 @@ class Loader(DataLoader):
         # Each start of an iteration draws from it, and a run that is resumed within an epoch starts one more: with the
         # global generator, stochastic depth would then draw other numbers.
         generator = torch.Generator()
-        collate_fn = _HandingOver(collate_fn)
+        collate_fn = HandingOver(collate_fn)
         super().__init__(dataset, num_workers=num_workers, collate_fn=collate_fn, generator=generator, **options)
+
+    def check_worker_number_rationality(self) -> None:
+        """PyTorch's warns above one worker for each core; ours is `usable_workers`."""
 
     def with_batches(self, batch_sampler: Any) -> "Loader":
         """The same with other batches."""
@@ -243,60 +259,6 @@ class _WorkersIterator(torch_loading._MultiProcessingDataLoaderIter):
             impatience.start()
         super()._shutdown_workers()
         impatience.cancel()
-
-
-class _HandingOver:
-    """Collates, and in a worker puts the batch where the process finds it."""
-
-    def __init__(self, collate: Callable[..., dict[str, Any]]) -> None:
-        self.collate = collate
-        # A worker gets the task after the next when its batch before is unpacked: so many are to be kept.
-        self.kept: deque[_InMemory] = deque(maxlen=PREFETCH)
-
-    def __call__(self, examples: Any) -> Any:
-        batch = self.collate(examples)
-        if get_worker_info() is None or not hasattr(os, "memfd_create"):
-            return batch
-        try:
-            self.kept.append(_InMemory(batch))
-        except OSError:  # a system that forbids it
-            return batch
-        return self.kept[-1]
-
-
-class _InMemory:
-    """A batch in anonymous memory, which is a dictionary again where it is unpickled, while this object lives."""
-
-    def __init__(self, batch: dict[str, Any]) -> None:
-        arrays: list[pickle.PickleBuffer] = []
-        tensors = [name for name, value in batch.items() if isinstance(value, torch.Tensor)]
-        plain = batch | {name: batch[name].numpy() for name in tensors}
-        head = pickle.dumps((tensors, plain), protocol=5, buffer_callback=arrays.append)
-        self.spans, end = [], 0
-        self.file = open(os.memfd_create("batch"), "wb")  # noqa: SIM115  closed with this object
-        for part in (head, *(array.raw() for array in arrays)):
-            self.file.seek(end)
-            self.file.write(part)
-            self.spans.append((end, end + len(part)))
-            end += len(part) + -len(part) % ALIGNMENT
-        self.file.truncate(end)
-        self.path = f"/proc/{os.getpid()}/fd/{self.file.fileno()}"
-        os.close(os.open(self.path, os.O_RDWR))  # where /proc is hidden, it is an OSError here
-
-    def __reduce__(self) -> tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]:
-        return _read, (self.path, self.spans)
-
-
-def _read(path: str, spans: list[tuple[int, int]]) -> dict[str, Any]:
-    # Not sent through a socket as PyTorch does: a worker that is stopped would not answer.
-    try:
-        with open(path, "r+b") as file:
-            memory = memoryview(mmap.mmap(file.fileno(), 0))
-    except FileNotFoundError as error:
-        raise BatchLostError from error
-    head, *arrays = (memory[start:end] for start, end in spans)
-    tensors, batch = pickle.loads(head, buffers=arrays)
-    return batch | {name: torch.from_numpy(batch[name]) for name in tensors}
 
 
 def _prepare_worker(number: int) -> None:

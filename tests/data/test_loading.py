@@ -147,6 +147,20 @@ def test_without_workers_the_process_loads_itself_with_one_notice(load, monkeypa
     ]
 
 
+@pytest.mark.parametrize(
+    ("asked", "processes", "cores", "used"),
+    [(0, 1, 2, 0), (8, 1, 2, 8), (9, 1, 2, 8), (1000, 1, 2, 8), (1000, 1, 16, 64), (64, 8, 16, 8), (8, 4, 2, 2),
+     (4, 100, 2, 1), (0, 100, 2, 0)],
+)  # fmt: skip
+def test_workers_are_bounded_by_the_machine_and_its_processes(caplog, asked, processes, cores, used):
+    loading.usable_workers.cache_clear()
+    for _ in range(2):
+        assert loading.usable_workers(asked, processes, cores) == used
+    assert len(caplog.records) == (asked != used)
+    assert asked == used or f"--dataloader_num_workers {asked} is more" in caplog.text
+    assert ("shared by" in caplog.text) == (asked != used and processes > 1)
+
+
 def test_a_long_wait_is_mentioned_once(load, monkeypatch, caplog):
     monkeypatch.setattr(loading, "SLOW_SECONDS", 0.2)
     monkeypatch.setattr(loading, "POLL_SECONDS", 0.1)

@@ -549,6 +549,26 @@ def test_an_input_that_is_no_regular_file_is_a_sentence(tmp_path, images, kind, 
     assert_sentence(command(INPUTS[name], tmp_path, timeout=30, before=_limit_memory), "odd")
 
 
+# Too many workers
+
+
+@pytest.mark.skipif(os.cpu_count() > 200, reason="a thousand workers are not too many here")
+@pytest.mark.parametrize("name", ["train", "predict", "evaluate", "embed", "probe"])
+def test_a_thousand_workers_are_as_many_as_the_machine_can_use(tmp_path, species, model_dir, name):
+    words = train_words(species, 1000, max_steps=1) if name == "train" else words_of(name, species, model_dir, 1000)
+    outcome = command(words, tmp_path, before=_count_workers, timeout=110)
+    assert_well(outcome)
+    assert outcome.stderr.count("is more than this machine can use") == 1, outcome
+    assert all(int(number) <= 800 for number in (tmp_path / "workers.txt").read_text().split())
+
+
+def test_two_processes_share_what_the_machine_can_use(tmp_path, images):
+    words = train_words(images, 1000, max_steps=1)
+    outcome = command(words, tmp_path, before=_count_workers, num_processes=2, timeout=90)
+    assert_well(outcome)
+    assert outcome.stderr.count("shared by 2 processes") == 1, outcome
+
+
 # Workers that persist
 
 
