@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from transformers.hf_argparser import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder, write_text
@@ -188,6 +188,9 @@ class _Parser(HfArgumentParser):
         field = copy(field)
         field.metadata = {k: v for k, v in field.metadata.items() if k not in DECLARED}
         HfArgumentParser._parse_dataclass_field(parser, field)
+        action = parser._option_string_actions[f"--{field.name}"]
+        if action.type is string_to_bool and action.nargs is None:
+            action.nargs, action.const = "?", True  # `bool | None` alone means true, as `bool` does
 
     def error(self, message: str) -> NoReturn:
         for action in self._actions:  # argparse lists every spelling of a flag; one is enough

@@ -55,6 +55,13 @@ def test_a_negative_number_in_a_recipe_is_no_flag(recipe):
     assert parse(*REQUIRED, "--config", recipe("max_steps: -1")).max_steps == -1
 
 
+@pytest.mark.parametrize(
+    ("words", "value"), [([], None), (["--hub_private_repo"], True), (["--hub_private_repo", "false"], False)]
+)
+def test_a_switch_that_may_be_unset_can_stand_alone(words, value):
+    assert parse(*words, *REQUIRED).hub_private_repo is value
+
+
 def test_a_list_in_a_recipe_is_a_list(recipe):
     trackers = parse(*REQUIRED, "--config", recipe("report_to: [tensorboard, wandb]")).report_to
     assert trackers == ["tensorboard", "wandb"]

@@ -46,7 +46,9 @@ def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> N
         InputError: if it holds another run, or one that still writes to it, or cannot be written to.
     """
     output_dir = Path(arguments.output_dir)
-    holds_a_run = (output_dir / "metrics.jsonl").exists() or (output_dir / "config.json").exists()
+    # A run that was stopped before its first entry and its first evaluation has a checkpoint only.
+    holds_a_run = any((output_dir / name).exists() for name in ("metrics.jsonl", "config.json"))
+    holds_a_run = holds_a_run or holds_checkpoint(output_dir / "checkpoints", output_dir / LAST_CHECKPOINT)
     accelerator.wait_for_everyone()  # every process has looked before the main process writes
     if holds_a_run and not (arguments.overwrite_output_dir or arguments.resume_from_checkpoint):
         raise InputError(

@@ -63,6 +63,26 @@ def test_a_missing_image_is_named_and_the_run_can_resume(tmp_path, images):
     assert "resumed at step" in run.output
 
 
+def test_a_run_that_was_stopped_before_its_first_entry_is_a_run(tmp_path, images):
+    run = Run(tmp_path / "run", images, logging_steps=50, eval_steps=50)
+    at = run.flags.index("--resume_from_checkpoint")
+    del run.flags[at : at + 2]
+    run.finish(before=_stop_at_the_first_step, expected=75)
+    assert not (run.folder / "run" / "metrics.jsonl").exists()
+    run.finish(expected=2)
+    assert "error: expected a new folder for --output_dir, found a run in run; continue it with" in run.output
+
+
+def _stop_at_the_first_step() -> None:
+    take_step = Training.optimization_step
+
+    def take_step_and_stop(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(*args)
+
+    Training.optimization_step = take_step_and_stop
+
+
 def _remove_after_the_first_save(path: str) -> None:
     save = Checkpoints.save
 
