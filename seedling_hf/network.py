@@ -34,6 +34,9 @@ def explaining(expected: str, *others: type[Exception]) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        for cause in causes(error):
+            if isinstance(cause, InputError):  # said where it arose
+                raise cause from error
         explained = explain_network(error)
         if explained is None and not isinstance(error, others):
             raise
@@ -121,7 +124,7 @@ def _explain_status(error: BaseException, response: object) -> str:
         401: lambda: _explain_401(code),
         403: lambda: _explain_403(code, reads),
         404: lambda: _explain_404(code, address),
-        407: lambda: "the proxy wants a user and a password; write them into the address of the proxy",
+        407: _explain_407,
         412: lambda: "another process is pushing to the repository",
     }.get(status)
     text = meaning() if meaning else message or (HTTPStatus(status).phrase if status in _STATUSES else "")
@@ -158,6 +161,11 @@ def _explain_404(code: str, address: str) -> str:
         return f"the repository has no file {urlsplit(address).path.split('/resolve/')[-1].partition('/')[2]}"
     access = "this token has no access to it" if _token_source() else f"is private; log in with {LOGIN}"
     return f"the repository does not exist, or {access}"
+
+
+def _explain_407() -> str:
+    variable, address = _proxy_in_use() or ("the system's settings", "")
+    return f"the proxy {address} of {variable} wants a user and a password; write them into its address"
 
 
 def _token_source() -> str | None:

@@ -1,23 +1,28 @@
 """A dataset on the Hub becomes the same pools of images as class folders do, or a stream of training images."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Image, IterableDataset
-from pyarrow import parquet
+from datasets import ClassLabel, Dataset, DatasetBuilder, Image, IterableDataset
+from datasets.config import DATASET_INFO_FILENAME, DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import ImageFeature, ImagePool
+from seedling_hf.data.shards import check_downloads, check_sets, check_shards, name_shards, read_shard
 from seedling_hf.data.splits import SPLITS, choose_of_each_class
 from seedling_hf.errors import InputError
 from seedling_hf.network import explaining
 from seedling_hf.train_arguments import DataArguments
 
+SAVED_STATES = (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)  # of save_to_disk
 HUB_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 logger = logging.getLogger(__name__)
@@ -81,45 +86,60 @@ def load_streamed(arguments: DataArguments) -> dict[str, IterableDataset | Datas
 
 @contextmanager
 def _opening(name: str) -> Iterator[None]:
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request, with URLs that may be signed
     with explaining(f"a dataset at {name}", DatasetNotFoundError, DatasetGenerationError, OSError, ValueError):
         yield
 
 
 def _load(arguments: DataArguments, *, streaming: bool) -> dict[str, Any]:
-    """The splits of the dataset, by our names; a damaged cache of it is made anew."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+    """The splits of the dataset, by our names; a damaged cache of it is made anew.
 
-    name, config = arguments.dataset_name, arguments.dataset_config_name
-    load = partial(load_dataset, name, config, revision=arguments.dataset_revision, streaming=streaming)
-    _check_shards(name, in_full=False)
+    Raises:
+        InputError: for shards that are missing or damaged.
+    """
+    from datasets import load_dataset_builder
+
+    name = arguments.dataset_name
+    if any(Path(name, state).is_file() for state in SAVED_STATES):
+        raise InputError(
+            f"expected Parquet files or images at {name}, found a dataset that save_to_disk wrote; use to_parquet"
+        )
     try:
-        loaded = load()
-    except DatasetGenerationError:
-        _check_shards(name, in_full=True)
+        builder = load_dataset_builder(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
+    except (DatasetNotFoundError, ConnectionError):
+        with suppress(HFValidationError):  # a path
+            HfApi().dataset_info(name, revision=arguments.dataset_revision)  # raises the reason, which is lost here
         raise
-    except (pa.ArrowException, FileNotFoundError) as error:
-        if isinstance(error, FileNotFoundError) and ".arrow" not in str(error):
-            raise
-        logger.warning("the cache of %s is damaged (%s) and is made anew", name, str(error).split("\n")[0])
-        loaded = load(download_mode="reuse_cache_if_exists")
+    files = {str(split): list(map(str, found)) for split, found in (builder.config.data_files or {}).items()}
+    everything = list(chain.from_iterable(files.values()))
+    check_sets(everything)
+    check_shards((file for file in everything if Path(file).is_file()), in_full=False)
+    if streaming:
+        loaded = builder.as_streaming_dataset()
+        for split in loaded.keys() & files.keys():
+            name_shards(loaded[split], files[split])
+    else:
+        loaded = _prepare(builder, everything)
     return {HUB_NAMES.get(split, split): dataset for split, dataset in loaded.items()}
 
 
-def _check_shards(name: str, *, in_full: bool) -> None:
-    """Raises InputError for a damaged Parquet file in a folder; reads all of it only `in_full`."""
-    for file in sorted(Path(name).rglob("*.parquet")) if Path(name).is_dir() else ():
+def _prepare(builder: DatasetBuilder, files: Sequence[str]) -> dict[str, Dataset]:
+    """Downloads the files and makes the cache that the splits are read from; one that is there but damaged, anew."""
+    place, mode = Path(builder.cache_dir), None
+    if (place / DATASET_INFO_FILENAME).exists():
         try:
-            with parquet.ParquetFile(file) as shard:
-                for _ in shard.iter_batches(1024) if in_full else ():
-                    pass
+            builder.download_and_prepare()
+            return builder.as_dataset()
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise InputError(
-                f"expected a whole Parquet file at {file}, found it damaged ({str(error).splitlines()[0]}); write or "
-                "download it again"
-            ) from error
+            logger.warning("the cache in %s is damaged (%s) and is made anew", place, str(error).split("\n")[0])
+            mode = "reuse_cache_if_exists"  # of the downloads
+    check_downloads(files)
+    try:
+        builder.download_and_prepare(download_mode=mode)
+    except (DatasetGenerationError, pa.ArrowException):
+        check_shards(files, in_full=True)
+        raise
+    return builder.as_dataset()
 
 
 def _list_split(dataset: Dataset, split: str, arguments: DataArguments) -> ImagePool:
@@ -172,7 +192,8 @@ def _file_names(dataset: Dataset, images: Dataset, split: str) -> list[str]:
 
 
 def _rows_of(stream: IterableDataset) -> Iterator[dict[str, Any]]:
-    yield from stream
+    for shard in range(stream.num_shards):
+        yield from read_shard(stream, shard, "run the command again")
 
 
 def _undecoded(stream: IterableDataset) -> IterableDataset:

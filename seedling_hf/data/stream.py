@@ -18,6 +18,7 @@ from seedling_hf.data.collator import Collator
 from seedling_hf.data.images import ImageError
 from seedling_hf.data.pool import ImageFeature
 from seedling_hf.data.seeds import epoch_seed, permutation
+from seedling_hf.data.shards import read_shard
 from seedling_hf.data.transforms import ExampleTransform
 from seedling_hf.errors import InputError
 
@@ -104,7 +105,7 @@ class TrainingStream(torch.utils.data.IterableDataset):
 
     def _rows(self, shard: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """This process's rows of a shard, with their numbers."""
-        rows = enumerate(self.dataset.shard(self.dataset.num_shards, shard))
+        rows = enumerate(read_shard(self.dataset, shard, "resume with --resume_from_checkpoint latest"))
         return islice(rows, self.process_index, None, self.num_processes) if self._shares_shards else rows
 
     def _order(self, place: Place, shard: int, size: int) -> list[int]:

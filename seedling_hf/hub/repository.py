@@ -50,9 +50,10 @@ def check_access(target: Target, *, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> N
         Exception: whatever huggingface_hub raises when the Hub cannot be reached.
     """
     require_login()
-    api, session = HfApi(), get_session()
-    former, session.timeout = session.timeout, timeout_s
+    session = former = None
     try:
+        api, session = HfApi(), get_session()
+        former, session.timeout = session.timeout, timeout_s
         repo = _create_repo(api, target)
         api.auth_check(**repo, write=True)
         if target.tag and (commit := _tags(api, repo).get(target.tag)):
@@ -69,7 +70,8 @@ def check_access(target: Target, *, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> N
             ) from error
         raise
     finally:
-        session.timeout = former
+        if session is not None:
+            session.timeout = former
 
 
 def push(snapshot: Snapshot, *, tries: int = TRIES) -> str:

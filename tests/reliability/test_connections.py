@@ -59,7 +59,7 @@ def commands(images: Path) -> dict[str, list]:
         "evaluate": ["evaluate", *model, "--test_dir", images, "--output_dir", "report"],
         "embed": ["embed", *model, "--images", image, "--embeddings_file", "embeddings.parquet"],
         "saliency": ["saliency", *model, "--images", image, "--output_dir", "maps"],
-        "export": ["export", *model, "--output_file", "model.onnx"],
+        "export": ["export", *model, "--images", image, "--output_file", "model.onnx"],
         "dataset": ["train", "--dataset_name", DATASET, *TRAIN],
         "stream": ["train", "--dataset_name", DATASET, "--streaming", *TRAIN],
         "resume": ["train", "--train_dir", images, "--resume_from_checkpoint", MODEL, *TRAIN],

@@ -172,6 +172,10 @@ def test_damaged_embeddings_are_named(embeddings, model_dir, images, tmp_path, d
         assert_sentence(outcome, "e.parquet")
 
 
+# What the pages of a Parquet file, which have no checksums, do not show: its schema stands at the end.
+UNSEEN = {"removed", "a byte of the schema", "a byte of a pixel", "longer"}
+
+
 @pytest.fixture(scope="module")
 def dataset(images, tmp_path_factory) -> Path:
     """A dataset of Parquet shards, with images inside."""
@@ -189,11 +193,11 @@ def dataset(images, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("damage", [name for name in DAMAGE if name not in ("removed", "a byte of a pixel", "longer")])
+@pytest.mark.parametrize("damage", [*(name for name in DAMAGE if name not in UNSEEN), "a byte of the footer"])
 def test_a_damaged_shard_of_a_dataset_is_named(dataset, tmp_path, damage):
     folder = tmp_path / "folder"
     shutil.copytree(dataset, folder / "data")
-    DAMAGE[damage](folder / "data" / "train-00001-of-00003.parquet")
+    DAMAGE.get(damage, partial(flip_at, 0.9999))(folder / "data" / "train-00001-of-00003.parquet")
     words = ["train", "--dataset_name", "data", *[word for word in TRAIN[3:] if word not in ("--cache_images", 48)]]
     outcome = command(words, folder, before=partial(use_cache, tmp_path / "cache"))
     if damage == "a byte at the start":  # a mark that nothing depends on
