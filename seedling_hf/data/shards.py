@@ -91,7 +91,7 @@ def check_shards(files: Iterable[str], *, in_full: bool) -> None:
 
 
 def _describe(file: str, path: Path, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
+    reason = str(error).splitlines()[0].rstrip(".")
     if file.startswith(REMOTE):
         return (
             f"expected a whole Parquet file at {file}, found it damaged on the Hub too ({reason}); choose another "
@@ -148,7 +148,7 @@ def read_shard(stream: IterableDataset, number: int, advice: str) -> Iterator[di
             explained = explain_network(error)
             if explained is None and not isinstance(error, READ_ERRORS):
                 raise
-            reason = explained[0] if explained else str(error).splitlines()[0]
+            reason = explained[0] if explained else str(error).splitlines()[0].rstrip(".")
             names = list(stream.info.download_checksums or ())
             where = names[number] if len(names) == stream.num_shards else f"shard {number}"
             raise InputError(f"expected to read the images of {where}, found: {reason}; {advice}") from error

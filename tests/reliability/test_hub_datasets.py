@@ -14,9 +14,9 @@ import pytest
 from hub_client import COMMAND, HEAVY, TOKENS, Client, free_port
 from local_hub import Fault, LocalHub
 
-NUM_SHARDS = 6
+NUM_SHARDS = 6  # an epoch of 36 images takes 9 steps, and reads them all
 TRAIN = [
-    "--variant", "tiny", "--image_size", 32, "--max_steps", 6, "--eval_steps", 2, "--logging_steps", 1,
+    "--variant", "tiny", "--image_size", 32, "--max_steps", 9, "--eval_steps", 3, "--logging_steps", 1,
     "--per_device_train_batch_size", 4, "--output_dir", "run",
 ]  # fmt: skip
 WHOLE = "alice/photographs"
@@ -338,7 +338,7 @@ def test_whole_sets_of_other_names_are_read(machine, shards, form):
 
 # A stream that breaks off
 
-STREAM = r"/(resolve|cdn)/.*"
+STREAM = "/cdn/"  # where the Hub keeps large files
 BREAKS = {
     "an error of the server": {"status": 500},
     "a server that is not there": {"status": 503},
@@ -348,7 +348,7 @@ BREAKS = {
     "an answer that is lost": {"drop": "response"},
     "too many requests": {"status": 429},
 }
-LATER = 6  # requests, when the first steps are done
+LATER = 5  # requests, for the columns, for validation and for the first two shards of training
 
 
 @pytest.mark.parametrize("workers", [0, 1])
