@@ -26,6 +26,10 @@ BLOCK = 1024  # encoded images that are kept in memory and shuffled
 ROWS_OF_A_SHARD = 10**9  # more than any has, to number the images of all shards
 
 
+class StreamError(InputError):
+    """The images after the last step cannot be had: the sentence names the image or the shard."""
+
+
 class Place(NamedTuple):
     """Where a process is in the stream: its next image is number `offset` of the block that starts at row `start`."""
 
@@ -134,12 +138,12 @@ def pop_place(batches: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Tensor]
     """The batches of a step without their places, and the place where the next step starts.
 
     Raises:
-        InputError: if the stream yielded one.
+        StreamError: if the stream yielded an error.
     """
     group, place = [], None
     for batch in batches:
         if "error" in batch:
-            raise InputError(batch["error"])
+            raise StreamError(batch["error"])
         place = Place(*batch.pop("place"))
         group.append(batch)
     return group, place

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.images import ImageError
+from seedling_hf.data.stream import StreamError
 from seedling_hf.errors import InputError, WriteError
 from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.hub.pusher import HubPusher
@@ -111,7 +112,7 @@ class Training:
             except Stopped:
                 self.save_checkpoint()
                 return False
-            except ImageError:
+            except (ImageError, StreamError):
                 if self.accelerator.num_processes == 1:  # others do not know of it
                     self.save_checkpoint()
                 raise

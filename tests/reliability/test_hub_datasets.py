@@ -364,12 +364,13 @@ def test_a_stream_that_breaks_off_once_goes_on_with_the_same_images(machine, str
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("fault", BREAKS)
 def test_a_stream_that_stays_away_ends_with_a_sentence_and_resumes(machine, streamed, fault, workers):
-    words = ["--streaming", "--dataloader_num_workers", workers, "--save_steps", 1]
+    words = ["--streaming", "--dataloader_num_workers", workers]  # the state is saved when it breaks off
     machine.client.hub.faults.append(Fault(path=STREAM, method="GET", after=LATER, **BREAKS[fault]))
     sentence_of(machine.train(WHOLE, *words), "hf://datasets/alice/photographs@", "train-0000", "resume")
     done = machine.losses()
     assert done == streamed.losses()[: len(done)]
     assert not list(machine.folder.rglob("*.tmp"))
+    assert any((machine.folder / "run" / "checkpoints").glob("step-*"))
     machine.client.hub.faults.clear()
     assert_well(machine.train(WHOLE, *words, "--resume_from_checkpoint", "latest"))
     assert machine.losses()[-1] == streamed.losses()[-1]
