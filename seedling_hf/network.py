@@ -164,8 +164,9 @@ def _explain_404(code: str, address: str) -> str:
 
 
 def _explain_407() -> str:
-    variable, address = _proxy_in_use() or ("the system's settings", "")
-    return f"the proxy {address} of {variable} wants a user and a password; write them into its address"
+    proxy = _proxy_in_use()
+    which = f"the proxy {proxy[1]} of {proxy[0]}" if proxy else "the proxy"
+    return f"{which} wants a user and a password; write them into its address"
 
 
 def _token_source() -> str | None:
