@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetBuilder, Image, IterableDataset
 from datasets.config import DATASET_INFO_FILENAME, DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from huggingface_hub import HfApi
+from huggingface_hub import dataset_info
 from huggingface_hub.errors import HFValidationError
 
 from seedling_hf.data.images import a_few
@@ -108,7 +108,7 @@ def _load(arguments: DataArguments, *, streaming: bool) -> dict[str, Any]:
         builder = load_dataset_builder(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
     except (DatasetNotFoundError, ConnectionError):
         with suppress(HFValidationError):  # a path
-            HfApi().dataset_info(name, revision=arguments.dataset_revision)  # raises the reason, which is lost here
+            dataset_info(name, revision=arguments.dataset_revision)  # raises the reason, which is lost here
         raise
     files = {str(split): list(map(str, found)) for split, found in (builder.config.data_files or {}).items()}
     everything = list(chain.from_iterable(files.values()))
