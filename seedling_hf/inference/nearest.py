@@ -109,4 +109,4 @@ def _cosine(embeddings: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Cosines (N,) of embeddings (N, C) and a query (C,), in float64; a length of 0 gives 0."""
     embeddings, query = embeddings.astype(np.float64), query.astype(np.float64)
     lengths = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(query)
-    return np.divide(embeddings @ query, lengths, out=np.zeros(len(embeddings)), where=lengths > 0)
+    return np.divide(embeddings @ query, lengths, out=np.zeros(len(embeddings)), where=lengths != 0)
