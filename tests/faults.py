@@ -60,8 +60,9 @@ class Started:
         os.kill(self.processes[0].pid, number)
 
     def finish(self, timeout: float = 120) -> Outcome:
+        end = time.monotonic() + timeout
         for process in self.processes:
-            process.join(max(0.0, self.started + timeout - time.monotonic()))
+            process.join(max(0.0, end - time.monotonic()))
         hangs = [process for process in self.processes if process.is_alive()]
         for process in hangs:  # each leads a session, with its workers
             os.killpg(process.pid, signal.SIGKILL)
