@@ -1,6 +1,7 @@
 """Fonts of this machine that hold the characters of a text, found only when a text needs them."""
 
 import logging
+import os
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -55,7 +56,7 @@ def draw_names(names: Sequence[str], kind: str = "class", *, longest: int = LONG
 
 
 def _say_numbers(kind: str, numbers: Mapping[int, str]) -> None:
-    if kind in _said:
+    if kind in _said or os.environ.get("RANK", "0") != "0":  # one of several processes says it
         return
     _said.add(kind)
     named = [f"{kind} {number} for {name}" for number, name in islice(numbers.items(), MOST_SAID)]
