@@ -185,7 +185,7 @@ SPOKEN = {  # with the exit code where it is not 0: there is no Hub
     "embed": [*FROM_MODEL, "--images", "images", "--embeddings_file", "特征.parquet", "--query", "images/小麦/0.png"],
     "saliency": [*FROM_MODEL, "--images", "images/小麦", "--output_dir", "报告", "--target", "小麦"],
     "saliency of no class": [*FROM_MODEL, "--images", "images", "--output_dir", "报告", "--target", "大麦", 2],
-    "visualize_erf": ["--models", "model", "--images", "images/小麦", "--image_size", "64", "--output_dir", "报告"],
+    "visualize_erf": [*FROM_MODEL, "--images", "images/小麦", "--image_size", "64", "--output_dir", "报告"],
     "push_to_hub": ["--output_dir", "model", "--hub_model_id", "someone/seedlings", 1],
     "push_space": [*FROM_MODEL, "--hub_space_id", "someone/seedlings", 1],
     "push_dataset": [
