@@ -25,6 +25,7 @@ from transformers.hf_argparser import HfArgumentParser, string_to_bool
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_writable_folder, write_text
 from seedling_hf.locks import lock_file, lock_folder
+from seedling_hf.origin import check_outputs
 from seedling_hf.paths import check_file_apart, check_folder_apart, check_path, expand_home, expand_variables
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ RANGES = {
     "below": ("below", operator.lt),
 }
 
-DECLARED = {*RANGES, "path", "images", "writable", "apart"}  # checked here, unknown to argparse
+DECLARED = {*RANGES, "path", "images", "writable", "apart", "files"}  # checked here, unknown to argparse
 
 # Flags that name files or folders; others say so with `path=True`.
 PATH_ENDINGS = ("_dir", "_file", "_path")
@@ -58,6 +59,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
         images: it names images that are read, or folders of them
         writable: a folder or file to write, apart from what is read
         apart: the folder to write must not hold the images either
+        files: names of the files in that folder, which are replaced only if they are ours
     """
     return field(**{"default_factory" if default is list else "default": default}, metadata={"help": help, **metadata})
 
@@ -75,7 +77,7 @@ class ArgumentGroup:
 
         Raises:
             InputError: for a number that is not finite or outside its range, an empty word, a path that cannot be
-                written, or an output among what is read.
+                written, an output among what is read, or a file of somebody else in its place.
         """
         for flag in fields(self):
             value = getattr(self, flag.name)
@@ -89,6 +91,7 @@ class ArgumentGroup:
             value = getattr(self, flag.name)
             if value is not None and flag.metadata.get("writable"):
                 self.check_output(flag.name, apart=flag.metadata.get("apart", False))
+                check_outputs(value, flag.metadata.get("files", ()), f"--{flag.name}")
 
     def check_output(self, name: str, *, apart: bool = False) -> None:
         """Checks that what the flag `name` writes is in a folder that can be written, and apart from what is read.

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import chain
@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 from seedling_hf.errors import HubError, InputError, WriteError, causes
 from seedling_hf.escaping import CsvWriter
+from seedling_hf.origin import mark_archive
+from seedling_hf.paths import holds_or_lies_in
 
 MAX_NAME = 255  # bytes of a file name, on the usual file systems
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -72,14 +74,10 @@ def writing(path: str | os.PathLike, size: Callable[[], int] = int) -> Iterator[
         if failure is None:
             raise
         number, file = failure
-        if file and number not in FULL and not _is_beside(file, path):  # another file, that could not be read
+        is_beside = file is None or holds_or_lies_in(file, Path(path).absolute().parent)
+        if number not in FULL and not is_beside:  # another file, that could not be read
             raise
         raise write_error(path, number, size()) from error
-
-
-def _is_beside(file: str, path: str | os.PathLike) -> bool:
-    folder, file = os.path.dirname(os.path.abspath(path)), os.path.abspath(file)
-    return os.path.commonpath([folder, file]) in (folder, file)
 
 
 def _existing(path: str | os.PathLike) -> Path:
@@ -164,6 +162,16 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
     """Writes rows as CSV, complete or not at all."""
     with replacing(path) as temporary, open_text(temporary) as stream:
         CsvWriter(stream).writerows(chain([header], rows))
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays as a compressed archive of NumPy, complete or not at all."""
+    import numpy as np
+
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as stream:
+            np.savez_compressed(stream, **arrays)
+        mark_archive(temporary)
 
 
 @contextmanager

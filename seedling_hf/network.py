@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from seedling_hf.errors import InputError, causes
+from seedling_hf.files import FULL
+from seedling_hf.paths import holds_or_lies_in
 
 PERMANENT = frozenset({400, 401, 403, 404, 413})
 READING = frozenset({"GET", "HEAD"})
 LOGIN = "`hf auth login` or HF_TOKEN"
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 DISK = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -248,7 +249,7 @@ def _explain_cache(error: OSError) -> tuple[str, bool] | None:
     if file is None and error.errno in FULL:  # a write that fails does not know its file
         variable, reason = "HF_HOME", os.strerror(error.errno)
     else:
-        variable = next((name for name, folder in folders.items() if file and _is_inside(file, folder)), None)
+        variable = next((name for name, folder in folders.items() if file and holds_or_lies_in(file, folder)), None)
         reason = f"{file}: {os.strerror(error.errno)}"
     if variable is None:
         return None
@@ -256,10 +257,6 @@ def _explain_cache(error: OSError) -> tuple[str, bool] | None:
         f"the cache of downloaded files in {folders[variable]} cannot be written ({reason}); make room or allow "
         f"writing there, or set {variable} to another folder"
     ), False
-
-
-def _is_inside(file: str, folder: str) -> bool:
-    return file == folder or file.startswith(folder + os.sep) or folder.startswith(file + os.sep)
 
 
 def _first_line(text: object) -> str:

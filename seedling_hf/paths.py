@@ -3,7 +3,7 @@
 import mimetypes
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from seedling_hf.errors import InputError
@@ -50,6 +50,12 @@ def check_regular(path: str | os.PathLike, what: str) -> None:
         raise InputError(f"expected a file or a folder as {what}, found a pipe, a socket or a device: {path}")
 
 
+def holds_or_lies_in(first: str | os.PathLike, second: str | os.PathLike) -> bool:
+    """Whether a path is, holds, or lies in another."""
+    first, second = Path(os.path.abspath(first)), Path(os.path.abspath(second))
+    return first.is_relative_to(second) or second.is_relative_to(first)
+
+
 def check_folder_apart(folder: str, flag: str, read: Iterable[tuple[str, str]], *, around: bool) -> None:
     """Refuses an output folder that is, or lies in, a folder of images, where it would be read as images or a class.
 
@@ -82,17 +88,3 @@ def check_file_apart(file: str, flag: str, read: Iterable[tuple[str, str]]) -> N
     for source_flag, name in read:
         if os.path.isfile(name) and os.path.exists(file) and os.path.samefile(name, file):
             raise InputError(f"expected {flag} apart from {source_flag}, found {file} for both; choose another {flag}")
-
-
-def check_replaceable(file: str, flag: str, beginnings: Sequence[bytes], what: str) -> None:
-    """Raises InputError if `file` has content that begins in none of these ways: then it is not ours to replace."""
-    try:
-        with open(file, "rb") as stream:
-            found = stream.read(max(map(len, beginnings)))
-    except OSError:  # nothing there; a file that cannot be read cannot be written either
-        return
-    if found and not found.startswith(tuple(beginnings)):
-        raise InputError(
-            f"expected {what} of an earlier run at {file}, or nothing, found another file; move it away, or choose "
-            f"another {flag}"
-        )

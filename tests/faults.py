@@ -13,6 +13,34 @@ from processes import STREAMS, start
 
 from seedling_hf.commands import main
 
+PTH = Path(__file__).resolve().parent / "golden" / "small_kernel_5.pth"
+# Each command that writes, in a folder with `images` and the models `model` and `other`; it writes into `out` only.
+COMMANDS = {
+    "train": "train --train_dir images --output_dir out --variant tiny --image_size 32 --max_steps 3 --save_steps 1 "
+    "--per_device_train_batch_size 8 --eval_steps 2 --logging_steps 1",
+    "train, cached": "train --train_dir images --output_dir out --variant tiny --image_size 32 --max_steps 3 "
+    "--per_device_train_batch_size 8 --cache_images 40",
+    "predict": "predict --model_name_or_path model --images images --output_file out/answers.csv",
+    "predict, tiles": "predict --model_name_or_path model --images images --output_file out/a.csv --tiles "
+    "--boxes_dir out/boxes",
+    "evaluate": "evaluate --model_name_or_path model --test_dir images --output_dir out",
+    "compare": "compare --models model other --data_dir images --output_dir out",
+    "probe": "probe --model_name_or_path model --test_dir images --output_dir out --max_samples 4",
+    "embed": "embed --model_name_or_path model --images images --embeddings_file out/features.parquet",
+    "saliency": "saliency --model_name_or_path model --images images --output_dir out --max_samples 1",
+    "visualize_erf": "visualize_erf --model_name_or_path model --images images --output_dir out --image_size 64 "
+    "--max_samples 1",
+    "export, half": "export --model_name_or_path model --format half --output_file out/half",
+    "export, torch": "export --model_name_or_path model --format torch_export --output_file out/m.pt2 --images images "
+    "--max_check_samples 2",
+    "convert_checkpoint": f"convert_checkpoint --checkpoint_path {PTH} --output_dir out/converted",
+    "inspect_dataset": "inspect_dataset --train_dir images --output_dir out",
+    "describe_dataset": "describe_dataset --train_dir images --output_file out/statistics.json",
+    "make_split": "make_split --train_dir images --output_dir out",
+    "preview_augmentation": "preview_augmentation --train_dir images --output_dir out --image_size 32 --num_examples 1",
+    "benchmark": "benchmark --output_dir out --parts layers --variant nano --image_size 32 --batch_size 1 --repeats 1",
+}
+
 
 class Outcome(NamedTuple):
     """How a command ended; `code` is None if it had to be killed after `timeout` seconds."""

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 GROUND = {
-    "arguments", "errors", "escaping", "files", "locks", "machine", "network", "paths", "plots", "signals",
+    "arguments", "errors", "escaping", "files", "locks", "machine", "network", "origin", "paths", "plots", "signals",
     "spelling", "train_arguments",
 }  # fmt: skip
 FLOORS = [

@@ -1,7 +1,7 @@
 import pytest
 
 from seedling_hf.errors import InputError
-from seedling_hf.paths import check_file_apart, check_replaceable, expand_variables
+from seedling_hf.paths import check_file_apart, expand_variables
 
 
 def test_a_path_that_exists_keeps_its_dollar(tmp_path, monkeypatch):
@@ -23,14 +23,3 @@ def test_an_output_file_is_not_read_too(tmp_path):
     (tmp_path / "link").symlink_to("a.csv")
     with pytest.raises(InputError, match="apart from --split_file"):
         check_file_apart(str(tmp_path / "link"), "--output_file", [("--split_file", str(tmp_path / "a.csv"))])
-
-
-def test_only_content_of_ours_is_replaced(tmp_path):
-    file = tmp_path / "a.csv"
-    check_replaceable(file, "--output_file", [b"file,class"], "predictions")
-    for content in (b"", b"file,class,probability"):
-        file.write_bytes(content)
-        check_replaceable(file, "--output_file", [b"file,class"], "predictions")
-    file.write_bytes(b"file,label")
-    with pytest.raises(InputError, match="expected predictions of an earlier run"):
-        check_replaceable(file, "--output_file", [b"file,class"], "predictions")

@@ -9,6 +9,7 @@ from pathlib import Path
 from seedling_hf.arguments import LARGEST_SEED, MOST_WORKERS, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
+from seedling_hf.origin import TEXT_MARK, check_outputs
 
 PARTS = ("layers", "training", "inference", "memory", "growth", "loading")
 
@@ -22,7 +23,12 @@ class BenchmarkArguments(ArgumentGroup):
         seedling-hf benchmark --variant 31B --parts layers,training --output_dir outputs/benchmark
     """
 
-    output_dir: str = option(MISSING, "folder for benchmark.json, benchmark.md and growth.png", writable=True)
+    output_dir: str = option(
+        MISSING,
+        "folder for benchmark.json, benchmark.md and growth.png",
+        writable=True,
+        files=("benchmark.json", "benchmark.md"),
+    )
     variant: str = option("31B", "model", choices=["nano", "tiny", "31B", "31L", "XL"])
     parts: str = option("layers,training,inference,memory", f"what to measure, separated by commas: {', '.join(PARTS)}")
     train_dir: str | None = option(None, "class folders for the part `loading`", images=True)
@@ -49,6 +55,8 @@ class BenchmarkArguments(ArgumentGroup):
             raise InputError(f"expected --parts of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
         if "loading" in self.parts.split(",") and self.train_dir is None:
             raise InputError("expected --train_dir with --parts loading, found none; give class folders of images")
+        if "growth" in self.parts.split(","):
+            check_outputs(self.output_dir, ["growth.png"], "--output_dir")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -101,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     text = format_results(results)
     folder = Path(arguments.output_dir)
     write_text(folder / "benchmark.json", json.dumps(results, indent=2) + "\n")
-    write_text(folder / "benchmark.md", text + "\n")
+    write_text(folder / "benchmark.md", f"{text}\n\n<!-- {TEXT_MARK.decode()} -->\n")
     if "growth" in parts:
         plot_growth(results["growth"], folder / "growth.png")
     print(text)

@@ -22,7 +22,10 @@ class CompareArguments(ArgumentGroup):
     models: list[str] = option(MISSING, "two or more model folders, or repositories on the Hub", path=True)
     data_dir: str = option(MISSING, "folder of class folders", images=True)
     output_dir: str = option(
-        MISSING, "folder for comparison.html, comparison.md, comparison.json and predictions.csv", writable=True
+        MISSING,
+        "folder for comparison.html, comparison.md, comparison.json and predictions.csv",
+        writable=True,
+        files=("comparison.html", "comparison.md", "comparison.json", "predictions.csv"),
     )
     trust_remote_code: bool = option(False, "run the Python code of the repositories; a RepLKNet needs none")
     per_device_eval_batch_size: int = option(64, "images in a batch, per process", least=1)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.files import write_text
-from seedling_hf.paths import check_replaceable
+from seedling_hf.origin import check_ours
 
 MOST_SIZES = 8
 
@@ -28,7 +28,7 @@ class DescribeArguments(ArgumentGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.output_file is not None:
-            check_replaceable(self.output_file, "--output_file", [b'{\n  "classes": {'], "statistics")
+            check_ours(self.output_file, "--output_file", "statistics")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import InferenceArguments
 from seedling_hf.locks import lock_file
+from seedling_hf.origin import check_ours
 
 
 @dataclass(kw_only=True)
@@ -39,6 +40,7 @@ class EmbedArguments(InferenceArguments):
                     f"expected a file as --embeddings_file, found the folder {self.embeddings_file}; add a name.parquet"
                 )
             self.check_output("embeddings_file")
+            check_ours(self.embeddings_file, "--embeddings_file", ".parquet")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -48,15 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.listing import list_images
     from seedling_hf.inference.answers import format_count
     from seedling_hf.inference.embedding import embed_image, hash_weights, write_embeddings
-    from seedling_hf.inference.nearest import check_embeddings, check_replaced, find_nearest, format_nearest
+    from seedling_hf.inference.nearest import check_embeddings, find_nearest, format_nearest
     from seedling_hf.inference.output import print_failed
     from seedling_hf.inference.prediction import build_accelerator
 
     if arguments.images and next(list_images(arguments.images), None) is None:
         raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
-    if arguments.images:
-        check_replaced(arguments.embeddings_file)
-    else:
+    if not arguments.images:
         check_embeddings(arguments.embeddings_file)
     accelerator = build_accelerator(arguments.mixed_precision)
     if accelerator.num_processes > 1:

@@ -8,6 +8,12 @@ from pathlib import Path
 from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import InferenceArguments
+from seedling_hf.origin import check_outputs
+
+REPORT_FILES = (
+    "report.html", "report.md", "report.json", "predictions.csv", "probabilities.npz", "confusion_matrix.png",
+    "reliability.png", "coverage_risk.png",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -21,7 +27,9 @@ class EvaluateArguments(InferenceArguments):
     _argument_group_name = "Evaluation"
 
     test_dir: str = option(MISSING, "folder of class folders", images=True)
-    output_dir: str = option(MISSING, "folder for report.html, report.md, report.json and their figures", writable=True)
+    output_dir: str = option(
+        MISSING, "folder for report.html, report.md, report.json and their figures", writable=True, files=REPORT_FILES
+    )
     calibration_dir: str | None = option(
         None,
         "class folders to fit the temperature on (default: either half of test_dir for the other)",
@@ -44,6 +52,8 @@ class EvaluateArguments(InferenceArguments):
                 f"expected --calibration_dir with other images than --test_dir, found {self.calibration_dir} for both; "
                 "leave it out to fit either half on the other"
             )
+        if self.probes:
+            check_outputs(self.output_dir, ["probes.png"], "--output_dir")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

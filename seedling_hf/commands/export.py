@@ -6,9 +6,12 @@ from pathlib import Path
 
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
+from seedling_hf.files import check_new_folder
 from seedling_hf.inference.classifier import ClassifierArguments
+from seedling_hf.origin import check_ours
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
+INT8_SUFFIX = ".int8.onnx"
 
 
 @dataclass(kw_only=True)
@@ -47,6 +50,12 @@ class ExportArguments(ClassifierArguments):
             raise InputError(f"expected --train_dir and --format onnx for --int8, found {found}")
         if self.format != "half" and not (self.images or self.eval_dir or self.train_dir):
             raise InputError("expected images to check the file on, found none; give --images or --eval_dir")
+        if not suffix:
+            check_new_folder(Path(self.output_file), "--output_file")
+        else:
+            check_ours(self.output_file, "--output_file")
+        if self.int8:
+            check_ours(Path(self.output_file).with_suffix(INT8_SUFFIX), "--output_file")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

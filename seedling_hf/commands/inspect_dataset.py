@@ -22,7 +22,12 @@ class InspectArguments(ArgumentGroup):
     """
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)
-    output_dir: str = option(MISSING, "folder for inspection.html and inspection.json", writable=True)
+    output_dir: str = option(
+        MISSING,
+        "folder for inspection.html and inspection.json",
+        writable=True,
+        files=("inspection.html", "inspection.json"),
+    )
     num_threads: int | None = option(
         None, "threads that decode (default: one for each core)", least=1, most=MOST_WORKERS
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 from seedling_hf.arguments import parse_arguments
 from seedling_hf.errors import InputError
@@ -16,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.inference.listed_run import predict_listed
     from seedling_hf.inference.prediction import build_accelerator, on_main_process
     from seedling_hf.inference.tiles import check_scikit_image
-    from seedling_hf.inference.trays import build_predictor
+    from seedling_hf.inference.trays import build_predictor, check_boxes
     from seedling_hf.inference.watched_run import predict_watched
 
     if arguments.tiles:
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.watch and accelerator.num_processes > 1:
         raise InputError(f"expected one process for --watch, found {accelerator.num_processes}; start it by itself")
     on_main_process(accelerator, arguments.lock_outputs)
+    on_main_process(accelerator, partial(check_boxes, arguments))
     predictor = build_predictor(arguments, accelerator)
     with writing(arguments.output_file) if arguments.output_file else nullcontext():  # the journal lies beside it
         if arguments.watch:

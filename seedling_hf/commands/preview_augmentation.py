@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.files import fitting
+from seedling_hf.origin import check_outputs
 from seedling_hf.train_arguments import AugmentationArguments
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class PreviewArguments(AugmentationArguments):
     _argument_group_name = "Preview"
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/ inside", images=True)
-    output_dir: str = option(MISSING, "folder for the PNG files", writable=True)
+    output_dir: str = option(
+        MISSING, "folder for the PNG files", writable=True, files=("each_augmentation.png", "mixed_batches.png")
+    )
     image_size: int = option(128, "side of the images in pixels", least=32)
     num_examples: int = option(6, "augmented versions of each image", least=1, most=20)
     seed: int = option(42, "seed of the augmentation", least=0, most=LARGEST_SEED)
@@ -61,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         members[images.features["label"].names[label]].append(row)
 
     labels = dict(zip(members, draw_names([*members]), strict=True))
+    check_outputs(arguments.output_dir, (f"{name}.png" for name in members), "--output_dir")
     for name, rows in members.items():
         rows = rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS]
         draw_class(name, labels[name], images, rows, arguments)

@@ -23,7 +23,12 @@ class ProbeArguments(InferenceArguments):
     _argument_group_name = "Probes"
 
     test_dir: str = option(MISSING, "folder of class folders", images=True)
-    output_dir: str = option(MISSING, "folder for probes.json, probes.md, probes.png and examples.png", writable=True)
+    output_dir: str = option(
+        MISSING,
+        "folder for probes.json, probes.md, probes.png and examples.png",
+        writable=True,
+        files=("probes.json", "probes.md", "probes.png", "examples.png"),
+    )
     max_samples: int | None = option(None, "use at most this many images, evenly spaced", least=1)
     seed: int = option(0, "seed of the order of patches and of what covers plants", least=0, most=LARGEST_SEED)
 

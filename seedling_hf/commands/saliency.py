@@ -10,6 +10,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.files import fitting
 from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
+from seedling_hf.origin import check_outputs
 from seedling_hf.spelling import find_near
 
 MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
@@ -28,7 +29,10 @@ class SaliencyArguments(InferenceArguments):
 
     images: list[str] = option(MISSING, "images, or folders that are searched for images", images=True)
     output_dir: str = option(
-        MISSING, "folder for a PNG of each image and saliency.png with the first 24", writable=True
+        MISSING,
+        "folder for a PNG of each image and saliency.png with the first 24",
+        writable=True,
+        files=("saliency.png",),
     )
     target: str | None = option(None, "class to explain instead of the predicted one")
     stage: int | None = option(
@@ -52,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     accelerator = build_accelerator("no")
     on_main_process(accelerator, arguments.lock_outputs)
     files = select_images(arguments.images, arguments.max_samples, skip_bad_images=arguments.skip_bad_images)
+    folder, names, sheet = Path(arguments.output_dir), file_names(files), []
+    check_outputs(folder, names.values(), "--output_dir")
     model, image_processor = arguments.load()
     model.to(accelerator.device)
     class_names = list_classes(model.config)
@@ -64,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     images = min(arguments.per_device_eval_batch_size, len(files))
     check_memory(model, images, image_side(image_processor), EVAL_ADVICE, trains=True)
-    folder, names, sheet = Path(arguments.output_dir), file_names(files), []
     labels = dict(zip(class_names, draw_names(class_names), strict=True))
     folders, places = letter_files(files, labels)
     for start in range(0, len(files), arguments.per_device_eval_batch_size):

@@ -9,7 +9,7 @@ from pathlib import Path
 from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import one_line, pad, width_of
-from seedling_hf.files import replacing, write_csv
+from seedling_hf.files import write_arrays, write_csv
 
 IMAGES_THAT_SETTLE = 8
 
@@ -23,7 +23,9 @@ class ErfArguments(ArgumentGroup):
     """
 
     images: list[str] = option(MISSING, "images, or folders that are searched for images", images=True)
-    output_dir: str = option(MISSING, "folder for erf.png, erf.csv and erf.npz", writable=True)
+    output_dir: str = option(
+        MISSING, "folder for erf.png, erf.csv and erf.npz", writable=True, files=("erf.png", "erf.csv", "erf.npz")
+    )
     model_name_or_path: list[str] = option(list, "model folders or Hub repositories to compare")
     untrained: list[str] = option(
         list, "RepLKNets with random weights: nano, or with other kernels nano:3 or nano:7,7,7,5"
@@ -43,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Models and images → gradients of the centre → maps and ratios."""
     arguments = parse_arguments(ErfArguments, argv, prog="visualize_erf")
 
-    import numpy as np
     from tqdm.auto import tqdm
 
     from seedling_hf.data.images import select_images
@@ -86,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     folder = Path(arguments.output_dir)
     write_csv(folder / "erf.csv", list(rows[0]), (row.values() for row in rows))
-    with replacing(folder / "erf.npz") as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, **scores)
+    write_arrays(folder / "erf.npz", scores)
     plot_erf(scores, rows, folder / "erf.png")
     print(format_ratios(rows))
     print(f"\nThe maps are in {folder}; the figure is {folder / 'erf.png'}.")

@@ -14,7 +14,7 @@ from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.rendering import Saliency, markdown_report, render_comparison, render_page, render_report
 from seedling_hf.evaluation.report import Prediction, Report
 from seedling_hf.evaluation.sentences import describe_confusion, describe_pair_of_models, headline
-from seedling_hf.files import replacing, write_csv, write_text
+from seedling_hf.files import write_arrays, write_csv, write_text
 from seedling_hf.plots.quality import (
     MOST_CLASSES,
     plot_confusion_matrix,
@@ -39,14 +39,13 @@ def write_report(
     header = [column.name for column in fields(Prediction)]
     write_csv(output_dir / "predictions.csv", header, map(astuple, report.predictions))
     number_of = {name: number for number, name in enumerate(report.class_names)}
-    with replacing(output_dir / "probabilities.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            probabilities=report.probabilities,
-            labels=np.array([number_of[row.label] for row in report.predictions]),
-            files=np.array([row.file for row in report.predictions]),
-            class_names=np.array(report.class_names),
-        )
+    arrays = {
+        "probabilities": report.probabilities,
+        "labels": np.array([number_of[row.label] for row in report.predictions]),
+        "files": np.array([row.file for row in report.predictions]),
+        "class_names": np.array(report.class_names),
+    }
+    write_arrays(output_dir / "probabilities.npz", arrays)
     write_text(output_dir / "report.html", render_report(report, output_dir, dataset, saliency))
     write_text(output_dir / "report.md", markdown_report(report))
     _write_json(output_dir / "report.json", report.to_json())

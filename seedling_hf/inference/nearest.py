@@ -15,8 +15,9 @@ from pyarrow import parquet
 
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import one_line, pad, width_of
+from seedling_hf.origin import SOFTWARE
 
-METADATA_KEY = b"seedling_hf"
+METADATA_KEY = SOFTWARE.encode()
 ROWS_AT_ONCE = 4096
 
 
@@ -39,19 +40,6 @@ def check_embeddings(embeddings_file: str | os.PathLike, weights_hash: str | Non
             f"expected {embeddings_file} to be of the same model, found it written with other weights; write it again "
             "with this model"
         )
-
-
-def check_replaced(embeddings_file: str | os.PathLike) -> None:
-    """Raises InputError for a file that would be replaced and holds something else than embeddings."""
-    if not os.path.exists(embeddings_file) or os.path.getsize(embeddings_file) == 0:
-        return
-    try:
-        check_embeddings(embeddings_file)
-    except InputError as error:
-        raise InputError(
-            f"expected embeddings of an earlier run at {embeddings_file}, or nothing, found another file; move it "
-            "away, or choose another --embeddings_file"
-        ) from error
 
 
 def find_nearest(embeddings_file: str | os.PathLike, query: np.ndarray, top_k: int) -> list[dict[str, Any]]:

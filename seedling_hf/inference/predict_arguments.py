@@ -11,11 +11,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.files import fitting
 from seedling_hf.inference.answers import FORMATS, format_of
 from seedling_hf.inference.classifier import InferenceArguments
-from seedling_hf.paths import check_replaceable
-
-# How files begin that this command writes.
-PREDICTIONS = [b"file,class,", b"file,species\n", b"file,plant,left,", b'{"file": ']
-FAILED = b"file,reason\n"
+from seedling_hf.origin import check_ours
 
 
 @dataclass(kw_only=True)
@@ -84,8 +80,8 @@ class PredictArguments(InferenceArguments):
             raise InputError(f"expected a file as --output_file, found the folder {self.output_file}; add a name.csv")
         if self.output_path is not None:
             if not self.watch:  # which continues its own file only
-                check_replaceable(self.output_file, "--output_file", PREDICTIONS, "predictions")
-            check_replaceable(failed_path(self.output_path), "--output_file", [FAILED], "a list of failed files")
+                check_ours(self.output_file, "--output_file", "predictions")
+            check_ours(failed_path(self.output_path), "--output_file", "failed files")
 
     @property
     def output_path(self) -> Path | None:

@@ -1,6 +1,8 @@
 """Photographs of whole trays in, the class of each plant out, and the photographs with boxes and classes drawn."""
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -9,13 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from seedling_hf.data.formats import is_image
+from seedling_hf.data.formats import image_formats, is_image
 from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import one_line
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import Answer, Plant, is_sure
 from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
@@ -24,7 +27,11 @@ from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import EightSymmetries
 from seedling_hf.inference.predictor import Classify, ImageLoader, ImagePredictor, classify_batch
 from seedling_hf.inference.tiles import MIN_SIDE, Box, draw_boxes, find_plants
+from seedling_hf.origin import SOFTWARE, TEXT_MARK, check_ours
 from seedling_hf.plots.fonts import draw_names
+
+# The mark is behind their pixels, where readers do not look.
+WITHOUT_METADATA = ("BMP", "DIB", "PPM")
 
 
 class Tray(NamedTuple):
@@ -103,18 +110,67 @@ def draw_answer(tray: Tray, answer: Answer, labels: Mapping[str, str], threshold
 
 
 def save_boxes(arguments: PredictArguments, labels: Mapping[str, str], tray: Tray, answer: Answer) -> None:
-    """Writes a photograph with its boxes under its own name, in the same folders below `boxes_dir`."""
+    """Writes a photograph with its boxes, unless somebody has put another file into its place."""
+    path = boxes_path(arguments, answer.file)
+    if is_drawn(path):
+        write_image(draw_answer(tray, answer, labels, arguments.threshold), path)
+    else:
+        print(
+            f"warning: the boxes of {one_line(answer.file)} were not drawn: {one_line(path)} is a file of another "
+            "origin",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def boxes_path(arguments: PredictArguments, file: str | os.PathLike) -> Path:
+    """Where a photograph is drawn: under its own name, in the same folders below `boxes_dir`."""
     paths = map(os.path.abspath, arguments.images)
     shared = os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in paths])
-    path = Path(arguments.boxes_dir, os.path.relpath(os.path.abspath(answer.file), shared))
-    write_image(draw_answer(tray, answer, labels, arguments.threshold), path)
+    return Path(arguments.boxes_dir, os.path.relpath(os.path.abspath(file), shared))
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Writes an image, whole or not at all, in the format of its suffix; as JPEG where that is no image's."""
+    """Writes an image, whole or not at all, in the format of its suffix; as JPEG where that is no image's.
+
+    It carries the mark that `is_drawn` looks for.
+    """
     format = Image.registered_extensions()[path.suffix.lower()] if is_image(path.name) else "JPEG"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = SOFTWARE
+    metadata = {"comment": TEXT_MARK} if format in ("GIF", "JPEG2000") else {"exif": exif}
     with replacing(path) as temporary:
-        image.save(temporary, format=format)
+        image.save(temporary, format=format, **metadata)
+        if format in WITHOUT_METADATA:
+            with open(temporary, "ab") as stream:
+                stream.write(TEXT_MARK)
+
+
+def is_drawn(path: str | os.PathLike) -> bool:
+    """Whether nothing is lost with a file: it is not there, or empty, or `write_image` has written it."""
+    if not os.path.lexists(path):
+        return True
+    if not os.path.isfile(path):
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=image_formats()) as image:
+            if image.format in WITHOUT_METADATA:
+                with open(path, "rb") as stream:
+                    stream.seek(-len(TEXT_MARK), os.SEEK_END)
+                    return stream.read() == TEXT_MARK
+            return image.info.get("comment") == TEXT_MARK or image.getexif().get(ExifTags.Base.Software) == SOFTWARE
+    except Exception:  # Pillow raises many kinds of errors for broken files
+        return os.path.getsize(path) == 0
+
+
+def check_boxes(arguments: PredictArguments) -> None:
+    """Refuses a run that would draw over photographs of somebody else.
+
+    Raises:
+        InputError: names the first.
+    """
+    if arguments.boxes_dir and os.path.isdir(arguments.boxes_dir):
+        for file in list_images(arguments.images):
+            check_ours(boxes_path(arguments, file), "--boxes_dir", look=is_drawn)
 
 
 def build_predictor(arguments: PredictArguments, accelerator: Accelerator) -> ImagePredictor:

@@ -8,6 +8,7 @@ import numpy as np
 
 from seedling_hf.escaping import visible
 from seedling_hf.files import replacing
+from seedling_hf.origin import SOFTWARE
 from seedling_hf.plots.fonts import DEFAULT, find_fonts
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def new_figure(width: float, height: float) -> "Figure":
 def save(figure: "Figure", path: str | os.PathLike) -> None:
     _take_texts_literally(figure)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12)
+        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12, metadata={"Software": SOFTWARE})
 
 
 def _take_texts_literally(figure: "Figure") -> None:

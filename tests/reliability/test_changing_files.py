@@ -96,6 +96,19 @@ def when_saving(number: int, change) -> None:
     at_call("seedling_hf.training.loop", "Training.save_checkpoint", number, change)
 
 
+def assert_named_and_resumed(folder: Path, words: list, path: Path, before) -> None:
+    """A run under which the image at `path` is changed names it; once it is restored, the run goes on to its end."""
+    content = path.read_bytes()
+    outcome = command(words, folder, before=before)
+    assert_sentence(outcome, path.name, "restore", "--resume_from_checkpoint latest")
+    assert (folder / "run" / "checkpoints").is_dir()
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    assert_well(command([*words, "--resume_from_checkpoint", "latest"], folder))
+
+
 # Training images
 
 
@@ -107,15 +120,7 @@ def test_a_training_image_that_changes_is_named_and_the_run_can_resume(folder, c
     words = [*TRAIN, "--dataloader_num_workers", workers, "--max_steps", 12]
     words[words.index("images")] = "split"
     # Each image is read once in an epoch of five steps.
-    path, content = images[3], images[3].read_bytes()
-    outcome = command(words, folder, before=partial(when_training, 4, partial(change, path)))
-    assert_sentence(outcome, path.name, "restore", "--resume_from_checkpoint latest")
-    assert (folder / "run" / "checkpoints").is_dir()
-    if path.is_dir():
-        path.rmdir()
-    path.unlink(missing_ok=True)
-    path.write_bytes(content)
-    assert_well(command([*words, "--resume_from_checkpoint", "latest"], folder))
+    assert_named_and_resumed(folder, words, images[3], partial(when_training, 4, partial(change, images[3])))
 
 
 # Validation images
@@ -124,32 +129,18 @@ def test_a_training_image_that_changes_is_named_and_the_run_can_resume(folder, c
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_validation_image_that_changes_is_named_in_an_evaluation(folder, change, workers):
-    path, content = split_apart(folder), b""
-    content = path.read_bytes()
+    path = split_apart(folder)
     words = [*TRAIN, "--dataloader_num_workers", workers]
     words[words.index("images")] = "split"
-    outcome = command(words, folder, before=partial(when_training, 4, partial(change, path)))
-    assert_sentence(outcome, path.name, "restore", "--resume_from_checkpoint latest")
-    if path.is_dir():
-        path.rmdir()
-    path.unlink(missing_ok=True)
-    path.write_bytes(content)
-    assert_well(command([*words, "--resume_from_checkpoint", "latest"], folder))
+    assert_named_and_resumed(folder, words, path, partial(when_training, 4, partial(change, path)))
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_validation_image_that_changes_is_named_in_the_report_at_the_end(folder, change):
     path = split_apart(folder)
-    content = path.read_bytes()
     words = [*TRAIN]
     words[words.index("images")] = "split"
-    outcome = command(words, folder, before=partial(when_saving, 3, partial(change, path)))
-    assert_sentence(outcome, path.name, "restore", "--resume_from_checkpoint latest")
-    if path.is_dir():
-        path.rmdir()
-    path.unlink(missing_ok=True)
-    path.write_bytes(content)
-    assert_well(command([*words, "--resume_from_checkpoint", "latest"], folder))
+    assert_named_and_resumed(folder, words, path, partial(when_saving, 3, partial(change, path)))
     assert (folder / "run" / "report.html").exists()
 
 

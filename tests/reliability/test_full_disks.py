@@ -7,37 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from faults import Outcome, command, contents
+from faults import COMMANDS, Outcome, command, contents
 from sample import SAMPLE
 from small_models import write_model
 
-ROOT = Path(__file__).resolve().parents[2]
-PTH = ROOT / "tests" / "golden" / "small_kernel_5.pth"
-COMMANDS = {
-    "train": "train --train_dir images --output_dir out --variant tiny --image_size 32 --max_steps 3 --save_steps 2 "
-    "--per_device_train_batch_size 8 --eval_steps 2 --logging_steps 1",
-    "train, cached": "train --train_dir images --output_dir out --variant tiny --image_size 32 --max_steps 1 "
-    "--per_device_train_batch_size 8 --cache_images 40",
-    "predict": "predict --model_name_or_path model --images images --output_file out/answers.csv",
-    "predict, tiles": "predict --model_name_or_path model --images images --output_file out/a.csv --tiles "
-    "--boxes_dir out/boxes",
-    "evaluate": "evaluate --model_name_or_path model --test_dir images --output_dir out",
-    "compare": "compare --models model other --data_dir images --output_dir out",
-    "probe": "probe --model_name_or_path model --test_dir images --output_dir out --max_samples 4",
-    "embed": "embed --model_name_or_path model --images images --embeddings_file out/features.parquet",
-    "saliency": "saliency --model_name_or_path model --images images --output_dir out --max_samples 1",
-    "visualize_erf": "visualize_erf --model_name_or_path model --images images --output_dir out --image_size 64 "
-    "--max_samples 1",
-    "export, half": "export --model_name_or_path model --format half --output_file out/half",
-    "export, torch": "export --model_name_or_path model --format torch_export --output_file out/m.pt2 --images images "
-    "--max_check_samples 2",
-    "convert_checkpoint": f"convert_checkpoint --checkpoint_path {PTH} --output_dir out/converted",
-    "inspect_dataset": "inspect_dataset --train_dir images --output_dir out",
-    "describe_dataset": "describe_dataset --train_dir images --output_file out/statistics.json",
-    "make_split": "make_split --train_dir images --output_dir out",
-    "preview_augmentation": "preview_augmentation --train_dir images --output_dir out --image_size 32 --num_examples 1",
-    "benchmark": "benchmark --output_dir out --parts layers --variant nano --image_size 32 --batch_size 1 --repeats 1",
-}
 # How much room a disk has, in kB: no command's output fits into the smallest, and parts of it into the others.
 SIZES = [8, 64, 256, 1024]
 

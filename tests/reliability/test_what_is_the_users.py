@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import signal
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
-from faults import assert_sentence, assert_well, command, contents
+from faults import COMMANDS, Started, assert_sentence, assert_well, command, contents
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -101,6 +105,284 @@ def test_predictions_for_kaggle_and_empty_files_are_replaced(model_dir, trees):
     (trees / "answers.csv").touch()
     for _ in range(2):
         assert_well(predict(model_dir, trees, *flags))
+
+
+# Outputs of which somebody else has the name
+
+
+ONNX = "export --model_name_or_path model --format onnx --output_file out/m.onnx --images images --max_check_samples 2"
+WRITES = COMMANDS | {
+    "export, onnx": f"{ONNX} --int8 --train_dir images",
+    "evaluate, probes": f"{COMMANDS['evaluate']} --probes",
+    "benchmark, growth": f"{COMMANDS['benchmark'].replace('layers', 'layers,growth')}",
+    "inspect_dataset, elsewhere": "inspect_dataset --train_dir images --output_dir out/deeper",
+}
+REPORT = ("report.html", "report.md", "report.json", "predictions.csv", "probabilities.npz", "confusion_matrix.png",
+          "reliability.png", "coverage_risk.png")  # fmt: skip
+OUTPUTS = {
+    "evaluate": REPORT,
+    "evaluate, probes": ("probes.png",),
+    "compare": ("comparison.html", "comparison.md", "comparison.json", "predictions.csv"),
+    "probe": ("probes.json", "probes.md", "probes.png", "examples.png"),
+    "saliency": ("saliency.png", "Black-grass_IMAGE.png"),
+    "visualize_erf": ("erf.png", "erf.csv", "erf.npz"),
+    "inspect_dataset": ("inspection.html", "inspection.json"),
+    "inspect_dataset, elsewhere": ("deeper/inspection.html",),
+    "preview_augmentation": ("Maize.png", "each_augmentation.png", "mixed_batches.png"),
+    "benchmark": ("benchmark.json", "benchmark.md"),
+    "benchmark, growth": ("growth.png",),
+    "describe_dataset": ("statistics.json",),
+    "embed": ("features.parquet",),
+    "predict": ("answers.csv", "answers.failed.csv"),
+    "predict, tiles": ("a.csv", "a.failed.csv", "boxes/Black-grass/IMAGE"),
+    "export, torch": ("m.pt2",),
+    "export, onnx": ("m.onnx", "m.int8.onnx"),
+    "export, half": ("half/config.json", "half/notes.txt"),
+    "convert_checkpoint": ("converted/config.json",),
+    "make_split": ("split.csv", "train/Maize/mine.png", "notes.txt"),
+}
+CASES = [(name, output) for name, outputs in OUTPUTS.items() for output in outputs]
+
+
+@pytest.fixture
+def work(images, model_dir, tmp_path) -> Path:
+    """A folder in which each command of the table runs."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "images").symlink_to(images)
+    (folder / "model").symlink_to(model_dir)
+    shutil.copytree(model_dir, folder / "other")
+    (folder / "out").mkdir()
+    return folder
+
+
+def place_of(work: Path, output: str) -> Path:
+    first = sorted((work / "images" / "Black-grass").iterdir())[0]
+    image = first.name if output.endswith("IMAGE") else first.stem
+    return work / "out" / output.replace("IMAGE", image)
+
+
+def write_theirs(path: Path) -> None:
+    """A whole file of the kind that the suffix says, as somebody else would have it."""
+    import numpy as np
+    import pyarrow as pa
+    from PIL import Image
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = {
+        ".html": '<!doctype html>\n<html>\n<head><meta name="generator" content="Hugo"><title>Report</title></head>\n',
+        ".md": "# Report\n\nWritten by hand about seedling_hf.\n\n| figure | value |\n|:--|--:|\n| yield | 3 |\n",
+        ".json": '{\n  "classes": {\n    "Maize": 0\n  },\n  "model": "mine"\n}\n',
+        ".csv": "file,label,note\na.png,Maize,mine\n",
+        ".txt": "mine\n",
+        ".onnx": "\b\b\x12\x07pytorch:\x00 seedling_hf",
+    }
+    suffix = path.suffix.lower()
+    if suffix in texts:
+        path.write_text(texts[suffix], encoding="utf-8")
+    elif suffix == ".npz":
+        np.savez_compressed(path, probabilities=np.ones(3), labels=np.ones(3))
+    elif suffix == ".parquet":
+        parquet.write_table(pa.table({"embedding": [1.0]}), path)
+    elif suffix == ".pt2":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("m/metadata.json", '{"classes": ["Maize"]}')
+    elif suffix == ".png" and "boxes" not in path.parts:
+        from matplotlib.figure import Figure
+
+        Figure().savefig(path)
+    else:
+        Image.new("RGB", (64, 64), (90, 60, 30)).save(path)
+
+
+def run_in(work: Path, name: str, *more: str):
+    return command([*WRITES[name].split(), *more], work)
+
+
+@pytest.mark.parametrize("name, output", CASES, ids=" ".join)
+def test_a_file_of_somebody_else_with_the_name_of_an_output_stays(work, name, output):
+    path = place_of(work, output)
+    write_theirs(path)
+    former = contents(work / "out")
+    outcome = run_in(work, name)
+    assert_sentence(outcome, "found", "choose another --")
+    assert contents(work / "out") == former
+
+
+FOLDERS = ["evaluate", "compare", "probe", "saliency", "visualize_erf", "inspect_dataset", "preview_augmentation",
+           "benchmark"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "export, torch", "export, onnx", "embed", "predict"])
+@pytest.mark.parametrize("kind", ["folder", "full folder", "dangling link", "link", "pipe"])
+def test_what_is_no_file_in_the_place_of_an_output_stays(work, name, kind):
+    path = place_of(work, OUTPUTS[name][0])
+    theirs = work / "theirs.txt"
+    theirs.write_text("mine")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "full folder":
+        path.mkdir()
+        (path / "mine.txt").write_text("mine")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(theirs if kind == "link" else work / "nowhere")
+    outcome = run_in(work, name)
+    assert_sentence(outcome, path.name)
+    assert path.is_symlink() == ("link" in kind) and path.is_dir() == ("folder" in kind)
+    assert theirs.read_text() == "mine" and not (work / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluate", "probe", "saliency", "embed", "predict", "export, torch", "export, half"])
+def test_the_output_is_looked_at_before_the_model(work, name):
+    (work / "model").unlink()
+    write_theirs(place_of(work, OUTPUTS[name][0]))
+    assert_sentence(run_in(work, name), place_of(work, OUTPUTS[name][0]).relative_to(work).parts[1])
+
+
+@pytest.mark.parametrize("name", [name for name in WRITES if name not in ("train", "train, cached", "export, half",
+                                                                          "convert_checkpoint")])  # fmt: skip
+def test_the_same_command_over_its_own_output_works(work, name):
+    code = 1 if "inspect" in name else 0  # the images have near-duplicates
+    for _ in range(2):
+        outcome = run_in(work, name)
+        assert outcome.code in (0, code), outcome
+        assert "error" not in outcome.stderr, outcome
+
+
+def age(folder: Path) -> None:
+    """Takes the marks out of outputs, as earlier versions wrote them."""
+    from PIL import Image, PngImagePlugin
+
+    for path in folder.rglob("*"):
+        if path.suffix in (".html", ".md"):
+            text = path.read_text(encoding="utf-8").replace('<meta name="generator" content="seedling_hf">\n', "")
+            path.write_text(text.replace("<!-- generator: seedling_hf -->\n", ""), encoding="utf-8")
+        elif path.suffix == ".png":
+            text = PngImagePlugin.PngInfo()
+            text.add_text("Software", "Matplotlib version3.10.0, https://matplotlib.org/")
+            with Image.open(path) as image:
+                image.load()
+                image.save(path, pnginfo=text)
+        elif path.suffix == ".npz":
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.comment = b""
+
+
+@pytest.mark.parametrize("name", ["evaluate", "evaluate, probes", "compare", "probe", "inspect_dataset", "benchmark"])
+def test_the_same_command_over_outputs_of_earlier_versions_works(work, name):
+    for _ in range(2):
+        outcome = run_in(work, name)
+        assert outcome.code in (0, 1) and "error" not in outcome.stderr, outcome
+        age(work / "out")
+
+
+@pytest.mark.parametrize("name, page", [("evaluate", "report.md"), ("compare", "comparison.md"),
+                                        ("probe", "probes.md"), ("benchmark", "benchmark.md")])  # fmt: skip
+def test_what_people_wrote_below_a_page_of_ours_stays(work, name, page):
+    assert_well(run_in(work, name))
+    with open(work / "out" / page, "a") as stream:
+        stream.write("\nWhat we learned: sow later.\n")
+    former = contents(work / "out")
+    assert_sentence(run_in(work, name), page, "free or an earlier output of seedling_hf")
+    assert contents(work / "out") == former
+
+
+def test_predictions_are_not_replaced_by_those_of_a_report(work):
+    assert_well(command(COMMANDS["predict"].replace("answers", "predictions").split(), work))
+    former = contents(work / "out")
+    for name in ("evaluate", "compare"):
+        assert_sentence(run_in(work, name), "predictions.csv")
+        assert contents(work / "out") == former
+
+
+def test_a_figure_of_somebody_else_beside_a_report_of_ours_stays(work):
+    assert_well(run_in(work, "evaluate"))
+    write_theirs(work / "out" / "probes.png")
+    former = contents(work / "out")
+    assert_sentence(run_in(work, "evaluate, probes"), "probes.png")
+    assert contents(work / "out") == former
+    assert_well(run_in(work, "evaluate"))
+    assert contents(work / "out")["probes.png"] == former["probes.png"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_files_of_other_names_beside_an_output_stay(work, name):
+    former = fill(work / "out", "notes.html", "report.txt", "README.md", "deeper/report.html")
+    outcome = run_in(work, name)
+    assert outcome.code in (0, 1) and "error" not in outcome.stderr, outcome
+    assert_kept(work / "out", former)
+
+
+TRAYS = [".jpg", ".JPG", ".png", ".webp", ".tif", ".bmp", ".gif", ".ppm", ".jp2", ".avif", ".dib", ".jfif"]
+
+
+@pytest.fixture
+def trays(work) -> Path:
+    (work / "trays" / "bay").mkdir(parents=True)
+    return work
+
+
+def a_tray(path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(ROOT / "scripts" / "sample" / "tray.jpg") as image:
+        image.resize((320, 240)).save(path)
+
+
+def draw(work: Path, *more: str):
+    words = "predict --model_name_or_path model --images trays --tiles --boxes_dir out --output_file a.csv"
+    return command([*words.split(), *more], work)
+
+
+@pytest.mark.parametrize("suffix", TRAYS)
+def test_photographs_are_drawn_over_drawn_ones_only(trays, suffix):
+    a_tray(trays / "trays" / "bay" / f"one{suffix}")
+    for _ in range(2):
+        assert_well(draw(trays))
+    drawn = trays / "out" / "bay" / f"one{suffix}"
+    a_tray(drawn)
+    former = contents(trays / "out")
+    assert_sentence(draw(trays), drawn.name, "free or an earlier output of seedling_hf")
+    assert contents(trays / "out") == former
+
+
+@pytest.mark.parametrize("content", ["copy of the photograph", "text", "folder", "dangling link"])
+def test_whatever_has_the_name_of_a_photograph_stays(trays, content):
+    a_tray(trays / "trays" / "bay" / "one.jpg")
+    path = trays / "out" / "bay" / "one.jpg"
+    path.parent.mkdir()
+    if content == "text":
+        path.write_text("mine")
+    elif content == "folder":
+        path.mkdir()
+    elif content == "dangling link":
+        path.symlink_to("nowhere")
+    else:
+        shutil.copyfile(trays / "trays" / "bay" / "one.jpg", path)
+    former = contents(trays / "out")
+    assert_sentence(draw(trays), "one.jpg", "--boxes_dir")
+    assert contents(trays / "out") == former and not (trays / "a.csv").exists()
+
+
+def test_a_watch_leaves_a_photograph_of_somebody_else(trays):
+    a_tray(trays / "trays" / "bay" / "one.jpg")
+    a_tray(trays / "trays" / "bay" / "two.jpg")
+    path = trays / "out" / "bay" / "one.jpg"
+    path.parent.mkdir()
+    shutil.copyfile(trays / "trays" / "bay" / "one.jpg", path)
+    former = contents(trays / "out")
+    words = "predict --model_name_or_path model --images trays --tiles --boxes_dir out --output_file a.csv --watch"
+    watch = Started(words.split(), trays)
+    watch.wait_for(lambda: (trays / "a.csv").exists() and "two.jpg" in (trays / "a.csv").read_text())
+    watch.send(signal.SIGTERM)
+    outcome = watch.finish()
+    assert_well(outcome)
+    assert "one.jpg" in (trays / "a.csv").read_text()
+    assert_kept(trays / "out", former)
+    assert (trays / "out" / "bay" / "two.jpg").exists() and outcome.stderr.count("not drawn") == 1
 
 
 # Outputs that are read too, or images
