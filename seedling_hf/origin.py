@@ -17,6 +17,11 @@ SOFTWARE = "seedling_hf"  # in the metadata of images, of exported models and of
 HTML_MARK = b'<meta name="generator" content="seedling_hf">'
 TEXT_MARK = b"generator: seedling_hf"  # ends a page in Markdown, within a comment, and is the comment of an archive
 
+# Of a report, but for report.json: a damaged one of ours would be refused too.
+REPORT_FILES = (
+    "report.html", "report.md", "predictions.csv", "probabilities.npz", "confusion_matrix.png", "reliability.png",
+    "coverage_risk.png",
+)  # fmt: skip
 # By the name of the output; a user may have chosen another one for the file.
 HEADINGS = {
     "predictions": (b"file,class,", b"file,species\n", b"file,plant,left,", b'{"file": '),

@@ -8,12 +8,7 @@ from pathlib import Path
 from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import InferenceArguments
-from seedling_hf.origin import check_outputs
-
-REPORT_FILES = (
-    "report.html", "report.md", "report.json", "predictions.csv", "probabilities.npz", "confusion_matrix.png",
-    "reliability.png", "coverage_risk.png",
-)  # fmt: skip
+from seedling_hf.origin import REPORT_FILES, check_outputs
 
 
 @dataclass(kw_only=True)
@@ -28,7 +23,10 @@ class EvaluateArguments(InferenceArguments):
 
     test_dir: str = option(MISSING, "folder of class folders", images=True)
     output_dir: str = option(
-        MISSING, "folder for report.html, report.md, report.json and their figures", writable=True, files=REPORT_FILES
+        MISSING,
+        "folder for report.html, report.md, report.json and their figures",
+        writable=True,
+        files=("report.json", *REPORT_FILES),
     )
     calibration_dir: str | None = option(
         None,

@@ -15,6 +15,7 @@ from seedling_hf.evaluation.rendering import Saliency, markdown_report, render_c
 from seedling_hf.evaluation.report import Prediction, Report
 from seedling_hf.evaluation.sentences import describe_confusion, describe_pair_of_models, headline
 from seedling_hf.files import write_arrays, write_csv, write_text
+from seedling_hf.origin import REPORT_FILES, check_outputs
 from seedling_hf.plots.quality import (
     MOST_CLASSES,
     plot_confusion_matrix,
@@ -33,8 +34,12 @@ def write_report(
 
     probabilities.npz (`probabilities` in float64, `labels`, `files`, `class_names`) reproduces every figure of the
     report; predictions.csv those without temperature. `dataset` and `saliency` are as for `render_report`.
+
+    Raises:
+        InputError: if somebody has put another file into the place of one of them; nothing is written then.
     """
     output_dir = Path(output_dir)
+    check_outputs(output_dir, REPORT_FILES, "--output_dir")
     _plot_figures(report, output_dir)
     header = [column.name for column in fields(Prediction)]
     write_csv(output_dir / "predictions.csv", header, map(astuple, report.predictions))

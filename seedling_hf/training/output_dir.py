@@ -26,6 +26,7 @@ from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.locks import lock_folder
 from seedling_hf.machine import precision_name
+from seedling_hf.origin import REPORT_FILES, check_outputs
 from seedling_hf.plots.curves import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
 from seedling_hf.train_arguments import TrainArguments
@@ -67,6 +68,7 @@ def _take(output_dir: Path, clear: bool) -> None:
             f"expected a new folder for --output_dir, or one that train has written, found {foreign[0]} in "
             f"{output_dir}, which a run would replace; choose another folder, or move it away"
         )
+    check_outputs(output_dir, [*REPORT_FILES, "curves.png"], "--output_dir")
     lock_folder(output_dir)
     if clear and is_ours:
         (output_dir / "metrics.jsonl").unlink(missing_ok=True)
@@ -156,7 +158,11 @@ def report_run(training: Training) -> None:
     )
     if not accelerator.is_main_process:
         return
-    write_report(report, output_dir, validation)
+    try:
+        write_report(report, output_dir, validation)
+    except InputError as error:  # what somebody has put there since the run began
+        found = str(error).rpartition("; ")[0]
+        raise InputError(f"{found}; move it, and resume with --resume_from_checkpoint latest") from error
     plot_curves(training.run_log.read(), output_dir / "curves.png")
     training.run_log.write_results(training.timing, training.counters, training.resumed_at_step)
     try:

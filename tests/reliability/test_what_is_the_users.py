@@ -482,6 +482,47 @@ def test_a_file_that_a_run_would_replace_stays(trees, name, more):
     assert contents(trees / "out") == former
 
 
+KEPT = ["report.html", "report.md", "predictions.csv", "probabilities.npz", "confusion_matrix.png", "curves.png"]
+
+
+@pytest.mark.parametrize("more", [("--overwrite_output_dir",), ("--resume_from_checkpoint", "latest")], ids=str)
+@pytest.mark.parametrize("name", KEPT)
+def test_a_file_of_the_users_in_the_folder_of_an_own_run_stays(images, tmp_path, name, more):
+    flags = ("--train_dir", images, "--output_dir", "out")
+    assert_well(train(tmp_path, *flags))
+    (tmp_path / "out" / name).unlink()
+    write_theirs(tmp_path / "out" / name)
+    former = contents(tmp_path / "out")
+    assert_sentence(train(tmp_path, *flags, *more), name, "free or an earlier output of seedling_hf")
+    assert contents(tmp_path / "out") == former
+
+
+def write_notes() -> None:
+    from seedling_hf.training import loop
+
+    step = loop.Training.optimization_step
+
+    def noting(self, *arguments):
+        (Path("out") / "report.md").write_text("# My notes on this run\n", encoding="utf-8")
+        return step(self, *arguments)
+
+    loop.Training.optimization_step = noting
+
+
+def test_notes_that_are_written_while_a_run_goes_on_stay(images, tmp_path):
+    words = [
+        "train", "--variant", "tiny", "--image_size", 32, "--max_steps", 2, "--per_device_train_batch_size", 8,
+        "--no_duplicate_check", "--train_dir", images, "--output_dir", "out",
+    ]  # fmt: skip
+    outcome = command(words, tmp_path, before=write_notes)
+    assert_sentence(outcome, "report.md", "move it, and resume with --resume_from_checkpoint latest")
+    notes = tmp_path / "out" / "report.md"
+    assert notes.read_text() == "# My notes on this run\n" and (tmp_path / "out" / "model.safetensors").exists()
+    notes.rename(tmp_path / "notes.md")
+    assert_well(command([*words, "--resume_from_checkpoint", "latest"], tmp_path))
+    assert "| figure | value |" in notes.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("place", [".", "out"])
 def test_overwriting_deletes_nothing_else(images, tmp_path, place):
     (tmp_path / place).mkdir(exist_ok=True)
