@@ -52,7 +52,8 @@ def is_ours(path: str | os.PathLike, output: str | None = None) -> bool:
     """Whether nothing is lost with a file: it is not there, or empty, or this package has written it.
 
     Args:
-        output: Which output it is to be replaced by, if not the one of its own name; see `HEADINGS` and `JSON_KEYS`.
+        output: What this output is called where a user chose another name for the file: a key of `HEADINGS` or
+            `JSON_KEYS`, or any name with its suffix.
     """
     path = Path(path)
     if not os.path.lexists(path):

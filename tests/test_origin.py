@@ -88,3 +88,13 @@ def test_a_refusal_says_what_is_there(tmp_path):
             check_outputs(tmp_path, ["free.md", name], "--output_dir")
     with pytest.raises(InputError, match="--output_file"):
         check_ours(tmp_path / "report.html", "--output_file", "predictions")
+
+
+def test_a_file_is_read_as_the_output_that_replaces_it(tmp_path):
+    from pyarrow import parquet, table
+
+    path, features = tmp_path / "chosen", table({"embedding": [1.0]})
+    parquet.write_table(features, path)
+    assert not is_ours(path, "features.parquet")
+    parquet.write_table(features.replace_schema_metadata({"seedling_hf": "{}"}), path)
+    assert is_ours(path, "features.parquet")

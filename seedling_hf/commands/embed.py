@@ -40,7 +40,7 @@ class EmbedArguments(InferenceArguments):
                     f"expected a file as --embeddings_file, found the folder {self.embeddings_file}; add a name.parquet"
                 )
             self.check_output("embeddings_file")
-            check_ours(self.embeddings_file, "--embeddings_file", ".parquet")
+            check_ours(self.embeddings_file, "--embeddings_file", "features.parquet")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
