@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         members[images.features["label"].names[label]].append(row)
 
     labels = dict(zip(members, draw_names([*members]), strict=True))
-    check_outputs(arguments.output_dir, (f"{name}.png" for name in members), "--output_dir")
+    check_outputs(arguments.output_dir, (fitting(name, ".png") for name in members), "--output_dir")
     for name, rows in members.items():
         rows = rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS]
         draw_class(name, labels[name], images, rows, arguments)
