@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "train --train_dir images --output_dir out --variant tiny --image_size 32 --max_steps 3 --save_steps 1 "
     "--per_device_train_batch_size 8 --eval_steps 2 --logging_steps 1",
     "train, cached": "train --train_dir images --output_dir out --variant tiny --image_size 32 --max_steps 3 "
-    "--per_device_train_batch_size 8 --cache_images 40",
+    "--per_device_train_batch_size 8 --logging_steps 1 --cache_images 40",
     "predict": "predict --model_name_or_path model --images images --output_file out/answers.csv",
     "predict, tiles": "predict --model_name_or_path model --images images --output_file out/a.csv --tiles "
     "--boxes_dir out/boxes",
