@@ -210,9 +210,10 @@ class Training:
         return lost
 
     def _forget_lost_model(self) -> bool:
-        """Whether the best weights are in another folder, or deleted; any others are better then."""
-        is_whole = (self.output_dir / "config.json").exists() and any(self.output_dir.glob("model*.safetensors"))
-        lost = self.counters["best_step"] is not None and not gather_object([is_whole])[0]
+        """Whether the best weights are in another folder, deleted or damaged; any others are better then."""
+        if self.counters["best_step"] is None:
+            return False
+        lost = not gather_object([not self.accelerator.is_main_process or self.folder.holds_model()])[0]
         self.counters |= NO_BEST if lost else {}
         return lost
 

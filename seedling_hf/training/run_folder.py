@@ -9,7 +9,9 @@ from datasets import DatasetDict
 from seedling_hf.arguments import write_arguments
 from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
 from seedling_hf.data.splits import hash_split, write_split_csv
+from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
+from seedling_hf.inference.model_files import CONFIG, read_forms
 from seedling_hf.locks import keeps_lock, lock_again
 from seedling_hf.train_arguments import TrainArguments
 
@@ -55,6 +57,22 @@ class RunFolder:
             keep=bool(self.arguments.resume_from_checkpoint) or self.shared_images is not None,
         )
         self.shared_images = shared.read_text(encoding="utf-8") if shared.exists() else None
+
+    def holds_model(self) -> bool:
+        """Whether the best weights so far are there, and whole as far as can be seen without reading the tensors.
+
+        A configuration that is damaged beside whole weights is no reason to replace these.
+        """
+        weights = sorted(self.path.glob("model*.safetensors"))
+        if not weights or not (self.path / CONFIG).exists():
+            return False
+        try:
+            read_forms(weights)
+        except InputError as error:
+            found = str(error).rpartition("; ")[0]
+            logger.warning("%s: the best model is lost, and the next one takes its place", found)
+            return False
+        return True
 
     def keep(self) -> None:
         """Makes the folder again if it was deleted, and locks it; not in place of a disk that is missing.

@@ -273,6 +273,28 @@ def test_a_damaged_file_of_a_checkpoint_gives_way_to_the_one_before(place, run, 
     assert_ends_as(run, trained)
 
 
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "model.safetensors", "checkpoints/latest"])
+@pytest.mark.parametrize("damage", DAMAGES, ids=named)
+def test_a_damaged_best_model_does_not_end_a_resumed_run_in_a_traceback(place, run, trained, file, damage):
+    if not (run / file).exists():
+        (run / file).write_text("{}")
+    damage(run / file)
+    outcome = command(RESUME, place, timeout=60)
+    assert "Traceback" not in outcome.stderr
+    if outcome.code == 0:
+        assert_well(outcome)
+        assert_well(command(["predict", "--model_name_or_path", "run", "--images", "images"], place))
+    else:  # the weights are still those
+        assert_sentence(outcome, "run", code=outcome.code)
+        assert (
+            file == "model.safetensors" or contents(run)["model.safetensors"] == contents(trained)["model.safetensors"]
+        )
+    if file == "model.safetensors" and damage in (cut, empty, zero, garble, become_fifo):
+        assert outcome.code == 0 and "the best model is lost" in outcome.stderr
+    if damage is become_folder:
+        assert (run / file / "precious").exists()
+
+
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(place, run):
     words = [word.replace("run", "other").replace("tiny", "nano") for word in TRAIN.split()]
     assert_well(command(words, place))
