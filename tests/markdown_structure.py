@@ -1,11 +1,11 @@
 """What a reader of Markdown makes of a text besides its words."""
 
-import pytest
+from markdown_it import MarkdownIt
 
 
 def structure(text: str) -> list[tuple]:
     """Blocks, and inside them markup, code, HTML and addresses, in their order; words are left out."""
-    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True})
+    parser = MarkdownIt("commonmark", {"html": True})
     found: list[tuple] = []
     for token in parser.enable(["table", "strikethrough"]).parse(text):
         if token.type == "inline":

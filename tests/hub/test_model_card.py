@@ -220,16 +220,19 @@ HOSTILE_NAMES = [
 ]  # fmt: skip
 
 
+def rename_maize(folder: Path, name: str, former: str = "Maize") -> None:
+    for file in ("config.json", "report.json"):
+        text = (folder / file).read_text(encoding="utf-8")
+        (folder / file).write_text(text.replace(json.dumps(former), json.dumps(name)), encoding="utf-8")
+    text, cell = (folder / "split.csv").read_text(encoding="utf-8"), name.replace('"', '""')
+    (folder / "split.csv").write_text(re.sub(f',"?{former}"?,', lambda _: f',"{cell}",', text), encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=repr)
 def test_no_class_name_breaks_the_card(folder, name):
+    rename_maize(folder, "Oak")  # as unknown to the dataset of the plant seedlings, which is cited
     usual = render_card(folder)
-    for file in ("config.json", "report.json", "split.csv"):
-        path = folder / file
-        written = f'"{name.replace(chr(34), chr(34) * 2)}"' if file == "split.csv" else json.dumps(name)[1:-1]
-        text = path.read_text(encoding="utf-8")
-        path.write_text(
-            text.replace(",Maize,", f",{written},") if file == "split.csv" else text.replace("Maize", written)
-        )
+    rename_maize(folder, name, former="Oak")
     card = render_card(folder)
     shown = Markdown.of(name)
     assert f"\n| {shown} | 4 | 2 |\n" in section(card, "data")
