@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Image
 
 from seedling_hf.data.dataset import describe_splits
+from seedling_hf.data.images import ImageError
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.report import evaluate_model
@@ -160,6 +161,8 @@ def report_run(training: Training) -> None:
         return
     try:
         write_report(report, output_dir, validation)
+    except ImageError:  # its own advice follows
+        raise
     except InputError as error:  # what somebody has put there since the run began
         found = str(error).rpartition("; ")[0]
         raise InputError(f"{found}; move it, and resume with --resume_from_checkpoint latest") from error
