@@ -22,7 +22,7 @@ from seedling_hf.errors import HubError, InputError, WriteError
 from seedling_hf.escaping import one_line, visible_output
 from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure, writing
 from seedling_hf.locks import release_locks
-from seedling_hf.signals import EndSignal, Terminated
+from seedling_hf.signals import EndSignal, Terminated, ending_with_launcher
 
 TRACEBACK_VARIABLE = "SEEDLING_HF_TRACEBACK"
 REPORTED_VERSIONS = ("torch", "transformers", "datasets", "accelerate", "timm", "pillow")
@@ -84,7 +84,7 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         threading.excepthook = _report_thread
     with EndSignal() as end:
         try:
-            with end.raising():
+            with end.raising(), ending_with_launcher():
                 code = main([word for word in argv if word != "--traceback"]) or 0
                 with writing("standard output"):
                     sys.stdout.flush()
