@@ -27,6 +27,7 @@ from seedling_hf.files import check_writable_folder, write_text
 from seedling_hf.locks import lock_file, lock_folder
 from seedling_hf.origin import check_outputs
 from seedling_hf.paths import check_file_apart, check_folder_apart, check_path, expand_home, expand_variables
+from seedling_hf.words import name_words
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ RANGES = {
     "below": ("below", operator.lt),
 }
 
-DECLARED = {*RANGES, "path", "images", "writable", "apart", "files"}  # checked here, unknown to argparse
+DECLARED = {*RANGES, "path", "images", "positional", "writable", "apart", "files"}  # checked here, unknown to argparse
 
 # Flags that name files or folders; others say so with `path=True`.
 PATH_ENDINGS = ("_dir", "_file", "_path")
@@ -57,6 +58,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
         least, above, most, below: bounds of a number
         path: it names a file or folder, as flags ending in `_dir`, `_file` and `_path` do
         images: it names images that are read, or folders of them
+        positional: the list of a command that also takes the words that follow no flag
         writable: a folder or file to write, apart from what is read
         apart: the folder to write must not hold the images either
         files: names of the files in that folder, which are replaced only if they are ours
@@ -222,9 +224,11 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T
     """
     groups = [c for c in reversed(cls.__mro__) if is_dataclass(c) and "_argument_group_name" in vars(c)] or [cls]
     description, examples, lines = inspect.cleandoc(cls.__doc__).partition(EXAMPLES)
+    positional = next((flag.name for flag in fields(cls) if flag.metadata.get("positional")), "")
+    words = f" [{positional.upper()} …]" if positional else ""
     parser = _Parser(
         groups, prog=prog, description=description, epilog=examples + lines, allow_abbrev=False,
-        formatter_class=_HelpFormatter, usage=f"seedling-hf {prog} [--config RECIPE.yaml] [flags]",
+        formatter_class=_HelpFormatter, usage=f"seedling-hf {prog} [--config RECIPE.yaml] [flags]{words}",
     )  # fmt: skip
     if groups[-1] is cls:  # its own flags follow argparse's two groups, before those that it inherits
         parser._action_groups.insert(2, parser._action_groups.pop())
@@ -235,6 +239,8 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T
         "--config", metavar="YAML", help="recipe: flags as YAML keys; flags on the command line override it"
     )
     argv = list(sys.argv[1:] if argv is None else argv)
+    if positional:
+        argv = name_words(argv, f"--{positional}", parser._option_string_actions)
     paths = {flag.name for group in groups for flag in fields(group) if is_path(flag)}
     recipe = _recipe_flags(argv, paths, replaced=_replaced_keys(groups, argv))
     parser.refuse_unknown_flags(recipe, "in the recipe")

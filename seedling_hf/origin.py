@@ -24,7 +24,15 @@ REPORT_FILES = (
 )  # fmt: skip
 # By the name of the output; a user may have chosen another one for the file.
 HEADINGS = {
-    "predictions": (b"file,class,", b"file,species\n", b"file,plant,left,", b'{"file": '),
+    "predictions": (
+        b"file,class,",
+        b"file,rank,class,",
+        b"file,species\n",
+        b"file,plant,left,",
+        b'{"file": ',
+        b'[\n{"file": ',
+        b"[\n]\n",
+    ),
     "failed files": (b"file,reason\n",),
     "predictions.csv": (b"file,label,prediction,probability,", b"file,label,prediction: ", b'file,label,"prediction: '),
     "erf.csv": (b"model,image_size,num_images,threshold,side,",),

@@ -23,7 +23,7 @@ class SplitArguments(ArgumentGroup):
     split_strategy: str = option(
         "stratified",
         "how validation images are drawn: stratified; grouped, with near-duplicates on one side; random, as in the "
-        "tutorial (docs/tutorial.md: sorted files, state 42); mle_bench, as its test set (14 percent, state 0)",
+        "tutorial (docs/tutorial.md: sorted files, state 42); mle_bench, as its test set (14%%, state 0)",
         choices=["stratified", "grouped", "random", "mle_bench"],
     )
     train_val_split: float = option(
@@ -218,7 +218,7 @@ class RunArguments(ArgumentGroup):
     seed: int = option(42, "seed of weights, order and augmentation", least=0, most=LARGEST_SEED)
     eval_steps: int | None = option(None, "steps between evaluations (default: every epoch)", least=1)
     save_steps: int | None = option(
-        None, "steps between checkpoints (default: every epoch if saving takes under 2 %%)", least=1
+        None, "steps between checkpoints (default: every epoch if saving takes under 2%%)", least=1
     )
     save_total_limit: int | None = option(2, "checkpoints to keep besides the best", least=1)
     logging_steps: int = option(10, "steps between lines of metrics.jsonl", least=1)

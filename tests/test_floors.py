@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 GROUND = {
     "arguments", "errors", "escaping", "files", "locks", "machine", "network", "origin", "paths", "plots", "signals",
-    "spelling", "train_arguments",
+    "spelling", "train_arguments", "words",
 }  # fmt: skip
 FLOORS = [
     GROUND, {"replknet"}, {"data"}, {"inference", "interpretation"}, {"demo", "evaluation"},

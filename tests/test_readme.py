@@ -80,7 +80,8 @@ def flags_of(command: str) -> set[str]:
 def test_help_begins_with_the_usage_and_ends_with_examples_that_can_be_parsed(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     usage, *_, examples = help_of(command).split("\n\n")
-    assert usage == f"usage: seedling-hf {command} [--config RECIPE.yaml] [flags]"
+    words = " [IMAGES …]" if command == "predict" else ""
+    assert usage == f"usage: seedling-hf {command} [--config RECIPE.yaml] [flags]{words}"
     title, *lines = examples.strip().splitlines()
     assert title == "Examples:" and lines
     for line in lines:

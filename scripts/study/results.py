@@ -76,7 +76,7 @@ def format_results(results: list[dict]) -> str:
                 groups.setdefault(result["row"], []).append(result)
         order = sorted(groups.items(), key=lambda item: -np.mean([r["accuracy"] for r in item[1]]))
         lines = [
-            "| row | seeds | accuracy | 95 % | macro-F1 | against base | images | per CPU s | CPU min | device |",
+            "| row | seeds | accuracy | 95% | macro-F1 | against base | images | per CPU s | CPU min | device |",
             "|:--|--:|--:|:--|--:|:--|--:|--:|--:|:--|",
         ]
         base = {r["seed"]: r for r in groups.get("base", [])}

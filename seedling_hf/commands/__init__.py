@@ -22,7 +22,7 @@ from seedling_hf.errors import HubError, InputError, WriteError
 from seedling_hf.escaping import one_line, visible_output
 from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure, writing
 from seedling_hf.locks import release_locks
-from seedling_hf.signals import EndSignal, Terminated, ending_with_launcher
+from seedling_hf.signals import EndSignal, Terminated
 
 TRACEBACK_VARIABLE = "SEEDLING_HF_TRACEBACK"
 REPORTED_VERSIONS = ("torch", "transformers", "datasets", "accelerate", "timm", "pillow")
@@ -68,20 +68,13 @@ INTERRUPTED_EXIT_CODE, BROKEN_PIPE_EXIT_CODE, TERMINATED_EXIT_CODE = 130, 141, 1
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
+@visible_output()
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main`; an error becomes one sentence on stderr, and the exit code.
 
-    `--traceback`, or the environment variable SEEDLING_HF_TRACEBACK, shows where an error came from. Without `argv` the
-    program is to end with the command.
+    `--traceback`, or the environment variable SEEDLING_HF_TRACEBACK, shows where an error came from.
     """
-    code = _run(main, list(sys.argv[1:] if argv is None else argv))
-    if argv is None:
-        _end_quickly()
-    return code
-
-
-@visible_output()
-def _run(main: Callable[[Sequence[str] | None], int | None], argv: list[str]) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
     wants_traceback = bool(os.environ.get(TRACEBACK_VARIABLE)) or "--traceback" in argv
     _tolerate_encodings()
     # Of tags that count as none.
@@ -91,7 +84,7 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: list[str]) ->
         threading.excepthook = _report_thread
     with EndSignal() as end:
         try:
-            with end.raising(), ending_with_launcher():
+            with end.raising():
                 code = main([word for word in argv if word != "--traceback"]) or 0
                 with writing("standard output"):
                     sys.stdout.flush()
@@ -201,7 +194,10 @@ def _tolerate_encodings() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`seedling-hf COMMAND …`."""
-    return run(_dispatch, argv)
+    code = run(_dispatch, argv)
+    if argv is None:  # the program ends here
+        _end_quickly()
+    return code
 
 
 def _end_quickly() -> None:

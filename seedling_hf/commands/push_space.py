@@ -8,7 +8,7 @@ from pathlib import Path
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError, require_package
 from seedling_hf.hub.outbox import Snapshot, Target
-from seedling_hf.inference.classifier import parse_hub_name
+from seedling_hf.inference.classifier import check_model_name, parse_hub_name
 from seedling_hf.network import without_proxies
 
 
@@ -30,6 +30,7 @@ class PushSpaceArguments(ArgumentGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_model_name(self.model_name_or_path, self.model_revision)
         is_folder = (Path(self.model_name_or_path) / "config.json").is_file()
         if not is_folder and parse_hub_name(self.model_name_or_path) is None:
             raise InputError(

@@ -94,7 +94,7 @@ def format_probes(probing: Probing) -> str:
     plain = probing.probes[0]
     width = max(len(row["title"]) for row in probing.probes)
     lines = [
-        f"| {'image':{width}} | accuracy | 95 % interval  | change, points | 95 % interval  |",
+        f"| {'image':{width}} | accuracy | 95% interval   | change, points | 95% interval   |",
         f"|:{'-' * (width + 1)}|---------:|:---------------|---------------:|:---------------|",
     ]
     for row in probing.probes:

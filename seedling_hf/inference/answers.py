@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from seedling_hf.errors import InputError
 from seedling_hf.escaping import CsvWriter, one_line, pad, width_of
 
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl"}
-FORMATS = ("csv", "jsonl", "kaggle")
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+FORMATS = ("csv", "jsonl", "json", "kaggle")
 Ranking = Sequence[tuple[str, float]]  # classes with their probabilities, the most probable first
 
 
@@ -28,9 +29,21 @@ class Answer(NamedTuple):
     plants: Sequence[Plant] = ()
 
 
-def format_of(path: str | Path | None) -> str:
-    """The format for the suffix of a file: CSV unless it is another one's."""
-    return SUFFIXES.get(Path(path).suffix.lower(), "csv") if path else "csv"
+def choose_format(path: str | Path | None, format: str | None = None) -> str:
+    """The format of a file: the one that is given, or else that of its suffix; CSV on the terminal.
+
+    Raises:
+        InputError: for a suffix that says nothing, or something else than the format.
+    """
+    if path is None:
+        return format or "csv"
+    meant = SUFFIXES.get(Path(path).suffix.lower())
+    if format is None and meant is None:
+        *names, last = SUFFIXES
+        raise InputError(f"expected --output_file to end in {', '.join(names)} or {last}, found {path}; rename it")
+    if format and meant not in (None, "csv" if format == "kaggle" else format):
+        raise InputError(f"expected an --output_file for --format {format}, found {path}; rename it or change --format")
+    return format or meant
 
 
 def is_sure(ranking: Ranking, threshold: float | None) -> bool:
@@ -46,25 +59,35 @@ class AnswerWriter:
     """Writes answers one after another.
 
     Args:
-        output_format: `csv`: file, class, probability, a row for each class of the ranking; `jsonl`: an object an
-            image; `kaggle`: bare file names and species.
-        threshold: Adds whether the model is sure: the most probable class has at least this probability.
+        format: `csv`: file, class, probability, a row for each class of the ranking; `jsonl`: an object an image;
+            `json`: a list of these objects; `kaggle`: bare file names and species.
+        threshold: Adds whether the model is sure: the most probable class has at least this probability. It says
+            nothing of the classes after that.
+        top_k: Length of the rankings; above 1, each class has its rank.
         tiles: Writes each plant of a photograph, with its number and its box after the file.
     """
 
     def __init__(
-        self, stream: TextIO, output_format: str, threshold: float | None = None, *, tiles: bool = False
+        self, stream: TextIO, format: str, threshold: float | None = None, *, top_k: int = 1, tiles: bool = False
     ) -> None:
-        self.stream, self.output_format, self.threshold, self.tiles = stream, output_format, threshold, tiles
+        self.stream, self.format, self.threshold, self.top_k, self.tiles = stream, format, threshold, top_k, tiles
         self.csv = CsvWriter(stream)
+        self.separator = "\n"
 
     def write_heading(self) -> None:
-        if self.output_format == "kaggle":
+        if self.format == "kaggle":
             self.csv.writerow(["file", "species"])
-        elif self.output_format == "csv":
+        elif self.format == "csv":
             place = ["plant", "left", "top", "right", "bottom"] if self.tiles else []
+            rank = ["rank"] if self.top_k > 1 else []
             sure = [] if self.threshold is None else ["certainty"]
-            self.csv.writerow(["file", *place, "class", "probability", *sure])
+            self.csv.writerow(["file", *place, *rank, "class", "probability", *sure])
+        elif self.format == "json":
+            self.stream.write("[")
+
+    def write_end(self) -> None:
+        if self.format == "json":
+            self.stream.write("\n]\n")
 
     def write(self, answer: Answer) -> None:
         """Writes the rows of an image: none if it cannot be decoded or shows no plant."""
@@ -78,15 +101,25 @@ class AnswerWriter:
 
     def _write(self, place: dict[str, Any], ranking: Ranking) -> None:
         certainty = "sure" if is_sure(ranking, self.threshold) else "not sure"
-        sure = {} if self.threshold is None else {"certainty": certainty}
-        if self.output_format == "kaggle":
+        if self.format == "kaggle":
             self.csv.writerow([Path(place["file"]).name, ranking[0][0]])
-        elif self.output_format == "csv":
-            self.csv.writerows([*place.values(), name, f"{p:.6f}", *sure.values()] for name, p in ranking)
+        elif self.format == "csv":
+            for number, (name, p) in enumerate(ranking, 1):
+                rank = [number] if self.top_k > 1 else []
+                sure = [] if self.threshold is None else [certainty if number == 1 else ""]
+                self.csv.writerow([*place.values(), *rank, name, f"{p:.6f}", *sure])
         else:
-            ranked = [{"class": name, "probability": round(p, 6)} for name, p in ranking]
-            row = place | ranked[0] | sure | ({"top_k": ranked} if len(ranked) > 1 else {})
-            self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            row = place | {"class": ranking[0][0], "probability": round(ranking[0][1], 6)}
+            if self.threshold is not None:
+                row["certainty"] = certainty
+            if self.top_k > 1:
+                ranked = enumerate(ranking, 1)
+                row["top_k"] = [{"rank": n, "class": name, "probability": round(p, 6)} for n, (name, p) in ranked]
+            self._write_object(json.dumps(row, ensure_ascii=False))
+
+    def _write_object(self, row: str) -> None:
+        self.stream.write(f"{self.separator}{row}" if self.format == "json" else f"{row}\n")
+        self.separator = ",\n"
 
 
 def format_table(answers: Sequence[Answer], threshold: float | None = None) -> str:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from seedling_hf.inference.model_files import (
     read_tensors,
 )
 from seedling_hf.network import explaining
+from seedling_hf.spelling import find_near
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
@@ -50,6 +51,7 @@ class ClassifierArguments(ArgumentGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model_name_or_path = self.model_name_or_path or str(SHIPPED_MODEL)
+        Pretrained(self.model_name_or_path, self.model_revision)  # refuses a mistyped name at once
 
     def load(self, *, merge: bool = True) -> "tuple[PreTrainedModel, BaseImageProcessor]":
         """The classifier that the flags name, see `load_classifier`."""
@@ -84,7 +86,8 @@ class Pretrained:
         trust_remote_code: Whether Python code that comes with the model may run. A RepLKNet needs none here.
 
     Raises:
-        InputError: for a folder without a model, or two revisions. So do the methods, where loading fails.
+        InputError: for a folder without a model, a path that leads nowhere, or two revisions. So do the methods, where
+            loading fails.
     """
 
     def __init__(self, name: str, revision: str | None = None, trust_remote_code: bool = False) -> None:
@@ -100,8 +103,7 @@ class Pretrained:
                 f"expected a model folder with a config.json at {self.name}, found a "
                 f"{'folder without one' if path.is_dir() else 'file'}; give the --output_dir of a training run"
             )
-        if not path.exists() and (path.is_absolute() or self.name[0] in ".~" or len(path.parts) > 2):
-            raise InputError(f"expected a model folder at {self.name}, found nothing there")
+        check_model_name(name, revision)
         self.options = {"revision": named_revision or revision or "main", "trust_remote_code": trust_remote_code}
 
     def load_config(self) -> "PretrainedConfig":
@@ -302,6 +304,31 @@ def load_classifier(
 def list_classes(config: "PretrainedConfig") -> list[str]:
     """The names of a model's classes, in the order of its logits."""
     return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def check_model_name(name: str, revision: str | None = None) -> None:
+    """Refuses a path that leads nowhere, instead of asking the Hub for it; see `is_on_hub`.
+
+    Raises:
+        InputError: with the folder that was probably meant, if there is one.
+    """
+    path = Path(name)
+    if path.exists() or is_on_hub(name, revision):
+        return
+    near = None
+    with suppress(OSError):
+        near = find_near(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()])
+    hint = f"did you mean {path.parent / near}? A" if near else "a"
+    repository = f"{name}@main" if parse_hub_name(name) else "user/repo"
+    raise InputError(
+        f"expected a model folder at {name}, found nothing there; {hint} repository on the Hub is written {repository}"
+    )
+
+
+def is_on_hub(name: str, revision: str | None = None) -> bool:
+    """Whether a name is that of a repository: `user/repo`, and `user` is no folder here or a revision is named."""
+    parts = parse_hub_name(name)
+    return parts is not None and bool(parts[1] or revision or not Path(name).parent.is_dir())
 
 
 def parse_hub_name(name: str) -> tuple[str, str | None] | None:

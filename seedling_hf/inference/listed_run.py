@@ -41,7 +41,7 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
             if not (arguments.skip_bad_images or journal.checked):
                 _refuse_bad_images(journal, part.remaining, accelerator)
             # Without an output file there is nothing to resume.
-            with StopSignal("finishing this batch") if arguments.output_file else contextlib.nullcontext() as stop:
+            with StopSignal() if arguments.output_file else contextlib.nullcontext() as stop:
                 try:
                     if not _answer(arguments, journal, part, predictor, accelerator, stop):
                         return RESUMABLE_EXIT_CODE
@@ -61,7 +61,7 @@ def _open_journal(cleanup: contextlib.ExitStack, arguments: PredictArguments, ba
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
     if next(images(), None) is None:
         raise InputError(f"expected images in {', '.join(arguments.images)}, found none; name another folder")
-    if arguments.output_format == "kaggle" and (name := find_equal_name(map(str, images()))):
+    if arguments.format == "kaggle" and (name := find_equal_name(map(str, images()))):
         raise InputError(f"expected unique file names for Kaggle, found two images named {name}; name one folder only")
     prepare(folder, map(str, images()), identity=arguments.identity, batch_size=batch_size, num_parts=num_parts)
     return folder

@@ -11,35 +11,43 @@ from seedling_hf.files import open_text, replacing, write_csv
 from seedling_hf.inference.answers import Answer, AnswerWriter, format_count, format_table
 from seedling_hf.inference.journal import Journal
 from seedling_hf.inference.predict_arguments import PredictArguments, failed_path
+from seedling_hf.inference.tally import Tally
 
 LONGEST_TABLE = 20
 MOST_FILES_PRINTED = 100
 
 
 def build_writer(arguments: PredictArguments, stream: TextIO) -> AnswerWriter:
-    return AnswerWriter(stream, arguments.output_format, arguments.threshold, tiles=arguments.tiles)
+    return AnswerWriter(
+        stream, arguments.format, arguments.threshold, top_k=arguments.top_k, tiles=arguments.tiles
+    )  # fmt: skip
+
+
+def build_tally(arguments: PredictArguments) -> Tally:
+    return Tally(arguments.threshold, tiles=arguments.tiles)
 
 
 def write_and_show(arguments: PredictArguments, journal: Journal) -> None:
-    """Writes the answers of a finished run, and prints a table if they are few, a summary and what failed."""
+    """Writes the answers of a finished run, and prints a table if they are few, what failed, and a summary."""
     path = arguments.output_path
     if path:
         with replacing(path) as temporary, open_text(temporary) as stream:
             _write(arguments, journal, stream)
         write_failed(path, journal.failed())
-    plants = sum(len(answer.plants) for answer in journal.answers()) if arguments.tiles else 0
-    if (plants if arguments.tiles else journal.num_images) <= LONGEST_TABLE and (path or sys.stdout.isatty()):
+    tally = build_tally(arguments)
+    tally.add(journal.answers())
+    if (tally.plants if arguments.tiles else journal.num_images) <= LONGEST_TABLE and (path or sys.stdout.isatty()):
         if shown := [answer for answer in journal.answers() if answer.ranking or answer.plants]:
             print(format_table(shown, arguments.threshold))
     elif not path:
         _write(arguments, journal, data_output())
     if path:
-        count = sum(answer.reason is None for answer in journal.answers())
-        of = f"{format_count(plants, 'plant')} in " if arguments.tiles else ""
-        print(f"predictions for {of}{format_count(count, arguments.noun)} are in {path}")
+        of = f"{format_count(tally.plants, 'plant')} in " if arguments.tiles else ""
+        print(f"predictions for {of}{format_count(tally.images, arguments.noun)} are in {path}", flush=True)
     if arguments.tiles:
         print_without_plants(journal.answers())
     print_failed(journal.failed(), path)
+    print_tally(tally)
 
 
 def _write(arguments: PredictArguments, journal: Journal, stream: TextIO) -> None:
@@ -47,6 +55,7 @@ def _write(arguments: PredictArguments, journal: Journal, stream: TextIO) -> Non
     writer.write_heading()
     for answer in journal.answers():
         writer.write(answer)
+    writer.write_end()
 
 
 def write_failed(output_file: Path, failed: Iterator[Answer]) -> None:
@@ -62,6 +71,12 @@ def print_failed(failed: Iterable[Answer], output_file: Path | None = None) -> N
     """Prints the files that cannot be decoded, and where all of them are listed if there is an output file."""
     further = [f"all of them are listed in {failed_path(output_file)}"] if output_file else []
     _print_list("failed to decode", (f"{answer.file}: {answer.reason}" for answer in failed), further)
+
+
+def print_tally(tally: Tally) -> None:
+    """Prints how many answers there are of each class and certainty, if there are some."""
+    if line := tally.describe():
+        print(line, file=sys.stderr, flush=True)
 
 
 def print_without_plants(answers: Iterable[Answer]) -> None:

@@ -9,36 +9,38 @@ from typing import Any
 from seedling_hf.arguments import option
 from seedling_hf.errors import InputError
 from seedling_hf.files import fitting
-from seedling_hf.inference.answers import FORMATS, format_of
+from seedling_hf.inference.answers import FORMATS, choose_format
 from seedling_hf.inference.classifier import InferenceArguments
 from seedling_hf.origin import check_ours
 
 
 @dataclass(kw_only=True)
 class PredictArguments(InferenceArguments):
-    """Predict the class of each image, as CSV or JSON lines.
+    """Predict the class of each image, as CSV, JSON or JSON lines.
 
     Examples:
-        seedling-hf predict --images photos --output_file answers.csv --threshold 0.8
-        seedling-hf predict --images tray.jpg --tiles --boxes_dir boxes --output_file plants.csv
+        seedling-hf predict a.jpg photos --output_file answers.csv --threshold 0.8
+        seedling-hf predict tray.jpg --tiles --boxes_dir boxes --output_file plants.csv
     """
 
     _argument_group_name = "Prediction"
 
-    images: list[str] = option(MISSING, "images, or folders that are searched for images", images=True)
+    images: list[str] = option(
+        MISSING, "images, or folders that are searched for images; the flag may be left out", images=True,
+        positional=True,
+    )  # fmt: skip
     output_file: str | None = option(
         None,
         "file to write (default: the terminal); the same command resumes a run that was stopped or killed",
         writable=True,
     )
-    output_format: str | None = option(
+    format: str | None = option(
         None,
-        "csv: columns file,class,probability; jsonl: an object per image; kaggle: file,species with bare file names "
-        "(default: by the suffix of the file, else csv)",
+        "csv: columns file,class,probability; jsonl: an object per image; json: a list of these objects; kaggle: "
+        "file,species with bare file names (default: by the suffix of the file; csv on the terminal)",
         choices=list(FORMATS),
-        aliases=["--format"],
     )
-    top_k: int = option(1, "classes to list for each image, the most probable first")
+    top_k: int = option(1, "classes to list for each image, the most probable first, with their rank")
     threshold: float | None = option(
         None, "probability below which a prediction is marked as not sure", least=0, most=1
     )
@@ -63,21 +65,23 @@ class PredictArguments(InferenceArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.output_format = self.output_format or format_of(self.output_file)
-        if self.top_k < 1 or (self.output_format == "kaggle" and self.top_k > 1):
-            most = "1, which is all that Kaggle takes" if self.output_format == "kaggle" else "1 or more"
+        if self.output_file is not None and Path(self.output_file).is_dir():
+            raise InputError(f"expected a file as --output_file, found the folder {self.output_file}; add a name.csv")
+        self.format = choose_format(self.output_file, self.format)
+        if self.top_k < 1 or (self.format == "kaggle" and self.top_k > 1):
+            most = "1, which is all that Kaggle takes" if self.format == "kaggle" else "1 or more"
             raise InputError(f"expected --top_k of {most}, found {self.top_k}")
-        if self.output_format == "kaggle":
+        if self.format == "kaggle":
             for name in ("threshold", "watch", "tiles"):
                 if getattr(self, name) not in (None, False):
                     raise InputError(f"expected no --{name} for Kaggle's file, found it; use csv or jsonl")
+        if self.watch and self.format == "json":
+            raise InputError("expected a format that can grow for --watch, found json; use csv or jsonl")
         if self.watch and not any(Path(path).is_dir() for path in self.images):
             raise InputError(f"expected a folder to --watch, found {', '.join(self.images)}; name one")
         for name in ("boxes_dir", "min_plant_side"):
             if getattr(self, name) is not None and not self.tiles:
                 raise InputError(f"expected --tiles for --{name}, found it without; add --tiles or remove --{name}")
-        if self.output_file is not None and Path(self.output_file).is_dir():
-            raise InputError(f"expected a file as --output_file, found the folder {self.output_file}; add a name.csv")
         if self.output_path is not None:
             if not self.watch:  # which continues its own file only
                 check_ours(self.output_file, "--output_file", "predictions")
@@ -100,7 +104,7 @@ class PredictArguments(InferenceArguments):
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         names = (
             "model_revision", "mixed_precision", "no_merge", "test_time_augmentation", "top_k", "threshold", "tiles",
-            "min_plant_side", "output_format",
+            "min_plant_side", "format",
         )  # fmt: skip
         return {
             "--images": [os.path.abspath(path) for path in self.images],

@@ -34,7 +34,7 @@ def check_scikit_image() -> None:
 
 
 def find_plants(image: Image.Image, *, min_side: float = MIN_SIDE) -> list[Box]:
-    """Square boxes around green plants, from top to bottom and from left to right.
+    """Square boxes around green plants, row by row from top to bottom, and in a row from left to right.
 
     Args:
         image: An RGB photograph of any size.
@@ -53,7 +53,29 @@ def find_plants(image: Image.Image, *, min_side: float = MIN_SIDE) -> list[Box]:
     for rows, columns in _find_regions(_find_green(image.reduce(factor).convert("RGB")), least):
         box = [factor * edge for edge in (columns.start, rows.start, columns.stop, rows.stop)]
         boxes.append(_square(box, image.size))
-    return sorted(boxes, key=lambda box: (box[1], box[0]))
+    return in_reading_order(boxes)
+
+
+def in_reading_order(boxes: Sequence[Box]) -> list[Box]:
+    """Boxes row by row, and from left to right in each, although no row of plants is quite straight.
+
+    The middles of a row lie within half the usual distance from a plant to its nearest neighbour of their mean height.
+    """
+    if len(boxes) < 2:
+        return list(boxes)
+    from scipy.spatial import KDTree
+
+    corners = np.array(boxes)
+    middles = (corners[:, :2] + corners[:, 2:]) / 2
+    distances, _ = KDTree(middles).query(middles, k=2)
+    reach = np.median(distances[:, 1]) / 2
+    rows: list[list[int]] = []
+    for number in np.argsort(middles[:, 1], kind="stable"):
+        if rows and middles[number, 1] - middles[rows[-1], 1].mean() < reach:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    return [boxes[number] for row in rows for number in sorted(row, key=lambda number: middles[number, 0])]
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box], names: Sequence[str]) -> Image.Image:

@@ -105,7 +105,8 @@ def draw_answer(tray: Tray, answer: Answer, labels: Mapping[str, str], threshold
     """
     names = []
     for number, (_, ranking) in enumerate(answer.plants, 1):
-        names.append(f"{number} {labels[ranking[0][0]]}{'' if is_sure(ranking, threshold) else '?'}")
+        # Two spaces, since one of a small font is hardly seen.
+        names.append(f"{number}  {labels[ranking[0][0]]}{'' if is_sure(ranking, threshold) else '?'}")
     return draw_boxes(tray.photograph, tray.boxes, names)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import escape_cell, unescape_cell
 from seedling_hf.files import writing
 
 CANNOT_FLUSH = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
@@ -138,7 +139,8 @@ class WatchedOutput:
         # The row may be cut within its first name, and the heading too.
         rest = rest.removeprefix('{"file": ').removeprefix('"')
         heading = self.heading.decode() if start == 0 else ""
-        return any(rest[: len(name)] == name[: len(rest)] for name in [*self.images, *filter(None, [heading])])
+        beginnings = [*self.images, *map(escape_cell, self.images), *filter(None, [heading])]
+        return any(rest[: len(name)] == name[: len(rest)] for name in beginnings)
 
     def _lose(self) -> None:
         """Says that the rows so far are elsewhere."""
@@ -160,7 +162,7 @@ def _rows(text: str) -> list[str | list[str]]:
 def _file_of(row: str | list[str]) -> str:
     """The image of a row; empty for what is no row of ours."""
     if isinstance(row, list):
-        return row[0]
+        return unescape_cell(row[0])
     try:
         return json.loads(row)["file"]
     except (ValueError, KeyError, TypeError):

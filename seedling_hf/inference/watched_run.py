@@ -6,15 +6,22 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from io import StringIO
 from itertools import islice
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from seedling_hf.data.images import map_in_threads
 from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError, NonFiniteError
 from seedling_hf.escaping import data_output
 from seedling_hf.inference.answers import AnswerWriter, format_count
 from seedling_hf.inference.ledger import SUFFIX, Ledger
-from seedling_hf.inference.output import build_writer, print_failed, print_without_plants, write_failed
+from seedling_hf.inference.output import (
+    build_tally,
+    build_writer,
+    print_failed,
+    print_tally,
+    print_without_plants,
+    write_failed,
+)
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.watched_output import WatchedOutput
@@ -39,15 +46,18 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
     with ExitStack() as opened:
         is_new = not (path and path.is_file() and path.stat().st_size)
         ledger = opened.enter_context(Ledger(ledger_path, arguments.identity, is_new=is_new))
-        output = _open_output(opened, arguments, ledger)
-        stop = opened.enter_context(StopSignal("ending the watch"))
+        # Its threads are left to themselves at the end: a disk may never answer.
+        pool = opened.enter_context(ThreadPool(max(arguments.dataloader_num_workers, 1)))
+        output, tally = _open_output(opened, arguments, ledger), build_tally(arguments)
+        stop = opened.enter_context(StopSignal())
 
         def answer(files: list[str]) -> None:
             with stop.raising():
-                images = list(map_in_threads(loader, files, max(arguments.dataloader_num_workers, 1)))
+                images = pool.map(loader, files, chunksize=1)
             answers = predictor(loader.collate(files, images))
             _write(output, _format(arguments, lambda writer: [writer.write(each) for each in answers]))
             ledger.enter(answers, *([output.length, output.inode] if output else [0]))
+            tally.add(answers)
             if arguments.tiles:
                 print_without_plants(answers)
 
@@ -65,6 +75,7 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
             write_failed(path, ledger.failed())
             print(f"predictions for {format_count(ledger.count, arguments.noun)} are in {path}", file=sys.stderr)
         print_failed(ledger.failed(), path)
+        print_tally(tally)
 
 
 def _open_output(opened: ExitStack, arguments: PredictArguments, ledger: Ledger) -> WatchedOutput | None:

@@ -51,11 +51,11 @@ def _draw_accuracy(axes: "Axes", evaluation: list[dict[str, Any]], marker: dict[
     axes.set_title("Validation")
     axes.plot(epochs, percent, color=EVAL_COLOR, label="accuracy", **marker)
     axes.plot(epochs, macro_f1, color=EVAL_COLOR, alpha=0.5, linestyle="--", label="macro F1")
-    axes.yaxis.set_major_formatter("{x:g} %")
+    axes.yaxis.set_major_formatter("{x:g}%")
     if np.isfinite(percent).any():
         best = int(np.nanargmax(percent))
         axes.axhline(percent[best], color=INK, linewidth=0.6, linestyle=":")
-        axes.set_title(f"Validation: best accuracy {percent[best]:.1f} %, epoch {epochs[best]:.3g}")
+        axes.set_title(f"Validation: best accuracy {percent[best]:.1f}%, epoch {epochs[best]:.3g}")
         axes.legend(frameon=False, loc="lower right")
 
 

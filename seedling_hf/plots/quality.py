@@ -25,7 +25,7 @@ def plot_confusion_matrix(
     """
     matrix = np.asarray(matrix)
     correct, totals = int(np.trace(matrix)), matrix.sum(1)
-    title = f"{correct:,} of {totals.sum():,} images correct: {100 * correct / max(totals.sum(), 1):.1f} %"
+    title = f"{correct:,} of {totals.sum():,} images correct: {100 * correct / max(totals.sum(), 1):.1f}%"
     shown = most_confused(matrix)
     if len(shown) < len(matrix):
         title += f"\nthe {len(shown)} of {len(matrix):,} classes with the most mistakes"
@@ -91,7 +91,7 @@ def plot_probes(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, chan
     axes.set_yticks(places, [row["title"] for row in rows], fontsize=8)
     axes.set_ylim(places[-1] + 0.7, 0.3)
     axes.set_xlim(0, 106)
-    axes.xaxis.set_major_formatter("{x:g} %")
+    axes.xaxis.set_major_formatter("{x:g}%")
     axes.set_title(f"Accuracy on {plain['num_examples']:,} altered images", loc="left", fontsize=10, color=INK)
     tidy(axes, axis="x")
     axes.tick_params(axis="y", length=0)
@@ -144,7 +144,7 @@ def plot_coverage_risk(curve: Sequence[dict[str, float]], not_sure: dict[str, An
         at, wrong = 100 * not_sure["coverage"], 100 * (1 - not_sure["accuracy"])
         axes.plot([at], [wrong], color=TRAIN_COLOR, marker="o")
         axes.annotate(
-            f"keep {at:.0f} % (probability ≥ {not_sure['threshold']:.2f})", (at, wrong),
+            f"keep {at:.0f}% (probability ≥ {not_sure['threshold']:.2f})", (at, wrong),
             (-8, 10) if at > 45 else (10, -16), textcoords="offset points", ha="right" if at > 45 else "left",
             color=INK,
         )  # fmt: skip

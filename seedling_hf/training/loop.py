@@ -19,7 +19,7 @@ from seedling_hf.data.stream import StreamError
 from seedling_hf.errors import InputError, WriteError
 from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.hub.pusher import HubPusher
-from seedling_hf.inference.classifier import list_classes, parse_hub_name
+from seedling_hf.inference.classifier import is_on_hub, list_classes
 from seedling_hf.inference.prediction import predict
 from seedling_hf.signals import Stopped, StopSignal
 from seedling_hf.train_arguments import TrainArguments
@@ -112,7 +112,7 @@ class Training:
             except Stopped:
                 self.save_checkpoint()
                 return False
-            except (ImageError, StreamError, BrokenPipeError):
+            except (ImageError, StreamError):
                 if self.accelerator.num_processes == 1:  # others do not know of it
                     self.save_checkpoint()
                 raise
@@ -262,7 +262,7 @@ class Training:
         Raises:
             InputError: if there is none, or it belongs to a run with other arguments.
         """
-        if parse_hub_name(source):
+        if is_on_hub(source):
             source = fetch_checkpoint(source, self.output_dir, self.accelerator)
         checkpoint = self.checkpoints.load(source, self._restore)
         self.folder.write_start()  # before anything is pushed

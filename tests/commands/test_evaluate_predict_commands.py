@@ -193,7 +193,7 @@ def test_on_a_terminal_a_few_images_are_a_table(model_dir, images, capsys, monke
 
 
 def test_kaggle_gets_bare_file_names_and_species_only(model_dir, images, tmp_path):
-    words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "s.csv", output_format="kaggle")
+    words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "s.csv", format="kaggle")
     assert run(predict.main, words) == 0
     rows = read_csv((tmp_path / "s.csv").read_text())
     assert rows[0].keys() == {"file", "species"}
@@ -203,7 +203,7 @@ def test_kaggle_gets_bare_file_names_and_species_only(model_dir, images, tmp_pat
 def test_kaggle_refuses_two_images_of_one_name(model_dir, images, tmp_path, capsys):
     file = next(images.glob("Maize/*"))
     (images / "Charlock" / file.name).write_bytes(file.read_bytes())
-    words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "s.csv", output_format="kaggle")
+    words = flags(model_name_or_path=model_dir, images=[images], output_file=tmp_path / "s.csv", format="kaggle")
     assert run(predict.main, words) == 2
     assert file.name in capsys.readouterr().err
     assert not (tmp_path / "s.csv").exists()
@@ -241,10 +241,10 @@ def test_two_processes_skip_a_broken_image_and_list_it_once(model_dir, images, t
         ({"images": ["no/such/image.png"]}, "no/such/image.png"),
         ({"top_k": 5}, "at most the model's 4 classes, found 5"),
         ({"top_k": 0}, "--top_k of 1 or more, found 0"),
-        ({"top_k": 2, "output_format": "kaggle"}, "all that Kaggle takes"),
+        ({"top_k": 2, "format": "kaggle"}, "all that Kaggle takes"),
         ({"output_file": ROOT}, "found the folder"),
         ({"model_name_or_path": ROOT}, "folder without one"),
-        ({"output_format": "xml"}, "xml"),
+        ({"format": "xml"}, "xml"),
     ],
 )
 def test_predict_says_what_is_wrong_in_one_sentence(model_dir, images, tmp_path, capsys, wrong, named):

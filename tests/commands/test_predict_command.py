@@ -81,7 +81,8 @@ def test_all_images_but_the_failed_ones_have_their_rows_in_order(uninterrupted, 
     rows = read_csv((uninterrupted / "answers.csv").read_text())
     bad = {str(many / f"{number:06d}.jpg") for number in (0, 7, 150, 299)}
     assert [row["file"] for row in rows[::2]] == [str(file) for file in sorted(many.iterdir()) if str(file) not in bad]
-    assert {row["certainty"] for row in rows} == {"sure", "not sure"}
+    assert {row["certainty"] for row in rows[::2]} == {"sure", "not sure"}
+    assert {(row["rank"], row["certainty"]) for row in rows[1::2]} == {("2", "")}
     listed = read_csv((uninterrupted / "answers.failed.csv").read_text())
     assert {row["file"] for row in listed} == bad
     assert all(row["reason"] for row in listed)
@@ -309,6 +310,9 @@ def test_a_watch_killed_at_twenty_moments_names_every_image_once(model_dir, many
         ({"threshold": 1.5}, "--threshold at least 0 and at most 1, found 1.5"),
         ({"threshold": 0.5, "format": "kaggle"}, "no --threshold for Kaggle's file"),
         ({"watch": True, "format": "kaggle"}, "no --watch for Kaggle's file"),
+        ({"watch": True, "output_file": "a.json"}, "expected a format that can grow for --watch, found json"),
+        ({"output_file": "a.xlsx"}, "expected --output_file to end in .csv, .jsonl, .ndjson or .json, found a.xlsx"),
+        ({"model_name_or_path": "seedling_hf/nanno"}, "did you mean seedling_hf/nano?"),
         ({"watch": True, "images": [__file__]}, "expected a folder to --watch"),
     ],
 )

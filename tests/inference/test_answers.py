@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from seedling_hf.errors import InputError
 from seedling_hf.files import open_text
-from seedling_hf.inference.answers import Answer, AnswerWriter, Plant, format_count, format_of, format_table
+from seedling_hf.inference.answers import Answer, AnswerWriter, Plant, choose_format, format_count, format_table
 
 ANSWERS = [
     Answer("a/1.jpg", [("Maize", 0.75), ("Charlock", 0.25)]),
@@ -16,58 +17,82 @@ ANSWERS = [
 ]
 
 
+ONE = Answer("1.jpg", [("Maïs", 1.0)])
 PLANTS = [Plant((0, 5, 10, 15), [("Maize", 0.75), ("Charlock", 0.25)]), Plant((20, 5, 30, 15), [("Charlock", 0.5)])]
 TRAYS = [Answer("a.jpg", [], None, PLANTS), Answer("bare.jpg", [], None), Answer("torn.jpg", [], "truncated")]
 
 
-def write(output_format: str, threshold: float | None = None, answers=ANSWERS, **further) -> str:
+def write(format: str, threshold: float | None = None, answers=ANSWERS, **further) -> str:
     stream = io.StringIO()
-    writer = AnswerWriter(stream, output_format, threshold, **further)
+    writer = AnswerWriter(stream, format, threshold, **further)
     writer.write_heading()
     for answer in answers:
         writer.write(answer)
+    writer.write_end()
     return stream.getvalue()
 
 
-def test_csv_has_a_row_for_each_class_of_the_ranking():
-    assert write("csv").splitlines() == [
-        "file,class,probability",
-        "a/1.jpg,Maize,0.750000",
-        "a/1.jpg,Charlock,0.250000",
-        "b/2.jpg,Charlock,0.500000",
-        "b/2.jpg,Maize,0.500000",
+def test_csv_has_a_row_with_its_rank_for_each_class_of_the_ranking():
+    assert write("csv", top_k=2).splitlines() == [
+        "file,rank,class,probability",
+        "a/1.jpg,1,Maize,0.750000",
+        "a/1.jpg,2,Charlock,0.250000",
+        "b/2.jpg,1,Charlock,0.500000",
+        "b/2.jpg,2,Maize,0.500000",
     ]
 
 
-def test_a_threshold_adds_a_column_that_says_not_sure_below_it():
-    rows = list(csv.DictReader(write("csv", 0.6).splitlines()))
-    assert [row["certainty"] for row in rows] == ["sure", "sure", "not sure", "not sure"]
+def test_one_class_needs_no_rank():
+    assert write("csv", answers=[ONE]) == "file,class,probability\n1.jpg,Maïs,1.000000\n"
+
+
+def test_certainty_is_said_of_the_first_class_only():
+    rows = list(csv.DictReader(write("csv", 0.6, top_k=2).splitlines()))
+    assert [row["certainty"] for row in rows] == ["sure", "", "not sure", ""]
 
 
 def test_a_probability_that_equals_the_threshold_is_sure():
-    assert {row["certainty"] for row in csv.DictReader(write("csv", 0.5).splitlines())} == {"sure"}
+    rows = csv.DictReader(write("csv", 0.5, top_k=2).splitlines())
+    assert {row["certainty"] for row in rows if row["rank"] == "1"} == {"sure"}
 
 
 def test_jsonl_has_an_object_an_image():
-    rows = [json.loads(line) for line in write("jsonl", 0.6).splitlines()]
+    rows = [json.loads(line) for line in write("jsonl", 0.6, top_k=2).splitlines()]
     assert rows[1] == {
         "file": "b/2.jpg", "class": "Charlock", "probability": 0.5, "certainty": "not sure",
-        "top_k": [{"class": "Charlock", "probability": 0.5}, {"class": "Maize", "probability": 0.5}],
+        "top_k": [
+            {"rank": 1, "class": "Charlock", "probability": 0.5}, {"rank": 2, "class": "Maize", "probability": 0.5},
+        ],
     }  # fmt: skip
     assert len(rows) == 2
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_json_is_a_list_of_the_objects_of_jsonl(count):
+    answers = [ANSWERS[0], ANSWERS[2]][:count]
+    objects = [json.loads(line) for line in write("jsonl", 0.6, answers).splitlines()]
+    assert len(objects) == count
+    assert json.loads(write("json", 0.6, answers)) == objects
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1+1", "@SUM(A1)", "-2+3"])
+def test_a_spreadsheet_takes_no_name_for_a_formula(name):
+    text = write("csv", 0.5, [Answer(f"{name}.jpg", [(name, 1.0)])])
+    (row,) = csv.DictReader(text.splitlines())
+    assert (row["file"], row["class"]) == (f"'{name}.jpg", f"'{name}")
+
+
 def test_jsonl_without_a_threshold_and_with_one_class_is_short():
-    (line,) = write("jsonl", answers=[Answer("1.jpg", [("Maïs", 1.0)])]).splitlines()
+    (line,) = write("jsonl", answers=[ONE]).splitlines()
     assert line == '{"file": "1.jpg", "class": "Maïs", "probability": 1.0}'
 
 
 def test_a_plant_has_its_number_and_its_box_after_the_file():
-    assert write("csv", 0.6, TRAYS, tiles=True).splitlines() == [
-        "file,plant,left,top,right,bottom,class,probability,certainty",
-        "a.jpg,1,0,5,10,15,Maize,0.750000,sure",
-        "a.jpg,1,0,5,10,15,Charlock,0.250000,sure",
-        "a.jpg,2,20,5,30,15,Charlock,0.500000,not sure",
+    assert write("csv", 0.6, TRAYS, tiles=True, top_k=2).splitlines() == [
+        "file,plant,left,top,right,bottom,rank,class,probability,certainty",
+        "a.jpg,1,0,5,10,15,1,Maize,0.750000,sure",
+        "a.jpg,1,0,5,10,15,2,Charlock,0.250000,",
+        "a.jpg,2,20,5,30,15,1,Charlock,0.500000,not sure",
     ]
     _, second = map(json.loads, write("jsonl", answers=TRAYS, tiles=True).splitlines())
     assert second == {
@@ -94,10 +119,26 @@ def test_a_table_marks_predictions_that_are_not_sure():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("a.csv", "csv"), ("a.JSONL", "jsonl"), ("a.ndjson", "jsonl"), ("a", "csv"), (None, "csv")]
-)
-def test_the_suffix_chooses_the_format(name, expected):
-    assert format_of(name) == expected
+    ("name", "given", "expected"),
+    [
+        ("a.csv", None, "csv"), ("a.JSONL", None, "jsonl"), ("a.ndjson", None, "jsonl"), ("a.json", None, "json"),
+        (None, None, "csv"), (None, "json", "json"), ("a.csv", "kaggle", "kaggle"), ("a.txt", "csv", "csv"),
+    ],
+)  # fmt: skip
+def test_the_suffix_chooses_the_format(name, given, expected):
+    assert choose_format(name, given) == expected
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.txt", "a", "a.csv.gz", ".csv"])
+def test_a_suffix_that_says_nothing_is_refused(name):
+    with pytest.raises(InputError, match=f"expected --output_file to end in .csv, .* or .json, found {name}; rename"):
+        choose_format(name)
+
+
+@pytest.mark.parametrize(("name", "given"), [("a.json", "csv"), ("a.csv", "jsonl"), ("a.json", "kaggle")])
+def test_a_suffix_that_says_something_else_than_the_format_is_refused(name, given):
+    with pytest.raises(InputError, match=f"expected an --output_file for --format {given}, found {name}"):
+        choose_format(name, given)
 
 
 def test_one_is_singular():

@@ -10,7 +10,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
 from seedling_hf.errors import InputError
-from seedling_hf.inference.classifier import Pretrained, list_classes, load_classifier, parse_hub_name
+from seedling_hf.inference.classifier import (
+    InferenceArguments,
+    Pretrained,
+    is_on_hub,
+    list_classes,
+    load_classifier,
+    parse_hub_name,
+)
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
 
@@ -45,6 +52,35 @@ def test_a_model_saved_in_half_precision_is_used_in_float32(model_dir, tmp_path)
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="nothing there"):
         load_classifier(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("runs/quickstrat", r"did you mean runs/quickstart\? A .*written runs/quickstrat@main"),
+        ("runs/zzz", "there; a repository"),
+        ("quickstart", "is written user/repo"), ("runs/quickstrat/", "did you mean"), ("a/b/c", "nothing there"),
+        ("./alice", "nothing there"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_folder_is_refused_without_asking_the_hub(name, hint, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the Hub was asked"))
+    with pytest.raises(InputError, match=hint) as caught:
+        InferenceArguments(model_name_or_path=name)
+    assert str(caught.value).startswith(f"expected a model folder at {name}, found nothing there; ")
+    with pytest.raises(InputError, match="nothing there"):
+        load_classifier(name)
+    assert not is_on_hub(name)
+
+
+@pytest.mark.parametrize(("name", "revision"), [("runs/one@main", None), ("runs/one", "v1"), ("alice/seedlings", None)])
+def test_a_repository_beside_a_folder_of_its_user_is_named_with_a_revision(name, revision, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert is_on_hub(name, revision)
+    InferenceArguments(model_name_or_path=name, model_revision=revision)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from seedling_hf.inference.greenness import excess_green
-from seedling_hf.inference.tiles import draw_boxes, find_plants
+from seedling_hf.inference.tiles import draw_boxes, find_plants, in_reading_order
 
 pytest.importorskip("skimage", reason="scikit-image finds the plants: pip install 'seedling-hf[tiles]'")
 
@@ -125,10 +125,32 @@ def test_a_large_photograph_has_the_boxes_of_a_small_one():
     assert len(boxes) == len(find_plants(small))
     # What is found in a copy is a pixel of the copy more or less, three of the large one, and the margin with it.
     difference = np.abs(np.array(boxes)[:, None] / 5 - np.array(find_plants(small))).max(-1)
-    nearest = difference.argmin(0)  # sorted by upper edge, so that two of one height may change places
+    nearest = difference.argmin(0)  # two of one height may change places
     assert sorted(nearest) == list(range(len(boxes))) and difference.min(0).max() < 4
     for found in (boxes, find_plants(small)):
-        assert found == sorted(found, key=lambda box: box[1])
+        for start in range(0, 18, 6):
+            row = found[start : start + 6]
+            assert row == sorted(row), "from left to right"
+            assert max(box[1] for box in found[:start] or [(0, 0)]) < min(box[1] for box in row), "from top to bottom"
+
+
+@pytest.mark.parametrize("tilt", [-0.08, 0, 0.08])
+@pytest.mark.parametrize("side", [20, 80])
+def test_plants_are_numbered_in_reading_order_although_rows_are_not_straight(side, tilt):
+    rng = np.random.default_rng(0)
+    expected = []
+    for row in range(4):
+        for column in range(6):
+            x, y = np.array([100 * column, 100 * row + tilt * 100 * column]) + rng.uniform(-10, 10, 2)
+            expected.append((int(x), int(y), int(x) + side, int(y) + side))
+    shuffled = [expected[number] for number in rng.permutation(len(expected))]
+    assert in_reading_order(shuffled) == expected
+
+
+def test_two_plants_below_each_other_are_two_rows():
+    assert in_reading_order([(0, 50, 10, 60), (20, 0, 30, 10)]) == [(20, 0, 30, 10), (0, 50, 10, 60)]
+    assert in_reading_order([(20, 0, 30, 10)]) == [(20, 0, 30, 10)]
+    assert in_reading_order([]) == []
 
 
 def test_a_plant_at_the_edge_has_a_square_box_that_is_moved_in():

@@ -92,7 +92,7 @@ def test_a_file_that_holds_no_predictions_is_not_replaced(model_dir, trees, name
     assert contents(trees) == former
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
 @pytest.mark.parametrize("more", [(), ("--threshold", 0.5), ("--top_k", 2)], ids=str)
 def test_predictions_are_replaced_by_new_ones(model_dir, trees, suffix, more):
     output = trees / f"answers{suffix}"
@@ -101,7 +101,7 @@ def test_predictions_are_replaced_by_new_ones(model_dir, trees, suffix, more):
 
 
 def test_predictions_for_kaggle_and_empty_files_are_replaced(model_dir, trees):
-    flags = ("--images", "images/Maize", "--output_file", "answers.csv", "--output_format", "kaggle")
+    flags = ("--images", "images/Maize", "--output_file", "answers.csv", "--format", "kaggle")
     (trees / "answers.csv").touch()
     for _ in range(2):
         assert_well(predict(model_dir, trees, *flags))
