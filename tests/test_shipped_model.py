@@ -12,6 +12,9 @@ from transformers import AutoModelForImageClassification
 
 from seedling_hf import SHIPPED_MODEL
 from seedling_hf.commands import evaluate, predict, run
+from seedling_hf.data.dataset import load_folder
+from seedling_hf.data.splits import hash_split
+from seedling_hf.evaluation.training_data import recognise
 from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
 
 CARD = (SHIPPED_MODEL / "README.md").read_text(encoding="utf-8")
@@ -19,7 +22,15 @@ CARD = (SHIPPED_MODEL / "README.md").read_text(encoding="utf-8")
 
 def test_it_is_small():
     assert sum(file.stat().st_size for file in SHIPPED_MODEL.iterdir()) < 15e6
-    assert {file.suffix for file in SHIPPED_MODEL.iterdir()} == {".json", ".md", ".py", ".safetensors"}
+    assert {file.suffix for file in SHIPPED_MODEL.iterdir()} == {".csv", ".json", ".md", ".py", ".safetensors"}
+
+
+def test_its_split_is_that_of_its_card_and_tells_which_images_of_the_sample_it_was_trained_on(sample_dir):
+    split = SHIPPED_MODEL / "split.csv"
+    assert f"`{hash_split(split)}`" in CARD
+    found = recognise(load_folder(sample_dir), [split])[0]
+    assert found.by_content
+    assert f"{len(found.files)} of these were among its training images" in " ".join(CARD.split())
 
 
 def test_its_code_and_auto_map_are_those_of_every_saved_model(tmp_path):

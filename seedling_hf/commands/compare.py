@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.evaluator import Evaluator
     from seedling_hf.evaluation.report import evaluate_model
     from seedling_hf.evaluation.report_files import format_comparison, write_comparison
-    from seedling_hf.inference.classifier import load_classifier
+    from seedling_hf.evaluation.training_data import recognise
+    from seedling_hf.inference.classifier import Pretrained, load_classifier
     from seedling_hf.inference.prediction import build_accelerator, on_main_process
 
     accelerator = build_accelerator(arguments.mixed_precision)
@@ -74,12 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int | None:
                 f"expected models of the same classes, found {name} to differ from {arguments.models[0]} in "
                 f"{', '.join(sorted(different))}; compare models of the same classes"
             )
-    reports = []
-    for evaluator in evaluators:
+    reports, training_images = [], None
+    for number, evaluator in enumerate(evaluators):
         dataset = load_folder(
             arguments.data_dir, class_names=evaluator.class_names, skip_bad_images=arguments.skip_bad_images
         )
-        reports.append(evaluate_model(evaluator, dataset, data_name=arguments.data_dir, seed=arguments.seed))
+        if training_images is None:  # the same images for each model
+            training_images = recognise(dataset, [Pretrained(name).find("split.csv") for name in arguments.models])
+        report = evaluate_model(
+            evaluator,
+            dataset,
+            data_name=arguments.data_dir,
+            training_images=training_images[number],
+            seed=arguments.seed,
+        )
+        reports.append(report)
     if accelerator.is_main_process:
         comparison = compare_models(short_names(arguments.models), reports, arguments.data_dir)
         write_comparison(comparison, dataset, arguments.output_dir)

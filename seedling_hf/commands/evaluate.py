@@ -39,6 +39,9 @@ class EvaluateArguments(InferenceArguments):
     test_time_augmentation: bool = option(
         False, "also predict the mean over the eight symmetries of the square, and report gain and cost"
     )
+    exclude_training: bool = option(
+        False, "leave out the images that the model was trained on, as its split.csv lists them"
+    )
     saliency: bool = option(False, "show where the model looked at the worst mistakes (needs captum)")
     probes: bool = option(False, "also measure the accuracy on altered images, as the command probe does")
     seed: int = option(42, "seed of the bootstrap, the halves and the probes", least=0, most=LARGEST_SEED)
@@ -63,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.probing import probe
     from seedling_hf.evaluation.report import evaluate_model
     from seedling_hf.evaluation.report_files import format_report, write_report
+    from seedling_hf.evaluation.training_data import leave_out, recognise
     from seedling_hf.inference.prediction import on_main_process
     from seedling_hf.interpretation.saliency import check_captum, overlay_classes
 
@@ -75,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         for folder in (arguments.test_dir, arguments.calibration_dir)
         if folder
     )
+    split_file = arguments.find_file("split.csv")
+    training_images = recognise(dataset, [split_file])[0]
+    if arguments.exclude_training:
+        name = arguments.model_name_or_path
+        dataset = leave_out(dataset, training_images, name)
+        others = [leave_out(other, recognise(other, [split_file])[0], name) for other in others]
     report = evaluate_model(
         evaluator,
         dataset,
@@ -82,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         calibration=(others[0], arguments.calibration_dir) if others else None,
         target_accuracy=arguments.not_sure_accuracy,
         test_time_augmentation=arguments.test_time_augmentation,
+        training_images=training_images,
+        excluded=arguments.exclude_training,
         seed=arguments.seed,
     )
     if arguments.probes:

@@ -49,6 +49,11 @@ class Fingerprints:
     def __len__(self) -> int:
         return len(self.digests)
 
+    @property
+    def have_detail(self) -> np.ndarray:
+        """(N,) whether the hash of an image means something."""
+        return np.ptp(self.thumbnails, axis=(1, 2)) > 0
+
 
 @dataclass(frozen=True)
 class NearDuplicate:
@@ -75,6 +80,13 @@ def fingerprint_images(sources: Iterable[Source], num_threads: int | None = None
         hashes=hashes[:, :-1],
         inner_hashes=hashes[:, -1],
     )
+
+
+def hash_images(sources: Iterable[Source]) -> tuple[np.ndarray, np.ndarray]:
+    """pHash of the eight symmetries of each image, (N, 8), uint64, and whether it has detail to tell it by, (N,)."""
+    found = list(map_in_threads(_hash_whole, sources))
+    hashes = np.array([hashes for hashes, _ in found], np.uint64).reshape(-1, len(SYMMETRIES))
+    return hashes, np.array([has_detail for _, has_detail in found], bool)
 
 
 def digest_images(sources: Iterable[Source]) -> list[str]:
@@ -105,7 +117,7 @@ def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
     # The hash of an image without detail, such as a white one, is meaningless.
     originals = np.array(
         [i for i in sorted({d: i for i, d in reversed([*enumerate(digests)])}.values())
-         if np.ptp(fingerprints.thumbnails[i]) > 0], dtype=np.int64,
+         if fingerprints.have_detail[i]], dtype=np.int64,
     )  # fmt: skip
     hashes = fingerprints.hashes[originals]
     best: dict[tuple[int, int], NearDuplicate] = {}
@@ -126,7 +138,11 @@ def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
 
 def cluster_duplicates(sources: Iterable[Source]) -> list[int]:
     """The number of each image's cluster, the images connected by exact or near-duplicates."""
-    fingerprints = fingerprint_images(sources)
+    return number_clusters(fingerprint_images(sources))
+
+
+def number_clusters(fingerprints: Fingerprints) -> list[int]:
+    """The number of each image's cluster, from the fingerprints of all."""
     return connect(len(fingerprints), find_exact_duplicates(fingerprints.digests), find_near_duplicates(fingerprints))
 
 
@@ -151,6 +167,12 @@ def _fingerprint(source: Source) -> tuple[str, tuple[int, int], list[float], lis
     thumbnails = [np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box)) for box in (None, inner)]
     hashes = [*(_hash(symmetry(thumbnails[0])) for symmetry in SYMMETRIES), _hash(thumbnails[1])]
     return pixel_digest(image), image.size, color, thumbnails, hashes
+
+
+def _hash_whole(source: Source) -> tuple[list[int], bool]:
+    grey = to_rgb(read_image(source)).convert("L")
+    thumbnail = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    return [_hash(symmetry(thumbnail)) for symmetry in SYMMETRIES], bool(np.ptp(thumbnail) > 0)
 
 
 def _hash(thumbnail: np.ndarray) -> int:

@@ -20,11 +20,11 @@ from jinja2 import Environment
 
 from seedling_hf.data.duplicates import (
     Fingerprints,
-    cluster_duplicates,
     connect,
     find_exact_duplicates,
     find_near_duplicates,
     fingerprint_images,
+    number_clusters,
 )
 from seedling_hf.data.folders import list_folders
 from seedling_hf.data.images import a_few, find_bad_images, read_image, to_rgb
@@ -146,10 +146,18 @@ def render_page(inspection: Inspection) -> str:
     )
 
 
-def find_shared_images(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]:
-    """Validation images with a duplicate in training: the files of each, and of one of its duplicates."""
+def fingerprint_splits(splits: Mapping[str, Dataset]) -> Fingerprints:
+    """Of the training images, followed by the validation images."""
+    return fingerprint_images(source for name in ("train", "validation") for source in image_sources(splits[name]))
+
+
+def find_shared_images(splits: Mapping[str, Dataset], fingerprints: Fingerprints) -> list[tuple[str, str]]:
+    """Validation images with a duplicate in training: the files of each, and of one of its duplicates.
+
+    `fingerprints` are those that `fingerprint_splits` makes.
+    """
     train, validation = splits["train"], splits["validation"]
-    clusters = cluster_duplicates(source for split in (train, validation) for source in image_sources(split))
+    clusters = number_clusters(fingerprints)
     in_training = dict(zip(reversed(clusters[: len(train)]), reversed(train["file"]), strict=True))
     return [
         (file, in_training[cluster])
@@ -160,7 +168,7 @@ def find_shared_images(splits: Mapping[str, Dataset]) -> list[tuple[str, str]]:
 
 def report_shared_images(
     splits: Mapping[str, Dataset], path: Path, split_hash: str, *, look: bool = True, keep: bool = False
-) -> None:
+) -> Fingerprints | None:
     """Warns of validation images with duplicates in training, and writes them to the JSON file `path` for the card.
 
     Without a comparison (`look` is false, or there are more than `MOST_COMPARED` images) there is no file.
@@ -169,22 +177,26 @@ def report_shared_images(
         split_hash: As `hash_split` gives it.
         keep: Whether a file of the same split stays, without a comparison.
 
+    Returns:
+        What was compared, as `fingerprint_splits` makes it; None without a comparison.
+
     Raises:
         WriteError: if the file cannot be written, or something else is in its place.
     """
     if keep and _is_of_split(path, split_hash):
-        return
+        return None
     with writing(path):
         path.unlink(missing_ok=True)
     if not look:
-        return
+        return None
     if (count := len(splits["train"]) + len(splits["validation"])) > MOST_COMPARED:
         logger.info(
             "did not search for validation images with duplicates in training: %d images are more than %d; use "
             "inspect_dataset", count, MOST_COMPARED,
         )  # fmt: skip
-        return
-    pairs = find_shared_images(splits)
+        return None
+    fingerprints = fingerprint_splits(splits)
+    pairs = find_shared_images(splits, fingerprints)
     values = {
         "split_sha256": split_hash,
         "validation_images": len(splits["validation"]),
@@ -198,6 +210,7 @@ def report_shared_images(
             "one side",
             len(pairs), len(splits["validation"]), shown,
         )  # fmt: skip
+    return fingerprints
 
 
 def _is_of_split(path: Path, split_hash: str) -> bool:

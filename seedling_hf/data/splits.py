@@ -20,6 +20,9 @@ from seedling_hf.files import write_csv
 from seedling_hf.train_arguments import SplitArguments
 
 SPLITS = ("train", "validation", "test")
+HEADER = ["file", "label", "split"]
+
+Line = tuple[str, str, str]  # file, class name and split
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +73,34 @@ def draw_validation(
     return chosen
 
 
-def write_split_csv(splits: DatasetDict, path: str | os.PathLike) -> None:
-    """Writes which image is in which split: columns `file`, `label` (the class name) and `split`."""
-    rows = (
-        (file, split.features["label"].int2str(label), name)
-        for name, split in splits.items()
-        for file, label in zip(split["file"], split["label"], strict=True)
-    )
-    write_csv(path, ["file", "label", "split"], rows)
+def write_split_csv(splits: DatasetDict, path: str | os.PathLike, hashes: Mapping[Line, str] | None = None) -> None:
+    """Writes which image is in which split: columns `file`, `label` (the class name), `split` and perhaps `hash`.
+
+    By `hashes`, as `recognition` makes them, copies of the images are recognised.
+    """
+    lines = list_lines(splits, *splits)
+    if hashes:
+        write_csv(path, [*HEADER, "hash"], [(*line, hashes.get(line, "")) for line in lines])
+    else:
+        write_csv(path, HEADER, lines)
+
+
+def list_lines(splits: DatasetDict, *names: str) -> list[Line]:
+    """The lines of a split.csv for some of the splits, in their order."""
+    return [
+        (file, splits[name].features["label"].int2str(label), name)
+        for name in names
+        for file, label in zip(splits[name]["file"], splits[name]["label"], strict=True)
+    ]
+
+
+def read_hashes(path: str | os.PathLike) -> dict[Line, str]:
+    """The hash of each (file, class name, split) in a split.csv, empty where it has none.
+
+    Raises:
+        InputError: if it is not a split.csv.
+    """
+    return {(file, label, split): (*rest, "")[0] for file, label, split, *rest in _read_lines(path)}
 
 
 def read_split_csv(path: str | os.PathLike) -> dict[Row, str]:
@@ -87,7 +110,7 @@ def read_split_csv(path: str | os.PathLike) -> dict[Row, str]:
         InputError: if it is not a split.csv, or puts one file into two splits.
     """
     split_of = {}
-    for file, label, split in _read_lines(path):
+    for file, label, split, *_ in _read_lines(path):
         if split_of.setdefault((file, label), split) != split:
             raise InputError(
                 f"expected each file in one split in {path}, found {a_few([file])} in {split_of[file, label]} and "
@@ -97,8 +120,11 @@ def read_split_csv(path: str | os.PathLike) -> dict[Row, str]:
 
 
 def hash_split(path: str | os.PathLike) -> str:
-    """SHA-256 of a split.csv, regardless of the order of its lines: runs with equal hashes have equal splits."""
-    lines = sorted("\t".join(line) for line in _read_lines(path))
+    """SHA-256 of a split.csv, regardless of the order of its lines: runs with equal hashes have equal splits.
+
+    The column `hash` does not count.
+    """
+    lines = sorted("\t".join(line[:3]) for line in _read_lines(path))
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -187,11 +213,12 @@ def _read_lines(path: str | os.PathLike) -> list[list[str]]:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.reader(stream)
             # The header first, so that a huge file of another kind is not read completely.
-            lines = list(reader) if next(reader, None) == ["file", "label", "split"] else [[]]
+            header = next(reader, None)
+            lines = list(reader) if header in (HEADER, [*HEADER, "hash"]) else [[]]
             lines = [[unescape_cell(cell) for cell in line] for line in lines]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"expected a split.csv at {path}, found: {error}") from error
-    if any(len(line) != 3 or line[2] not in SPLITS for line in lines):
+    if any(len(line) != len(header or HEADER) or line[2] not in SPLITS for line in lines):
         raise InputError(
             f"expected columns file,label,split with train, validation or test in {path}, found other lines; "
             "use the split.csv of a run"

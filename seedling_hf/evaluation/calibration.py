@@ -65,6 +65,11 @@ class NotSure:
     accuracy: float | None = None
     cross_fitted: Kept | None = None
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether all predictions together reach the target, so that none need be withheld."""
+        return self.coverage == 1
+
 
 @dataclass(frozen=True)
 class Bootstrap:

@@ -19,6 +19,7 @@ class Comparison:
     """Reports about the same images side by side.
 
     Attributes:
+        models: Figures of each; `trained_on` is how many of the images it was trained on, None where that is unknown.
         pairs: `first`, `second`, what `mcnemar_test` gives, and `corrected_p_value`.
         agreement: Share of the images for which all models predict the same class.
         num_differences: The other images.
@@ -151,6 +152,7 @@ def _figures(name: str, report: Report) -> dict[str, Any]:
         **_pick(report, "accuracy", "macro_f1", "loss", "expected_calibration_error"),
         "accuracy_interval": report.bootstrap.accuracy,
         "macro_f1_interval": report.bootstrap.macro_f1,
+        "trained_on": report.trained_on and report.trained_on.count,
         "f1": {class_name: row["f1"] for class_name, row in report.per_class.items()},
         **_pick(report.provenance, "model", "architecture", "num_parameters", "seconds", "images_per_second"),
     }

@@ -14,7 +14,7 @@ from datasets import Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
-from seedling_hf.data.images import to_rgb
+from seedling_hf.data.images import a_few, to_rgb
 from seedling_hf.escaping import Markdown, finish_html, finish_markdown, one_line, pad, width_of
 from seedling_hf.evaluation import sentences
 from seedling_hf.evaluation.comparison import Comparison
@@ -114,6 +114,7 @@ def _environment(suffix: str) -> Environment:
     environment.globals |= {name: value for name, value in vars(sentences).items() if name.startswith("describe_")}
     environment.globals |= {
         "headline": sentences.headline,
+        "a_few": a_few,
         "format_probes": lambda probing: Markdown(format_probes(probing)),
         "format_confusion_matrix": lambda *figures: Markdown(format_confusion_matrix(*figures)),
     }

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from seedling_hf import __version__
+from seedling_hf.data.recognition import TrainingImages
 from seedling_hf.evaluation.calibration import (
     Bootstrap,
     Calibration,
@@ -26,6 +27,7 @@ from seedling_hf.evaluation.calibration import (
 from seedling_hf.evaluation.evaluator import Evaluator, LabelledProbabilities, compute_metrics
 from seedling_hf.evaluation.metrics import HARD_PAIR, CropWeedCosts, HardPair, confused_pair, crop_weed_costs
 from seedling_hf.evaluation.probing import Probing
+from seedling_hf.evaluation.training_data import TrainedOn, judge_others
 from seedling_hf.inference.prediction import EightSymmetries
 from seedling_hf.machine import device_name, precision_name
 
@@ -113,6 +115,7 @@ class Report:
         predictions: One for each image; not part of the JSON.
         probabilities: (N, C); not part of the JSON.
         probing: None, and not part of the JSON, unless it was requested.
+        trained_on: None, and not part of the JSON, where it is unknown which images the model was trained on.
     """
 
     accuracy: float
@@ -137,12 +140,14 @@ class Report:
     predictions: list[Prediction] = field(repr=False)
     probabilities: np.ndarray = field(repr=False, compare=False)
     probing: Probing | None = None
+    trained_on: TrainedOn | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain dicts, lists, numbers and strings."""
         # Emptied first: `asdict` copies what it meets, and there is a prediction for every image.
         figures = asdict(replace(self, predictions=[], probabilities=np.empty(0)))
-        skipped = {"predictions", "probabilities"} | ({"probing"} if self.probing is None else set())
+        skipped = {"predictions", "probabilities"}
+        skipped |= {name for name in ("probing", "trained_on") if getattr(self, name) is None}
         return {name: value for name, value in figures.items() if name not in skipped}
 
 
@@ -154,6 +159,8 @@ def evaluate_model(
     calibration: tuple[Dataset, str] | None = None,
     target_accuracy: float = 0.95,
     test_time_augmentation: bool = False,
+    training_images: TrainingImages | None = None,
+    excluded: bool = False,
     seed: int = 42,
 ) -> Report:
     """Predicts labelled images and reports on the predictions.
@@ -167,6 +174,7 @@ def evaluate_model(
             it is fitted on one half of the images and judged on the other, and the other way round.
         target_accuracy: Accuracy of the predictions that "not sure" keeps.
         test_time_augmentation: Predict again with the mean over the eight symmetries of the square.
+        training_images: Which images the model was trained on, among these or, if `excluded`, left out of them.
         seed: Of the bootstrap and of the halves.
     """
     class_names, found = evaluator.class_names, evaluator.predict(dataset)
@@ -191,6 +199,7 @@ def evaluate_model(
         provenance=_describe_run(evaluator, data_name, found),
         predictions=predictions,
         probabilities=found.probabilities,
+        trained_on=training_images and judge_others(training_images, found, excluded=excluded),
     )
 
 

@@ -4,16 +4,24 @@ import json
 import os
 from dataclasses import astuple, fields
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from seedling_hf.data.images import a_few
 from seedling_hf.escaping import one_line, pad, width_of
 from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.rendering import Saliency, markdown_report, render_comparison, render_page, render_report
 from seedling_hf.evaluation.report import Prediction, Report
-from seedling_hf.evaluation.sentences import describe_confusion, describe_pair_of_models, headline
+from seedling_hf.evaluation.sentences import (
+    describe_confusion,
+    describe_pair_of_models,
+    describe_trained_on,
+    describe_training_of_models,
+    headline,
+)
 from seedling_hf.files import write_arrays, write_csv, write_text
 from seedling_hf.origin import REPORT_FILES, check_outputs
 from seedling_hf.plots.quality import (
@@ -25,6 +33,7 @@ from seedling_hf.plots.quality import (
 )
 
 BAR_WIDTH = 20
+WHOLE_WORDS = {"break_on_hyphens": False, "break_long_words": False}
 
 
 def write_report(
@@ -81,6 +90,7 @@ def format_report(report: Report) -> str:
         one_line(f"{report.provenance.model}  on  {report.provenance.data}"),
         "",
         *(f"  {name:<17} {value:>8}   {remark}".rstrip() for name, value, remark in headline(report)),
+        *_format_trained_on(report),
         "",
         f"  {pad('class', width)}  precision   recall      F1    images",
     ]
@@ -104,6 +114,15 @@ def format_report(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _format_trained_on(report: Report) -> list[str]:
+    if report.trained_on is None or not report.trained_on.count:
+        return []
+    what = "Left out" if report.trained_on.excluded else "Trained on"
+    named = f"{what}: {a_few(report.trained_on.files)}; report.json lists all."
+    lines = [line for text in (describe_trained_on(report), named) for line in wrap(text, 98, **WHOLE_WORDS)]
+    return ["", *(f"  {line}" for line in lines)]
+
+
 def format_comparison(comparison: Comparison) -> str:
     """The comparison for a terminal."""
     names = [one_line(model["name"]) for model in comparison.models]
@@ -113,7 +132,8 @@ def format_comparison(comparison: Comparison) -> str:
         f"{m['accuracy_interval'][1]:.1%})  macro-F1 {m['macro_f1']:.3f}  {m['images_per_second']} images/s"
         for name, m in zip(names, comparison.models, strict=True)
     ]
-    return "\n".join([*lines, "", *(f"  {one_line(describe_pair_of_models(pair))}" for pair in comparison.pairs)])
+    sentences = [*map(describe_pair_of_models, comparison.pairs), *describe_training_of_models(comparison)]
+    return "\n".join([*lines, "", *(f"  {one_line(sentence)}" for sentence in sentences)])
 
 
 def _plot_figures(report: Report, output_dir: Path) -> None:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from seedling_hf.evaluation.calibration import Calibration, NotSure
+from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.metrics import HardPair
 from seedling_hf.evaluation.report import Augmentation, Confusion, Report
 
@@ -58,11 +59,40 @@ def describe_fit(calibration: Calibration) -> str:
     return f"{start} None of them is evaluated here, unless a file is in both folders."
 
 
+def describe_trained_on(report: Report) -> str:
+    """How many of the images the model was trained on, and what that means for the figures."""
+    known = report.trained_on
+    how = "name and content" if known.by_content else "name only: split.csv has no hashes of their contents"
+    total, count = report.num_examples, known.count
+    if not count:
+        return f"None of these {_images(total)} is a training image of the model (compared by {how})."
+    if known.excluded:
+        return (
+            f"{_images(count)} that the model was trained on {_were(count)} left out (recognised by {how}); the "
+            f"figures are those of the other {total:,}."
+        )
+    other = known.others
+    if other is None:
+        return f"The model was trained on all of these {_images(total)} (recognised by {how}); other images tell more."
+    low, high = other.interval
+    return (
+        f"{count:,} of these {_images(total)} {_were(count)} trained on (recognised by {how}), which flatters the "
+        f"figures. Of the other {other.count:,}, {other.correct:,} {_are(other.correct)} right: "
+        f"{percent(other.accuracy)}, 95% interval {percent(low)} to {percent(high)}. --exclude_training reports on "
+        "those alone."
+    )
+
+
 def describe_not_sure(not_sure: NotSure) -> str:
     """Which predictions to withhold, and how accurate the rest is."""
     target = f"{not_sure.target_accuracy:.0%}"
     if not_sure.threshold is None:
         return f"No threshold leaves predictions of which {target} are right."
+    if not_sure.keeps_all:
+        return (
+            f"It need not: of all predictions together {percent(not_sure.accuracy)} are right, and {target} were "
+            "requested."
+        )
     text = (
         f"Where the probability of the prediction is below {not_sure.threshold:.3f}, the model should say that it is "
         f"not sure: of the {not_sure.coverage:.1%} that are kept, {not_sure.accuracy:.1%} are right ({target} were "
@@ -85,6 +115,28 @@ def describe_pair(pair: HardPair) -> str:
         f"{pair.second_as_first:,} times: {pair.share:.1%} of the {pair.total:,} images of the two, and "
         f"{pair.share_of_mistakes:.0%} of all mistakes."
     )
+
+
+def describe_training_of_models(comparison: Comparison) -> list[str]:
+    """A sentence for each compared model that was trained on some of the images."""
+    return [
+        f"{model['name']} was trained on {model['trained_on']:,} of these {_images(comparison.num_examples)}, which "
+        "flatters it."
+        for model in comparison.models
+        if model["trained_on"]
+    ]
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def describe_augmentation(augmented: Augmentation) -> str:

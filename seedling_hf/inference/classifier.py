@@ -62,6 +62,10 @@ class ClassifierArguments(ArgumentGroup):
             merge=merge,
         )
 
+    def find_file(self, name: str) -> Path | None:
+        """A file beside the model; None where there is none."""
+        return Pretrained(self.model_name_or_path, self.model_revision).find(name)
+
 
 @dataclass(kw_only=True)
 class InferenceArguments(ClassifierArguments):
@@ -110,7 +114,7 @@ class Pretrained:
         from transformers import AutoConfig
 
         with self._explaining():
-            if (path := self._find(CONFIG)) is not None:
+            if (path := self.find(CONFIG)) is not None:
                 check_config(path)
             config = AutoConfig.from_pretrained(self.name, **self.options)
             if config.num_labels < 1:
@@ -128,7 +132,7 @@ class Pretrained:
 
         with self._explaining():
             for name in PROCESSORS:
-                if (path := self._find(name)) is not None:
+                if (path := self.find(name)) is not None:
                     check_processor(path)
             image_processor = AutoImageProcessor.from_pretrained(self.name, **self.options)
         check_image_processor(image_processor, num_channels, self.name)
@@ -172,7 +176,7 @@ class Pretrained:
         A backbone without a head, and a model without an image processor, are right here.
         """
         config = self.load_config()
-        if any(self._find(name) for name in PROCESSORS):
+        if any(self.find(name) for name in PROCESSORS):
             self.load_image_processor(getattr(config, "num_channels", None))
         architectures = config.architectures or ["ForImageClassification"]
         with self._explaining():
@@ -186,7 +190,7 @@ class Pretrained:
             for file in files:
                 check_finite(read_tensors([file]), str(file))
 
-    def _find(self, file: str) -> Path | None:
+    def find(self, file: str) -> Path | None:
         """A file of the folder or, downloaded, of the repository; None where there is none."""
         folder = Path(self.name)
         if folder.exists():
@@ -201,12 +205,12 @@ class Pretrained:
 
     def _find_weights(self) -> list[Path]:
         """The files that hold the weights; none if they are not in safetensors."""
-        if (path := self._find(WEIGHTS)) is not None:
+        if (path := self.find(WEIGHTS)) is not None:
             return [path]
         for name, is_index in ((INDEX, True), (PICKLED, False), (PICKLED_INDEX, True)):
-            if (path := self._find(name)) is None:
+            if (path := self.find(name)) is None:
                 continue
-            files = [self._find(file) or path.with_name(file) for file in read_index(path)] if is_index else [path]
+            files = [self.find(file) or path.with_name(file) for file in read_index(path)] if is_index else [path]
             for file in files:
                 check_file(file, "weights")
             return files if name == INDEX else []

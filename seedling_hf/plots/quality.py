@@ -131,7 +131,7 @@ def plot_coverage_risk(curve: Sequence[dict[str, float]], not_sure: dict[str, An
     """Draws the error rate of the most confident predictions against the fraction of predictions kept.
 
     Points have `coverage` and `risk`; `not_sure` has `target_accuracy`, and `threshold`, `coverage` and `accuracy`,
-    None without a threshold.
+    None without a threshold. One that keeps everything is not marked.
     """
     figure = new_figure(6.2, 4.0)
     axes = figure.subplots()
@@ -140,7 +140,7 @@ def plot_coverage_risk(curve: Sequence[dict[str, float]], not_sure: dict[str, An
     axes.fill_between(coverage, risk, color=EVAL_COLOR, alpha=0.1)
     allowed = 100 * (1 - not_sure["target_accuracy"])
     axes.axhline(allowed, color=TRAIN_COLOR, linewidth=0.9, linestyle="--")
-    if not_sure["threshold"] is not None:
+    if not_sure["threshold"] is not None and not_sure["coverage"] < 1:
         at, wrong = 100 * not_sure["coverage"], 100 * (1 - not_sure["accuracy"])
         axes.plot([at], [wrong], color=TRAIN_COLOR, marker="o")
         axes.annotate(

@@ -1,6 +1,7 @@
 """The output folder while a run goes on: if somebody deletes it, it is made again with what the memory still has."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -8,7 +9,8 @@ from datasets import DatasetDict
 
 from seedling_hf.arguments import write_arguments
 from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
-from seedling_hf.data.splits import hash_split, write_split_csv
+from seedling_hf.data.recognition import write_hashes
+from seedling_hf.data.splits import Line, hash_split, list_lines, read_hashes, write_split_csv
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
 from seedling_hf.inference.model_files import CONFIG, read_forms
@@ -29,6 +31,7 @@ class RunFolder:
         self.path, self.is_main_process = Path(arguments.output_dir), accelerator.is_main_process
         self.arguments, self.splits = arguments, splits
         self.shared_images: str | None = None
+        self.hashes: dict[Line, str] = {}  # of the images, for split.csv; none unless they were compared
         self.device: int | None = None
 
     def write_start(self) -> None:
@@ -46,16 +49,19 @@ class RunFolder:
 
     def _write_split(self) -> None:
         split, shared = self.path / "split.csv", self.path / SHARED_IMAGES
-        write_split_csv(self.splits, split)
+        keep = bool(self.arguments.resume_from_checkpoint) or self.shared_images is not None
+        if keep and not self.hashes and split.exists():
+            with suppress(InputError):  # it is written again
+                self.hashes = read_hashes(split)
+        write_split_csv(self.splits, split, self.hashes)
         if self.shared_images is not None:
             write_text(shared, self.shared_images)
-        report_shared_images(
-            self.splits,
-            shared,
-            hash_split(split),
-            look=not self.arguments.no_duplicate_check,
-            keep=bool(self.arguments.resume_from_checkpoint) or self.shared_images is not None,
-        )
+        look = not self.arguments.no_duplicate_check
+        keep &= bool(self.hashes) or not look
+        compared = report_shared_images(self.splits, shared, hash_split(split), look=look, keep=keep)
+        if compared is not None:
+            self.hashes = write_hashes(list_lines(self.splits, "train", "validation"), compared)
+            write_split_csv(self.splits, split, self.hashes)
         self.shared_images = shared.read_text(encoding="utf-8") if shared.exists() else None
 
     def holds_model(self) -> bool:

@@ -13,6 +13,7 @@ from seedling_hf.commands import run
 from seedling_hf.commands.inspect_dataset import main
 from seedling_hf.data.inspection import (
     find_shared_images,
+    fingerprint_splits,
     inspect_folder,
     render_page,
     report_shared_images,
@@ -155,7 +156,8 @@ def shared(flawed, tmp_path):
 
 def test_validation_images_are_listed_with_their_duplicates_in_training(shared, flawed):
     first, third = names(flawed, 0, 2)
-    assert set(find_shared_images(shared)) == {("Maize/copy.jpg", first), ("Maize/flipped.png", third)}
+    found = find_shared_images(shared, fingerprint_splits(shared))
+    assert set(found) == {("Maize/copy.jpg", first), ("Maize/flipped.png", third)}
 
 
 def test_training_warns_once_of_shared_images_and_writes_them_down(shared, tmp_path, caplog):
@@ -185,7 +187,7 @@ def test_what_was_not_looked_for_leaves_no_file_behind(shared, tmp_path):
 
 def test_what_was_found_is_kept_for_the_same_split_only(shared, tmp_path, monkeypatch):
     path, looks = tmp_path / "near_duplicates.json", []
-    monkeypatch.setattr("seedling_hf.data.inspection.find_shared_images", lambda splits: looks.append(1) or [])
+    monkeypatch.setattr("seedling_hf.data.inspection.find_shared_images", lambda *_: looks.append(1) or [])
     report_shared_images(shared, path, "hash", keep=True)
     written = path.read_bytes()
     report_shared_images(shared, path, "hash", keep=True)

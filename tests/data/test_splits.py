@@ -12,8 +12,17 @@ from sklearn.model_selection import train_test_split
 
 from seedling_hf.data.dataset import load_folder
 from seedling_hf.data.duplicates import cluster_duplicates
+from seedling_hf.data.inspection import fingerprint_splits
 from seedling_hf.data.pool import image_sources
-from seedling_hf.data.splits import draw_validation, hash_split, read_split_csv, write_split_csv
+from seedling_hf.data.recognition import write_hashes
+from seedling_hf.data.splits import (
+    draw_validation,
+    hash_split,
+    list_lines,
+    read_hashes,
+    read_split_csv,
+    write_split_csv,
+)
 from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import SplitArguments
 
@@ -329,3 +338,13 @@ def test_the_hash_knows_equal_names_in_two_split_folders(tmp_path, plant):
     write_split_csv(splits, tmp_path / "both.csv")
     write_split_csv({"train": splits["train"]}, tmp_path / "train.csv")
     assert hash_split(tmp_path / "both.csv") != hash_split(tmp_path / "train.csv")
+
+
+def test_hashes_of_images_are_read_back_and_change_neither_the_split_nor_its_hash(tree, written, tmp_path):
+    splits = splits_of(train_dir=tree, split_seed=7)
+    hashes = write_hashes(list_lines(splits, "train", "validation"), fingerprint_splits(splits))
+    write_split_csv(splits, tmp_path / "hashed.csv", hashes)
+    assert read_hashes(tmp_path / "hashed.csv") == hashes
+    assert hash_split(tmp_path / "hashed.csv") == hash_split(written)
+    assert read_split_csv(tmp_path / "hashed.csv") == read_split_csv(written)
+    assert set(read_hashes(written).values()) == {""}
