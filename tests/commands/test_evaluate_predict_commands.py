@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,13 @@ from sample import copy_sample
 from small_models import SPECIES
 
 from seedling_hf.commands import evaluate, predict, run
+from seedling_hf.data.dataset import load_splits
+from seedling_hf.data.inspection import fingerprint_splits
+from seedling_hf.data.recognition import write_hashes
+from seedling_hf.data.splits import list_lines, write_split_csv
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import EightSymmetries
+from seedling_hf.train_arguments import SplitArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,6 +70,76 @@ def test_evaluate_writes_a_report_and_shows_it(model_dir, images, tmp_path, caps
     shown = capsys.readouterr().out
     assert f"{report['accuracy']:.1%}" in shown
     assert str(tmp_path / "report" / "report.html") in shown
+
+
+@pytest.fixture
+def trained_model(model_dir, images, tmp_path) -> Path:
+    """The model with the split.csv of a run on `images`: eight trained on, four validated on."""
+    folder = shutil.copytree(model_dir, tmp_path / "trained")
+    splits = load_splits(SplitArguments(train_dir=str(images)))
+    hashes = write_hashes(list_lines(splits, "train", "validation"), fingerprint_splits(splits))
+    write_split_csv(splits, folder / "split.csv", hashes)
+    return folder
+
+
+def test_evaluate_counts_and_names_the_images_that_the_model_was_trained_on(trained_model, images, tmp_path, capsys):
+    words = flags(model_name_or_path=trained_model, test_dir=images, output_dir=tmp_path / "report")
+    assert run(evaluate.main, words) == 0
+    figures = json.loads((tmp_path / "report" / "report.json").read_text())
+    known = figures["trained_on"]
+    assert (known["count"], known["same_name"], known["by_content"], known["excluded"]) == (8, 8, True, False)
+    rows = {row["file"]: row for row in read_csv(tmp_path / "report" / "predictions.csv")}
+    others = [row for file, row in rows.items() if file not in known["files"]]
+    assert known["others"]["count"] == len(others) == 4
+    assert known["others"]["correct"] == sum(row["label"] == row["prediction"] for row in others)
+    start = "8 of these 12 images were trained on (recognised by name and content)"
+    assert start in capsys.readouterr().out
+    for page in ("report.html", "report.md"):
+        text = (tmp_path / "report" / page).read_text().replace("\\", "")
+        assert start in text
+        assert all(file in text for file in known["files"])
+
+
+def test_training_images_are_left_out_on_request(trained_model, images, tmp_path, capsys):
+    words = flags(
+        model_name_or_path=trained_model, test_dir=images, output_dir=tmp_path / "report", exclude_training=True
+    )
+    assert run(evaluate.main, words) == 0
+    figures = json.loads((tmp_path / "report" / "report.json").read_text())
+    evaluated = {row["file"] for row in read_csv(tmp_path / "report" / "predictions.csv")}
+    everything = {str(file.relative_to(images)) for file in images.glob("*/*")}
+    assert figures["num_examples"] == len(evaluated) == 4
+    assert evaluated == everything - set(figures["trained_on"]["files"])
+    assert "8 images that the model was trained on were left out" in capsys.readouterr().out
+
+
+def test_a_model_without_a_split_says_nothing_and_leaves_nothing_out(model_dir, images, tmp_path, capsys):
+    words = flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "report")
+    assert run(evaluate.main, words) == 0
+    assert "trained_on" not in json.loads((tmp_path / "report" / "report.json").read_text())
+    assert "trained on" not in capsys.readouterr().out
+    words = flags(model_name_or_path=model_dir, test_dir=images, output_dir=tmp_path / "new", exclude_training=True)
+    assert run(evaluate.main, words) == 2
+    assert "found none that says what it was trained on; leave --exclude_training out" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "report.json").exists()
+
+
+def test_a_split_that_is_none_is_a_warning_and_not_an_error(trained_model, images, tmp_path, caplog):
+    (trained_model / "split.csv").write_text("a,b\n1,2\n")
+    words = flags(model_name_or_path=trained_model, test_dir=images, output_dir=tmp_path / "report")
+    assert run(evaluate.main, words) == 0
+    assert "which images the model was trained on is not known: expected columns file,label,split" in caplog.text
+    assert "trained_on" not in json.loads((tmp_path / "report" / "report.json").read_text())
+
+
+def test_a_folder_of_training_images_only_leaves_nothing_to_evaluate(trained_model, images, tmp_path, capsys):
+    for file in load_splits(SplitArguments(train_dir=str(images)))["validation"]["file"]:
+        (images / file).unlink()
+    words = flags(
+        model_name_or_path=trained_model, test_dir=images, output_dir=tmp_path / "report", exclude_training=True
+    )
+    assert run(evaluate.main, words) == 2
+    assert "found none among 8; give other images, or leave --exclude_training out" in capsys.readouterr().err
 
 
 def test_the_flags_of_a_report_reach_it(model_dir, images, tmp_path):

@@ -52,7 +52,7 @@ def stub(predictions: list[int], names: list[str] = SPECIES) -> SimpleNamespace:
     """A report with what a comparison reads; the truth is 0, 1, 2, 3, 0, 1, …"""
     labels = [i % 4 for i in range(len(predictions))]
     return SimpleNamespace(
-        class_names=names, accuracy=0.5, macro_f1=0.5, loss=1.0, expected_calibration_error=0.1,
+        class_names=names, trained_on=None, accuracy=0.5, macro_f1=0.5, loss=1.0, expected_calibration_error=0.1,
         bootstrap=Bootstrap([0.4, 0.6], [0.4, 0.6], 2000, 42), per_class={n: {"f1": 0.5} for n in names},
         provenance=Provenance("m", "a", 1, "images", "2026-01-01", 1.0, 1.0, "CPU", 1, "no", {}),
         predictions=[
@@ -102,6 +102,9 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def output(models, images, tmp_path_factory) -> Path:
+    """Of a model that was trained on one of the 20 images, and one that does not say."""
+    file = next(images.glob("Maize/*"))
+    (models[0] / "split.csv").write_text(f"file,label,split\nMaize/{file.name},Maize,train\n")
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("comparison") / "new"
     words = ["--models", *map(str, models), "--data_dir", str(images), "--output_dir", str(folder)]
@@ -130,6 +133,15 @@ def test_scikit_learn_reproduces_every_figure_from_the_predictions(output):
     assert pair["only_first"] == np.sum(right[0] & ~right[1])
     assert pair["difference"] == pytest.approx(right[1].mean() - right[0].mean())
     assert figures["num_differences"] == np.sum(np.array(predictions[0]) != np.array(predictions[1]))
+
+
+def test_each_model_says_how_many_of_the_images_it_was_trained_on(output):
+    figures = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+    assert [model["trained_on"] for model in figures["models"]] == [1, None]
+    for page in ("comparison.html", "comparison.md"):
+        text = (output / page).read_text(encoding="utf-8")
+        assert "replknet was trained on 1 of these 20 images, which flatters it." in text
+        assert "timm was trained on" not in text
 
 
 def test_the_markdown_names_both_and_says_whether_it_is_chance(output):

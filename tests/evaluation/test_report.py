@@ -16,9 +16,10 @@ from seedling_hf.data.dataset import load_folder
 from seedling_hf.evaluation.calibration import Bootstrap, Kept, NotSure
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import HARD_PAIR, confused_pair
-from seedling_hf.evaluation.rendering import format_confusion_matrix, markdown_report
+from seedling_hf.evaluation.rendering import format_confusion_matrix, markdown_report, render_report
 from seedling_hf.evaluation.report import CoverageRisk, Prediction, Provenance, Report, evaluate_model, top_confusions
 from seedling_hf.evaluation.report_files import format_report, write_report
+from seedling_hf.evaluation.training_data import OtherImages, TrainedOn
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader
 
@@ -64,6 +65,38 @@ def report_of_mistakes() -> Report:
         ),
         predictions=[], probabilities=np.empty((0, 3)),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "others", "excluded", "said"),
+    [
+        (1, OtherImages(59, 1, 1 / 59, [0.003, 0.09]), False, "1 of these 60 images was trained on (recognised by name "
+         "and content), which flatters the figures. Of the other 59, 1 is right: 1.7%, 95% interval 0.3% to 9.0%. "
+         "--exclude_training reports on those alone."),
+        (60, None, False, "The model was trained on all of these 60 images (recognised by name and content)"),
+        (1, None, True, "1 image that the model was trained on was left out"),
+        (0, None, False, "None of these 60 images is a training image of the model (compared by name and content)."),
+    ],
+)  # fmt: skip
+def test_a_report_says_how_many_of_its_images_were_trained_on(report_of_mistakes, count, others, excluded, said):
+    files = [f"Black-grass/{number}.png" for number in range(count)]
+    known = TrainedOn(count, count, by_content=True, excluded=excluded, files=files, others=others)
+    report = replace(report_of_mistakes, trained_on=known)
+    assert said in " ".join(format_report(report).split()) or not count
+    assert said in markdown_report(report)
+    page = render_report(report, "nowhere")
+    assert said in page
+    assert ('<span class="name">Trained on</span>' in page) == (count > 0 and not excluded)
+    assert page.count("Black-grass/0.png") == (count > 0)
+
+
+@pytest.mark.parametrize(("coverage", "shown"), [(1.0, False), (0.5, True)])
+def test_a_threshold_that_keeps_everything_is_no_card(report_of_mistakes, coverage, shown):
+    not_sure = NotSure(0.75, threshold=0.2, coverage=coverage, accuracy=0.75, cross_fitted=Kept(0.9, 0.8))
+    report = replace(report_of_mistakes, not_sure=not_sure)
+    assert ("“Not sure” below" in render_report(report, "nowhere")) == shown
+    needless = "It need not: of all predictions together 75.0% are right, and 75% were requested."
+    assert (needless in markdown_report(report)) != shown
 
 
 def test_the_figures_are_those_of_the_model_and_its_image_processor_alone(report, model_dir, test_dir):
