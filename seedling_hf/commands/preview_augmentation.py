@@ -123,7 +123,7 @@ def draw_mixed_batches(labels: list[str], images: "Dataset", rows: list[int], ar
         titles.append(title)
     plot_contact_sheet(
         sheet, Path(arguments.output_dir, "mixed_batches.png"), rows=titles, captions=captions,
-        title="MixUp and CutMix, with labels",
+        title="MixUp and CutMix, with labels", note=explain_labels(arguments.label_smoothing_factor),
     )  # fmt: skip
 
 
@@ -174,6 +174,20 @@ def each_augmentation(image_size: int) -> dict[str, dict]:
         "Cutout": {"cutout_size": image_size // 3},
     }
     return {title: OFF | change for title, change in changes.items()}
+
+
+def explain_labels(smoothing: float) -> str:
+    """What the percentages below mixed images mean."""
+    text = (
+        "A percentage is the share of a class in the label that the model is trained to answer with. MixUp blends two "
+        "images in about these shares; CutMix replaces such a share of the area by a part of the other image."
+    )
+    if smoothing:
+        text += (
+            f" Label smoothing (--label_smoothing_factor {smoothing:g}) spreads {smoothing:.0%} evenly over all "
+            "classes, so the shares shown do not add up to 100%."
+        )
+    return text
 
 
 def label_text(label, names: Sequence[str]) -> str:

@@ -42,12 +42,19 @@ def plot_contact_sheet(
     columns: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
+    note: str = "",
 ) -> None:
-    """Draws rows of images, each a PIL image or (H, W, 3) of 8 bits, with headings and a caption below each image."""
+    """Draws rows of images, each a PIL image or (H, W, 3) of 8 bits, with headings and a caption below each image.
+
+    `note` is a sentence below all of them.
+    """
     height, width = len(images), len(images[0])
     below = 0.45 if captions else 0.0
     figure = new_figure(1.35 * width + (1.6 if rows else 0), (1.35 + below) * height + 0.6)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=INK)
+    if note:
+        # About so many columns fit into an inch at this size.
+        figure.supxlabel(wrap(note, int(15 * figure.get_figwidth())), x=0.01, ha="left", fontsize=7, color=INK)
     grid = figure.subplots(height, width, squeeze=False)
     for y, row in enumerate(images):
         for x, image in enumerate(row):
