@@ -74,6 +74,11 @@ def is_path(flag: Field) -> bool:
 class ArgumentGroup:
     """A group of flags; the dataclass of a command inherits from its groups, and each group checks its own values."""
 
+    @classmethod
+    def default_recipe(cls, given: Set[str]) -> Path | None:
+        """The recipe whose values stand for the defaults where these flags and keys are given; None for none."""
+        return None
+
     def __post_init__(self) -> None:
         """Checks what the fields declare, and expands `~` in paths; None passes.
 
@@ -214,6 +219,8 @@ class _Parser(HfArgumentParser):
 def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T:
     """Reads flags into a `cls`; they override those of the YAML recipe that `--config` names.
 
+    That recipe overrides the values of `cls.default_recipe`, if `cls` has one.
+
     Args:
         cls: A keyword-only dataclass; its docstring heads `--help`, its examples end it, and the dataclasses that it
             inherits from are the groups there.
@@ -242,10 +249,13 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T
     if positional:
         argv = name_words(argv, f"--{positional}", parser._option_string_actions)
     paths = {flag.name for group in groups for flag in fields(group) if is_path(flag)}
-    recipe = _recipe_flags(argv, paths, replaced=_replaced_keys(groups, argv))
+    recipe = _recipe_flags(_named_recipe(argv), paths, replaced=_replaced_keys(groups, argv))
     parser.refuse_unknown_flags(recipe, "in the recipe")
     parser.refuse_unknown_flags(argv, "on the command line")
-    values = vars(parser.parse_args(recipe + argv))
+    given = {word.split("=")[0].removeprefix("--") for word in recipe + argv if word.startswith("--")}
+    default = cls.default_recipe(given) if issubclass(cls, ArgumentGroup) else None
+    defaults = _recipe_flags(default, paths, replaced=given)
+    values = vars(parser.parse_args(defaults + recipe + argv))
     values.pop("config")
     return cls(**values)
 
@@ -256,21 +266,26 @@ def _replaced_keys(groups: Sequence[type], argv: Sequence[str]) -> set[str]:
     return {name for group in groups for name in getattr(group, "_one_of", ()) if given & set(group._one_of)} - given
 
 
-def _recipe_flags(argv: list[str], paths: Set[str], replaced: Set[str]) -> list[str]:
-    """The recipe behind `--config` as flags, without the keys in `replaced`; null leaves the default.
-
-    Variables in the values of `paths` are expanded, as the shell does on the command line.
-    """
+def _named_recipe(argv: Sequence[str]) -> str | None:
+    """The recipe behind `--config`."""
     path = None
     for word, following in itertools.pairwise([*argv, None]):
         if word == "--config":
             path = following
         elif word.startswith("--config="):
             path = word.partition("=")[2]
+    return path
+
+
+def _recipe_flags(path: str | os.PathLike | None, paths: Set[str], replaced: Set[str]) -> list[str]:
+    """A recipe as flags, without the keys in `replaced`; null leaves the default.
+
+    Variables in the values of `paths` are expanded, as the shell does on the command line.
+    """
     if path is None:
         return []
-    check_path(path, "--config")
-    path = expand_home(path)
+    check_path(str(path), "--config")
+    path = expand_home(str(path))
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as error:

@@ -1,14 +1,19 @@
 """The flags of `train`, in groups that other commands and the modules below them share."""
 
+import os
+from collections.abc import Set
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedling_hf.arguments import LARGEST_SEED, MOST_WORKERS, ArgumentGroup, option
 from seedling_hf.errors import InputError
+from seedling_hf.paths import expand_home
 
 if TYPE_CHECKING:
     from seedling_hf.replknet import RepLKNetConfig
 
+FINETUNE = "finetune.yaml"  # the recipe where no model is named
 LONGEST_WAIT = 10_000_000  # seconds, some months; Python's locks take no more than some centuries
 
 
@@ -101,7 +106,11 @@ class ModelArguments(ArgumentGroup):
     _one_of = ("model_name_or_path", "variant", "timm_architecture")
     shape = ("kernel_sizes", "depths", "hidden_sizes")  # fields of RepLKNetConfig that are flags
 
-    model_name_or_path: str | None = option(None, "start from this model folder or Hub repository (user/name@revision)")
+    model_name_or_path: str | None = option(
+        None,
+        "start from this model folder or Hub repository (user/name@revision); without it, --variant and "
+        "--timm_architecture, from the shipped nano with a new head, by the recipe finetune.yaml",
+    )
     model_revision: str | None = option(None, "its branch, tag or commit")
     trust_remote_code: bool = option(False, "run the Python code in that repository")
     ignore_mismatched_sizes: bool = option(False, "give the model a new head if the number of classes differs")
@@ -124,14 +133,31 @@ class ModelArguments(ArgumentGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         found = [f"--{name}" for name in self._one_of if getattr(self, name) is not None]
-        if len(found) != 1:
+        if len(found) > 1:
             raise InputError(
-                "expected one of --model_name_or_path, --variant and --timm_architecture, found "
-                f"{' and '.join(found) or 'none'}; give one"
+                "expected at most one of --model_name_or_path, --variant and --timm_architecture, found "
+                f"{' and '.join(found)}; give one"
             )
         shaped = [f"--{name}" for name in self.shape if getattr(self, name) is not None]
         if shaped and self.variant is None:
-            raise InputError(f"expected --variant with {shaped[0]}, found {found[0]}; remove {shaped[0]}")
+            raise InputError(
+                f"expected --variant with {shaped[0]}, found {found[0] if found else 'none'}; give one, or remove "
+                f"{shaped[0]}"
+            )
+
+    @classmethod
+    def default_recipe(cls, given: Set[str]) -> Path | None:
+        """That of fine-tuning, where no model is named."""
+        if given & set(cls._one_of):
+            return None
+        # Installed, the recipe is beside this module; in a checkout, in its folder there.
+        here = Path(__file__).resolve().parent
+        return next(p for p in (here / FINETUNE, here.parent / "scripts" / "recipes" / FINETUNE) if p.is_file())
+
+    @property
+    def starts_from_shipped(self) -> bool:
+        """Whether training starts from the model that ships with the package, with a new head."""
+        return all(getattr(self, name) is None for name in self._one_of)
 
     def build_variant_config(self, **values: Any) -> "RepLKNetConfig":
         """The configuration of `variant` with the kernels, depths and channels of the flags, and other `values`.
@@ -213,7 +239,12 @@ class OptimizationArguments(ArgumentGroup):
 class RunArguments(ArgumentGroup):
     _argument_group_name = "Run"
 
-    output_dir: str = option(MISSING, "folder for the model, its report and its checkpoints", writable=True, apart=True)
+    output_dir: str | None = option(
+        None,
+        "folder for the model, its report and its checkpoints (default: outputs/ and the name of the images' folder)",
+        writable=True,
+        apart=True,
+    )
     overwrite_output_dir: bool = option(False, "discard the run that the folder holds")
     seed: int = option(42, "seed of weights, order and augmentation", least=0, most=LARGEST_SEED)
     eval_steps: int | None = option(None, "steps between evaluations (default: every epoch)", least=1)
@@ -257,11 +288,15 @@ class TrainArguments(
     """Trains a RepLKNet on seedlings.
 
     Examples:
+        seedling-hf train --train_dir mine
         seedling-hf train --config scripts/recipes/quickstart.yaml
         seedling-hf train --config scripts/recipes/nano_cpu.yaml --train_dir mine --output_dir outputs/mine
     """
 
     def __post_init__(self) -> None:
+        images = self.dataset_name if self.train_dir is None else expand_home(self.train_dir)
+        if self.output_dir is None and images is not None:
+            self.output_dir = os.path.join("outputs", Path(os.path.abspath(images)).name)
         super().__post_init__()
         if self.streaming and (self.max_steps <= 0 or self.eval_steps is None):
             raise InputError(

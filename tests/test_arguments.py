@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from seedling_hf.arguments import parse_arguments, write_arguments
+from seedling_hf.commands.push_to_hub import PushToHubArguments
 from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import AugmentationArguments, TrainArguments
 
@@ -120,7 +121,7 @@ def test_a_wrong_recipe_is_refused_in_one_sentence(recipe, text, sentence):
 
 def test_a_missing_flag_is_named():
     with pytest.raises(InputError, match="required: --output_dir;"):
-        parse(*REQUIRED[:-2])
+        parse_arguments(PushToHubArguments, [], prog="push_to_hub")
 
 
 def test_help_shows_every_flag_in_its_group(capsys):

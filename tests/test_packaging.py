@@ -66,6 +66,6 @@ def test_a_wheel_holds_the_card_template_the_pages_and_the_shipped_model(tmp_pat
     assert len(templates) >= 5
     shipped = {f"nano/{path.name}" for path in (package / "nano").iterdir() if path.is_file()}
     assert {"nano/model.safetensors", "nano/config.json", "nano/modeling_replknet.py"} <= shipped
-    assert templates | shipped | {"hub/model_card.md"} <= files
+    assert templates | shipped | {"hub/model_card.md", "finetune.yaml"} <= files
     code = ZipFile(wheel).read("seedling_hf/nano/modeling_replknet.py")  # a link in the repository
     assert code == (package / "replknet" / "modeling_replknet.py").read_bytes()

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.hub_dataset import load_streamed
     from seedling_hf.hub.pusher import HubPusher
     from seedling_hf.training.batch_size import fit_batch_size
+    from seedling_hf.training.finetuning import fit_batch_to_images
     from seedling_hf.training.loop import Training
     from seedling_hf.training.memory import check_step_memory
     from seedling_hf.training.models import build_trainable_model
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     set_seed(arguments.seed)
     splits = load_streamed(arguments) if arguments.streaming else load_splits(arguments)
+    arguments = fit_batch_to_images(arguments, splits, accelerator)
     model, image_processor = build_trainable_model(arguments, splits["train"].features["label"].names)
     check_step_memory(arguments, model, image_processor, splits, accelerator)
     if arguments.auto_find_batch_size:

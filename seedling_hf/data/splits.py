@@ -70,6 +70,8 @@ def draw_validation(
         free = [row for row in members if row not in decided]
         # One generator for each class: adding or removing another class moves no image of this one.
         chosen |= set(random.Random(f"{seed} {label}").sample(free, min(count, len(free))))
+        if len(members) > 1 and chosen.isdisjoint(members):  # all of them have near-duplicates
+            chosen |= _draw_smallest(members, clusters)
     return chosen
 
 
@@ -202,6 +204,21 @@ def _draw_clusters(rows: Sequence[Row], share: float, seed: int, clusters: Mappi
             chosen |= set(cluster)
             room = {label: count - needed[label] for label, count in room.items()}
     return chosen
+
+
+def _draw_smallest(members: Sequence[Row], clusters: Mapping[Row, int]) -> set[Row]:
+    """The smallest cluster of a class that would otherwise validate nothing, if it leaves half of it for training."""
+    sizes, own = Counter(clusters.values()), Counter(clusters[row] for row in members)
+    whole = [cluster for cluster, size in own.items() if size == sizes[cluster] and 2 * size <= len(members)]
+    if not whole:
+        logger.warning(
+            "the images of the class %s are near-duplicates of one another: all are used for training, none for "
+            "validation",
+            members[0][1],
+        )
+        return set()
+    smallest = min(whole, key=lambda cluster: (sizes[cluster], [row for row in members if clusters[row] == cluster]))
+    return {row for row in members if clusters[row] == smallest}
 
 
 def _count_validation(count: int, share: float) -> int:

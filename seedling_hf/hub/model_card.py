@@ -141,7 +141,9 @@ def _describe_start(arguments: dict[str, Any], base_model: str | None) -> str | 
         return Markdown(f"[{base_model}](https://huggingface.co/{base_model})")
     if arguments.get("model_name_or_path"):
         return f"a model folder, {arguments['model_name_or_path']}"
-    return "random weights" if arguments.get("variant") or arguments.get("timm_architecture") else None
+    if arguments.get("variant") or arguments.get("timm_architecture"):
+        return "random weights"
+    return "nano, the model shipped with seedling_hf, with a new head" if arguments else None
 
 
 def _is_timm(config: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from seedling_hf import SHIPPED_MODEL
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import Pretrained
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 def build_trainable_model(
     arguments: TrainArguments, class_names: list[str]
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The model that the flags name with a head for `class_names`, and the processor of its images.
+    """The model that the flags name, or the shipped one, with a head for `class_names`; and its image processor.
 
     Raises:
         InputError: for a folder without a model, a model of other classes without `--ignore_mismatched_sizes`, or
@@ -38,8 +39,10 @@ def build_trainable_model(
             image_size=arguments.image_size,
             drop_path_rate=arguments.drop_path_rate,
         )
-    else:
+    elif arguments.model_name_or_path:
         model, image_processor = _load_pretrained(arguments, labels)
+    else:
+        model, image_processor = _build_on_shipped(arguments, labels)
     _set_loss(model)
     _set_image_size(arguments, image_processor)
     _check_fit(arguments, model, image_processor.crop_size["height"])
@@ -56,7 +59,7 @@ def load_replknet_config(arguments: TrainArguments, num_labels: int) -> tuple[Re
         config = arguments.build_variant_config(num_labels=num_labels)
         image_processor = RepLKNetImageProcessor.from_variant(arguments.variant)
     else:
-        source = arguments.model_name_or_path and _source(arguments)
+        source = None if arguments.timm_architecture else _source(arguments)
         config = source and source.load_config()
         if not config or config.model_type != RepLKNetConfig.model_type:
             name = arguments.model_name_or_path or arguments.timm_architecture
@@ -101,7 +104,26 @@ def _set_loss(model: PreTrainedModel) -> None:
 
 
 def _source(arguments: TrainArguments) -> Pretrained:
+    if arguments.starts_from_shipped:
+        return Pretrained(str(SHIPPED_MODEL))
     return Pretrained(arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code)
+
+
+def _build_on_shipped(
+    arguments: TrainArguments, labels: dict[str, Any]
+) -> tuple[RepLKNetForImageClassification, BaseImageProcessor]:
+    """The shipped model's features under a new head, whether or not the number of classes is the same."""
+    source = _source(arguments)
+    config = source.load_config()
+    shipped, _ = source.load_model(config)
+    config = copy.deepcopy(config)
+    if arguments.drop_path_rate is not None:
+        config.drop_path_rate = arguments.drop_path_rate
+    config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+    model = RepLKNetForImageClassification(config)
+    model.replknet.load_state_dict(shipped.replknet.state_dict())
+    model.name_or_path = ""  # its weights will be others soon
+    return model, source.load_image_processor()
 
 
 def _load_pretrained(arguments: TrainArguments, labels: dict[str, Any]) -> tuple[PreTrainedModel, BaseImageProcessor]:

@@ -38,6 +38,7 @@ from seedling_hf.training.checkpointing import (
     holds_checkpoint,
     holds_pointer,
 )
+from seedling_hf.training.finetuning import describe_start
 from seedling_hf.training.loop import Training
 
 
@@ -109,6 +110,8 @@ def report_start(training: Training) -> None:
         training.folder.write_start()
     if training.accelerator.is_main_process:
         print(describe_splits({"validation": splits["validation"]} if arguments.streaming else splits))
+        if arguments.starts_from_shipped:
+            print(describe_start(arguments, splits))
         print(describe_run(training))
     training.accelerator.wait_for_everyone()
 
@@ -123,7 +126,7 @@ def describe_run(training: Training) -> str:
         if torch.get_num_threads() == 1 < share:  # accelerate's default
             hint = f"\nfaster with more threads: accelerate launch --num_cpu_threads_per_process {share}"
     return (
-        f"{arguments.variant or arguments.timm_architecture or arguments.model_name_or_path}: "
+        f"{arguments.variant or arguments.timm_architecture or arguments.model_name_or_path or 'nano'}: "
         f"{sum(p.numel() for p in training.learner.model.parameters()) / 1e6:.1f} M parameters, "
         f"{batches.image_size}×{batches.image_size} pixels, "
         f"{accelerator.num_processes} × {accelerator.device.type}{threads}"

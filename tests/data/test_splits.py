@@ -135,6 +135,22 @@ def test_without_duplicates_the_grouped_split_is_the_stratified_one(tree):
     assert {s: rows(split) for s, split in grouped.items()} == {s: rows(split) for s, split in stratified.items()}
 
 
+def test_a_class_of_near_duplicates_validates_its_smallest_cluster():
+    rows = [(f"{label}/{i}", label) for label in "ab" for i in range(10)]
+    clusters = {row: i for i, row in enumerate(rows)} | {row: 100 + int(row[0][2:]) // 5 for row in rows[10:]}
+    for seed in range(10):  # two clusters of five, each more than the three that validate
+        chosen = draw(rows, "grouped", 0.3, seed, clusters=clusters)
+        assert Counter(label for _, label in chosen) == {"a": 3, "b": 5}
+        assert len({clusters[row] for row in chosen if row[1] == "b"}) == 1
+
+
+def test_a_class_of_one_cluster_is_used_for_training_with_a_warning(caplog):
+    rows = [(f"{label}/{i}", label) for label in "ab" for i in range(10)]
+    clusters = {row: i for i, row in enumerate(rows)} | dict.fromkeys(rows[10:], 100)
+    assert Counter(label for _, label in draw(rows, "grouped", 0.3, 0, clusters=clusters)) == {"a": 3}
+    assert "the images of the class b are near-duplicates of one another: all are used for training" in caplog.text
+
+
 def test_a_cluster_over_two_classes_stays_on_one_side():
     rows = [(f"{label}/{i}", label) for label in "ab" for i in range(10)]
     clusters = {row: i for i, row in enumerate(rows)} | {("b/3", "b"): 2, ("a/2", "a"): 2}
