@@ -9,7 +9,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 # Controls of the terminal (C0, DEL, C1), what orders text from right to left, separators of lines, and bytes of names
@@ -133,14 +133,28 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
 
 
 class VisibleStream:
-    """A text stream that writes control characters out, as `visible` does, so that no name commands a terminal."""
+    """A text stream that writes control characters out, as `visible` does, so that no name commands a terminal.
+
+    Each line is flushed: what a command says is of use while it runs, into a log file too.
+
+    Attributes:
+        listener: Told of each text by `before_write` and `after_write`, with the stream below.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.listener: Any = None
 
     def write(self, text: str) -> int:
+        if self.listener and text:
+            self.listener.before_write(self.stream)
         # Progress bars go back to the start of their line.
         self.stream.write("\r".join(map(visible, text.split("\r"))))
+        if "\n" in text:
+            with suppress(OSError):  # it is met again where the command ends, and reported there
+                self.stream.flush()
+        if self.listener and text:
+            self.listener.after_write(self.stream, text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -22,9 +21,12 @@ from seedling_hf.errors import HubError, InputError, WriteError
 from seedling_hf.escaping import one_line, visible_output
 from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure, writing
 from seedling_hf.locks import release_locks
+from seedling_hf.progress import heartbeat
 from seedling_hf.signals import EndSignal, Terminated
+from seedling_hf.verbosity import is_verbose, set_verbosity
 
 TRACEBACK_VARIABLE = "SEEDLING_HF_TRACEBACK"
+FLAGS_OF_ALL = ("--traceback", "--verbose")
 REPORTED_VERSIONS = ("torch", "transformers", "datasets", "accelerate", "timm", "pillow")
 
 GROUPS = {
@@ -72,20 +74,20 @@ COMMANDS = {name: text for group in GROUPS.values() for name, text in group.item
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main`; an error becomes one sentence on stderr, and the exit code.
 
-    `--traceback`, or the environment variable SEEDLING_HF_TRACEBACK, shows where an error came from.
+    `--traceback`, or the environment variable SEEDLING_HF_TRACEBACK, shows where an error came from. `--verbose`, or
+    SEEDLING_HF_VERBOSE, shows all that other libraries say.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     wants_traceback = bool(os.environ.get(TRACEBACK_VARIABLE)) or "--traceback" in argv
     _tolerate_encodings()
-    # Of tags that count as none.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+    set_verbosity(verbose=is_verbose() or "--verbose" in argv)
     former_hook = threading.excepthook
     if not wants_traceback:
         threading.excepthook = _report_thread
-    with EndSignal() as end:
+    with EndSignal() as end, heartbeat():
         try:
             with end.raising():
-                code = main([word for word in argv if word != "--traceback"]) or 0
+                code = main([word for word in argv if word not in FLAGS_OF_ALL]) or 0
                 with writing("standard output"):
                     sys.stdout.flush()
             return code
@@ -227,6 +229,7 @@ def _usage() -> str:
         lines += [f"{group}:", *(f"  {name:{width}}  {text}" for name, text in commands.items())]
     lines += [
         "",
-        "seedling-hf COMMAND --help lists the flags of a command; --traceback shows where an error came from.",
+        "seedling-hf COMMAND --help lists the flags of a command; --traceback shows where an error came from, and",
+        "--verbose all that other libraries say.",
     ]
     return "\n".join(lines)

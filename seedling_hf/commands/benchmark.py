@@ -1,7 +1,6 @@
 """`benchmark`: times the large-kernel convolution, whole models and loading, compared with other implementations."""
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -72,8 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.speed.forms import Setting
     from seedling_hf.speed.results import describe_machine, format_results
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("seedling_hf").setLevel(logging.INFO)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("expected a GPU for --device cuda, found none; use --device cpu")

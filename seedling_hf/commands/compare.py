@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import LARGEST_SEED, MOST_WORKERS, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
+from seedling_hf.progress import Progress
 
 
 @dataclass(kw_only=True)
@@ -92,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         reports.append(report)
     if accelerator.is_main_process:
         comparison = compare_models(short_names(arguments.models), reports, arguments.data_dir)
-        write_comparison(comparison, dataset, arguments.output_dir)
+        with Progress("writing the comparison"):
+            write_comparison(comparison, dataset, arguments.output_dir)
         print(format_comparison(comparison))
         print(f"\nThe comparison is in {arguments.output_dir}: open {Path(arguments.output_dir) / 'comparison.html'}.")
     accelerator.end_training()

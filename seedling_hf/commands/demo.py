@@ -11,6 +11,7 @@ from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError, require_package
 from seedling_hf.inference.classifier import ClassifierArguments
 from seedling_hf.network import without_proxies
+from seedling_hf.progress import idling
 from seedling_hf.signals import Terminated
 
 
@@ -63,7 +64,8 @@ def serve(arguments: DemoArguments) -> None:
         raise InputError(f"expected a free port at {arguments.host}, found: {error}; change --port") from error
     try:
         print(f"The page is at {page.local_url}; Ctrl-C stops it.", flush=True)
-        threading.Event().wait()
+        with idling():
+            threading.Event().wait()
     finally:
         page.close(verbose=False)
 

@@ -1,7 +1,6 @@
 """`describe_dataset`: counts and measures the images of a folder."""
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from seedling_hf.data.pool import image_sources
     from seedling_hf.data.statistics import measure_images
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     pools = load_folders(arguments.train_dir, skip_bad_images=arguments.skip_bad_images)
-    figures = measure_images(path for pool in pools.values() for path in image_sources(pool))
+    paths = (path for pool in pools.values() for path in image_sources(pool))
+    figures = measure_images(paths, total=sum(map(len, pools.values())))
 
     print(describe_splits({"images": pools["train"]} if len(pools) == 1 else pools))
     sizes = [f"{w}×{h} ({n:,})" for (w, h), n in figures.sizes.items()]

@@ -9,6 +9,7 @@ from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.inference.classifier import InferenceArguments
 from seedling_hf.origin import REPORT_FILES, check_outputs
+from seedling_hf.progress import Progress
 
 
 @dataclass(kw_only=True)
@@ -100,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         report = replace(report, probing=probe(evaluator, dataset, seed=arguments.seed))
     if evaluator.accelerator.is_main_process:
         saliency = partial(overlay_classes, evaluator.model, evaluator.image_processor) if arguments.saliency else None
-        write_report(report, arguments.output_dir, dataset, saliency)
+        with Progress("writing the report"):
+            write_report(report, arguments.output_dir, dataset, saliency)
         print(format_report(report))
         print(f"\nThe report is in {arguments.output_dir}: open {Path(arguments.output_dir) / 'report.html'}.")
     evaluator.accelerator.end_training()

@@ -1,6 +1,5 @@
 """`inspect_dataset`: finds corrupt files, duplicates and outliers in a tree, and writes them as a page and as JSON."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -39,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.lock_outputs()
     from seedling_hf.data.inspection import format_inspection, inspect_folder, write_inspection
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     inspection = inspect_folder(arguments.train_dir, arguments.num_threads)
     write_inspection(inspection, arguments.output_dir)
     print(format_inspection(inspection))

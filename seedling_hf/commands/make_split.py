@@ -1,7 +1,6 @@
 """`make_split`: copies a tree of class folders into train/ and val/, as the tutorial's makedata.py does."""
 
 import filecmp
-import logging
 import os
 import shutil
 import tempfile
@@ -36,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from seedling_hf.data.pool import image_sources
     from seedling_hf.data.splits import write_split_csv
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     target = Path(arguments.output_dir)
     lock_folder(target)
     splits = load_splits(arguments)

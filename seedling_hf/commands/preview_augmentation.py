@@ -1,6 +1,5 @@
 """`preview_augmentation`: contact sheets of augmented training images."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.files import fitting
 from seedling_hf.origin import check_outputs
+from seedling_hf.progress import Progress, follow
 from seedling_hf.train_arguments import AugmentationArguments
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from seedling_hf.machine import memory_size
     from seedling_hf.plots.fonts import draw_names
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     pixels = arguments.image_size**2
     # A row of a sheet in 8 bits, and the grid of its rotations with an image in float32.
     needed = pixels * (3 * IMAGES_OF_A_CLASS * (arguments.num_examples + 1) + 16 + 3 * 12)
@@ -65,13 +64,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     labels = dict(zip(members, draw_names([*members]), strict=True))
     check_outputs(arguments.output_dir, (fitting(name, ".png") for name in members), "--output_dir")
-    for name, rows in members.items():
+    for name, rows in follow(members.items(), "drawing a sheet of each class", unit="sheet"):
         rows = rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS]
         draw_class(name, labels[name], images, rows, arguments)
     names = [*members][:: -(-len(members) // MOST_CLASSES_ON_A_SHEET)]
     rows = [members[name][0] for name in names]
-    draw_each_augmentation([labels[name] for name in names], images, rows, arguments)
-    draw_mixed_batches([*labels.values()], images, rows, arguments)
+    with Progress("drawing the single augmentations"):
+        draw_each_augmentation([labels[name] for name in names], images, rows, arguments)
+    with Progress("drawing mixed batches"):
+        draw_mixed_batches([*labels.values()], images, rows, arguments)
     print(f"{len(members) + 2} contact sheets are in {arguments.output_dir}")
 
 

@@ -1,6 +1,7 @@
 """`saliency`: a model and images go in, where the model looked comes out, as overlays."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from seedling_hf.files import fitting
 from seedling_hf.inference.answers import format_count
 from seedling_hf.inference.classifier import InferenceArguments, list_classes
 from seedling_hf.origin import check_outputs
+from seedling_hf.progress import Progress, follow
 from seedling_hf.spelling import find_near
 
 MOST_ON_THE_SHEET, SHEET_COLUMNS = 24, 6
@@ -72,14 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     check_memory(model, images, image_side(image_processor), EVAL_ADVICE, trains=True)
     labels = dict(zip(class_names, draw_names(class_names), strict=True))
     folders, places = letter_files(files, labels)
-    for start in range(0, len(files), arguments.per_device_eval_batch_size):
-        batch = files[start : start + arguments.per_device_eval_batch_size]
-        for file, explained, title, remark in _explain(arguments, model, image_processor, batch, labels):
+    size = arguments.per_device_eval_batch_size
+    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    answers = (each for batch in batches for each in _explain(arguments, model, image_processor, batch, labels))
+    with closing(follow(answers, "explaining", len(files))) as explanations:
+        for file, explained, title, remark in explanations:
             plot_saliency(*explained, folder / names[file], title=title, subtitle=places[file] + remark)
             if len(sheet) < MOST_ON_THE_SHEET:
                 small = (image.resize((256, 256)) for image in (explained.seen, explained.overlay))
                 sheet.append((*small, title, folders[file]))
-    _draw_sheet(sheet, folder / "saliency.png")
+    with Progress("drawing the sheet"):
+        _draw_sheet(sheet, folder / "saliency.png")
     count = format_count(len(files), "image")
     print(f"overlays of {count} are in {folder}, the first {len(sheet)} in {folder / 'saliency.png'}")
 

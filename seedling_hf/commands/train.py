@@ -1,6 +1,5 @@
 """`train`: a folder of seedlings goes in, a model folder with its report comes out."""
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -63,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def prepare(arguments: "TrainArguments") -> "Accelerator":
     """Trackers, processes, logging, sharding and the output folder: each may refuse the run before it costs much."""
-    from transformers.utils.logging import disable_progress_bar
-
     from seedling_hf.inference.prediction import build_accelerator
     from seedling_hf.training.output_dir import prepare_output_dir
     from seedling_hf.training.sharding import configure_sharding
@@ -77,8 +74,6 @@ def prepare(arguments: "TrainArguments") -> "Accelerator":
         log_with=arguments.report_to or None,
         project_dir=arguments.output_dir,
     )
-    disable_progress_bar()
-    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
     configure_sharding(accelerator, arguments)
     prepare_output_dir(arguments, accelerator)
     return accelerator

@@ -1,6 +1,5 @@
 """`visualize_erf`: models and images go in, maps of effective receptive fields and their area ratios come out."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -10,6 +9,7 @@ from seedling_hf.arguments import LARGEST_SEED, ArgumentGroup, option, parse_arg
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import one_line, pad, width_of
 from seedling_hf.files import write_arrays, write_csv
+from seedling_hf.progress import Progress, follow
 
 IMAGES_THAT_SETTLE = 8
 
@@ -45,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Models and images → gradients of the centre → maps and ratios."""
     arguments = parse_arguments(ErfArguments, argv, prog="visualize_erf")
 
-    from tqdm.auto import tqdm
-
     from seedling_hf.data.images import select_images
     from seedling_hf.inference.batch_memory import check_memory
     from seedling_hf.inference.classifier import load_classifier
@@ -76,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         images = (image.to(accelerator.device) for image in load_squares(files, image_processor, arguments.image_size))
         if title in untrained:
             few = load_squares(files[:IMAGES_THAT_SETTLE], image_processor, arguments.image_size)
-            settle_batch_norms(model, (image.to(accelerator.device) for image in few))
-        bar = tqdm(images, title, total=len(files), unit="image", leave=False, disable=not sys.stderr.isatty())
-        scores[title] = measure_erf(model, bar)
+            few = (image.to(accelerator.device) for image in few)
+            settle_batch_norms(model, follow(few, f"settling {title}", min(IMAGES_THAT_SETTLE, len(files))))
+        scores[title] = measure_erf(model, follow(images, f"measuring {title}", len(files)))
         rows += [
             {"model": title, "image_size": arguments.image_size, "num_images": len(files), **row}
             for row in area_ratios(scores[title])
@@ -88,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     folder = Path(arguments.output_dir)
     write_csv(folder / "erf.csv", list(rows[0]), (row.values() for row in rows))
     write_arrays(folder / "erf.npz", scores)
-    plot_erf(scores, rows, folder / "erf.png")
+    with Progress("drawing the figure"):
+        plot_erf(scores, rows, folder / "erf.png")
     print(format_ratios(rows))
     print(f"\nThe maps are in {folder}; the figure is {folder / 'erf.png'}.")
 

@@ -125,7 +125,8 @@ def _split(pool: ImagePool, good: list[int], arguments: SplitArguments, *, has_t
     else:
         clusters = None
         if arguments.split_strategy == "grouped":
-            clusters = dict(zip(rows, cluster_duplicates(image_sources(pool.images.select(good))), strict=True))
+            sources = image_sources(pool.images.select(good))
+            clusters = dict(zip(rows, cluster_duplicates(sources, len(good)), strict=True))
         validation = draw_validation(rows, arguments, clusters)
         split_of = dict.fromkeys(rows, "train") | dict.fromkeys(validation, "validation")
     splits = {"train", "validation"} | set(split_of.values())

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageStat
 
 from seedling_hf.data.images import Source, map_in_threads, read_image, to_rgb
+from seedling_hf.progress import follow
 
 MAX_DISTANCE = 12  # bits of 64; unrelated images differ in 32 on average
 MAX_INNER_DISTANCE = 10
@@ -65,9 +66,11 @@ class NearDuplicate:
     correlation: float  # Pearson correlation of their fine detail where they overlap
 
 
-def fingerprint_images(sources: Iterable[Source], num_threads: int | None = None) -> Fingerprints:
-    """Decodes every image once, in `num_threads` threads (default: one for each available core)."""
-    found = list(map_in_threads(_fingerprint, sources, num_threads))
+def fingerprint_images(
+    sources: Iterable[Source], num_threads: int | None = None, total: int | None = None
+) -> Fingerprints:
+    """Decodes every image, `total` in number, once, in `num_threads` threads (default: one for each available core)."""
+    found = list(follow(map_in_threads(_fingerprint, sources, num_threads), "fingerprinting images", total))
     digests, sizes, colors, thumbnails, hashes = zip(*found, strict=True) if found else ([], [], [], [], [])
     thumbnails = np.array(thumbnails, np.uint8).reshape(-1, 2, SIDE, SIDE)
     hashes = np.array(hashes, np.uint64).reshape(-1, len(SYMMETRIES) + 1)
@@ -82,16 +85,17 @@ def fingerprint_images(sources: Iterable[Source], num_threads: int | None = None
     )
 
 
-def hash_images(sources: Iterable[Source]) -> tuple[np.ndarray, np.ndarray]:
+def hash_images(sources: Iterable[Source], total: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """pHash of the eight symmetries of each image, (N, 8), uint64, and whether it has detail to tell it by, (N,)."""
-    found = list(map_in_threads(_hash_whole, sources))
+    found = list(follow(map_in_threads(_hash_whole, sources), "fingerprinting images", total))
     hashes = np.array([hashes for hashes, _ in found], np.uint64).reshape(-1, len(SYMMETRIES))
     return hashes, np.array([has_detail for _, has_detail in found], bool)
 
 
-def digest_images(sources: Iterable[Source]) -> list[str]:
-    """Decodes every image; equal digests are equal images, as `pixel_digest` defines them."""
-    return list(map_in_threads(lambda source: pixel_digest(to_rgb(read_image(source))), sources))
+def digest_images(sources: Iterable[Source], total: int | None = None) -> list[str]:
+    """Decodes every image, `total` in number; equal digests are equal images, as `pixel_digest` defines them."""
+    digests = map_in_threads(lambda source: pixel_digest(to_rgb(read_image(source))), sources)
+    return list(follow(digests, "comparing images", total))
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -136,9 +140,9 @@ def find_near_duplicates(fingerprints: Fingerprints) -> list[NearDuplicate]:
     return sorted(best.values(), key=lambda pair: (-pair.correlation, pair.first, pair.second))
 
 
-def cluster_duplicates(sources: Iterable[Source]) -> list[int]:
-    """The number of each image's cluster, the images connected by exact or near-duplicates."""
-    return number_clusters(fingerprint_images(sources))
+def cluster_duplicates(sources: Iterable[Source], total: int | None = None) -> list[int]:
+    """The number of each image's cluster, the images, `total` in number, connected by exact or near-duplicates."""
+    return number_clusters(fingerprint_images(sources, total=total))
 
 
 def number_clusters(fingerprints: Fingerprints) -> list[int]:
@@ -191,7 +195,7 @@ def _candidates(
     the earlier image is compared with the later.
     """
     rows = 256  # compared at once
-    for start in range(0, len(hashes), rows):
+    for start in follow(range(0, len(hashes), rows), "looking for near-duplicates", unit="chunk"):
         offset, found = 0 if both_ways else start, []
         for symmetry in range(len(SYMMETRIES)):
             distance = np.bitwise_count(hashes[start : start + rows, symmetry, None] ^ others[offset:])

@@ -18,6 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
 from io import FileIO
@@ -40,6 +41,8 @@ from seedling_hf.data.pool import image_sources
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
+from seedling_hf.progress import follow
+from seedling_hf.verbosity import is_verbose
 
 FORMAT_VERSION = 3
 CHECKSUMS = "checksums.json"
@@ -144,7 +147,8 @@ def _cache(
     def generate() -> Iterator[dict[str, Any]]:
         written.append(True)
         sources = image_sources(split)
-        for array in map_in_threads(lambda s: make(to_rgb(read_image(s))), sources, chunk_size=ROWS_IN_MEMORY):
+        arrays = map_in_threads(lambda s: make(to_rgb(read_image(s))), sources, chunk_size=ROWS_IN_MEMORY)
+        for array in follow(arrays, f"decoding {name} images for the cache", len(split)):
             yield {"data": array.tobytes(), "shape": list(array.shape)}
 
     key = _key(split, settings)
@@ -153,10 +157,11 @@ def _cache(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{key}.lock"):
             _remove_damaged(place)
-            kept = Dataset.from_generator(
-                generate, features=FEATURES, cache_dir=str(place), fingerprint=key, writer_batch_size=ROWS_IN_MEMORY,
-                split=name,
-            )  # fmt: skip
+            with _without_bars():
+                kept = Dataset.from_generator(
+                    generate, features=FEATURES, cache_dir=str(place), fingerprint=key,
+                    writer_batch_size=ROWS_IN_MEMORY, split=name,
+                )  # fmt: skip
             files = [file["filename"] for file in kept.cache_files]
             if written:
                 whole = [file for file in place.rglob("*") if file.is_file() and file.suffix != ".lock"]
@@ -179,6 +184,19 @@ def _cache(
     for column in ("label", "index"):
         cached = cached.add_column(column, list(split[column]), feature=split.features[column])
     return cached
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Meanwhile `datasets` draws no bar beside ours."""
+    shown = not datasets.are_progress_bars_disabled() and not is_verbose()
+    if shown:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _remove_damaged(place: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
 from io import BytesIO
 from itertools import islice
@@ -19,6 +19,7 @@ from seedling_hf.data.listing import list_images
 from seedling_hf.data.metadata import without_metadata
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import one_line
+from seedling_hf.progress import Progress
 
 IMAGE_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
 LARGEST_ASPECT_RATIO = 100  # beyond it, scaling the shorter side up to the model's size takes gigabytes
@@ -27,6 +28,7 @@ TURNS = {
     5: PILImage.Transpose.TRANSPOSE, 6: PILImage.Transpose.ROTATE_270, 7: PILImage.Transpose.TRANSVERSE,
     8: PILImage.Transpose.ROTATE_90,
 }  # fmt: skip
+CHECKING = "checking images"
 DECODER_ERROR = "decoder error"  # all that Pillow says of what libtiff refuses
 ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 Source = str | os.PathLike | bytes  # an image file, or its content
@@ -68,18 +70,33 @@ def map_in_threads(
             yield from pool.imap(function, chunk)
 
 
-def find_bad_images(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Decodes every image and yields those that cannot be used, with the reason; never all paths in memory."""
+def find_bad_images(paths: Iterable[Path], total: int | None = None) -> Iterator[tuple[Path, str]]:
+    """Decodes every image and yields those that cannot be used, with the reason; never all paths in memory.
+
+    `total` is their number if `paths` has no length.
+    """
+    total = len(paths) if total is None and isinstance(paths, Sized) else total
     paths = iter(paths)
-    while chunk := list(islice(paths, 1024)):
-        yield from ((path, reason) for path, reason in zip(chunk, check_images(chunk), strict=True) if reason)
+    with Progress(CHECKING, total) as progress:
+        while chunk := list(islice(paths, 1024)):
+            reasons = _check(chunk, progress)
+            yield from ((path, reason) for path, reason in zip(chunk, reasons, strict=True) if reason)
 
 
-def check_images(sources: Iterable[Source]) -> list[str | None]:
-    """Decodes every image: for each None, or the reason why it cannot be used."""
+def check_images(sources: Iterable[Source], total: int | None = None) -> list[str | None]:
+    """Decodes every image, `total` in number: for each None, or the reason why it cannot be used."""
+    with Progress(CHECKING, total) as progress:
+        return _check(sources, progress)
+
+
+def _check(sources: Iterable[Source], progress: Progress) -> list[str | None]:
+    reasons = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", PILImage.DecompressionBombWarning)
-        return list(map_in_threads(_reason_it_is_bad, sources))
+        for reason in map_in_threads(_reason_it_is_bad, sources):
+            reasons.append(reason)
+            progress.update()
+    return reasons
 
 
 def select_images(paths: Sequence[str], count: int | None = None, *, skip_bad_images: bool | None = None) -> list[Path]:

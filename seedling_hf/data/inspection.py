@@ -32,6 +32,7 @@ from seedling_hf.data.listing import MISNAMED
 from seedling_hf.data.pool import image_sources
 from seedling_hf.escaping import finish_html
 from seedling_hf.files import write_text, writing
+from seedling_hf.progress import Progress
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which an image is an outlier
 MOST_COMPARED = 20_000  # images that training compares when it starts; more would take minutes
@@ -76,13 +77,13 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
         for split, pool in pools.items()
         for path, label in zip(image_sources(pool.images), pool.labels, strict=True)
     ]
-    corrupt = dict(find_bad_images(path for path, _, _ in found))
+    corrupt = dict(find_bad_images([path for path, _, _ in found]))
     misnamed = [repr(os.fsencode(Path(pool.where, file))) for pool in pools.values() for file in pool.misnamed]
     good = [entry for entry in found if entry[0] not in corrupt]
     files = [str(path.relative_to(folder)) for path, _, _ in good]
     labels, splits = [label for _, label, _ in good], [split for _, _, split in good]
 
-    fingerprints = fingerprint_images((path for path, _, _ in good), num_threads)
+    fingerprints = fingerprint_images((path for path, _, _ in good), num_threads, len(good))
     exact, near = find_exact_duplicates(fingerprints.digests), find_near_duplicates(fingerprints)
     clusters: dict[int, list[int]] = {}
     for i, cluster in enumerate(connect(len(files), exact, near)):
@@ -117,7 +118,8 @@ def write_inspection(inspection: Inspection, output_dir: str | os.PathLike) -> N
     output_dir = Path(output_dir)
     values = asdict(inspection) | {"is_clean": inspection.is_clean}
     write_text(output_dir / "inspection.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    write_text(output_dir / "inspection.html", render_page(inspection))
+    with Progress("drawing the page"):
+        write_text(output_dir / "inspection.html", render_page(inspection))
 
 
 def format_inspection(inspection: Inspection) -> str:
@@ -148,7 +150,9 @@ def render_page(inspection: Inspection) -> str:
 
 def fingerprint_splits(splits: Mapping[str, Dataset]) -> Fingerprints:
     """Of the training images, followed by the validation images."""
-    return fingerprint_images(source for name in ("train", "validation") for source in image_sources(splits[name]))
+    names = ("train", "validation")
+    sources = (source for name in names for source in image_sources(splits[name]))
+    return fingerprint_images(sources, total=sum(len(splits[name]) for name in names))
 
 
 def find_shared_images(splits: Mapping[str, Dataset], fingerprints: Fingerprints) -> list[tuple[str, str]]:

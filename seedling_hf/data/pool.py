@@ -68,7 +68,7 @@ class ImagePool:
         Raises:
             InputError: if some cannot, unless they are to be skipped.
         """
-        reasons, count = check_images(image_sources(self.images)), len(self.rows) + len(self.misnamed)
+        reasons, count = check_images(image_sources(self.images), len(self.images)), len(self.rows) + len(self.misnamed)
         bad = [f"{os.fsencode(file)!r} ({MISNAMED})" for file in self.misnamed]
         bad += [f"{file} ({reason})" for (file, _), reason in zip(self.rows, reasons, strict=True) if reason]
         if bad and not skip_bad_images:

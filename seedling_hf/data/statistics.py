@@ -10,6 +10,7 @@ import numpy as np
 
 from seedling_hf.data.images import map_in_threads, read_image, to_rgb
 from seedling_hf.errors import InputError
+from seedling_hf.progress import follow
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class ImageStatistics:
     mean_of_stds: tuple[float, float, float]  # of the images' standard deviations (with n - 1), as in the tutorial
 
 
-def measure_images(paths: Iterable[str | Path], num_threads: int | None = None) -> ImageStatistics:
-    """Reads every image once, in threads; sums are of integers, so they are exact in any order.
+def measure_images(
+    paths: Iterable[str | Path], num_threads: int | None = None, total: int | None = None
+) -> ImageStatistics:
+    """Reads every image, `total` in number, once, in threads; sums are of integers, so they are exact in any order.
 
     Raises:
         InputError: if there are no images.
@@ -40,7 +43,7 @@ def measure_images(paths: Iterable[str | Path], num_threads: int | None = None) 
         image = read_image(path)
         return image.size, image.mode, np.array(to_rgb(image).histogram()).reshape(3, 256)
 
-    for size, mode, histogram in map_in_threads(read, paths, num_threads):
+    for size, mode, histogram in follow(map_in_threads(read, paths, num_threads), "measuring images", total):
         sizes[size] += 1
         modes[mode] += 1
         everything += histogram

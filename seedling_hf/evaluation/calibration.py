@@ -12,6 +12,7 @@ from seedling_hf.evaluation.metrics import (
     negative_log_likelihood,
     reliability_bins,
 )
+from seedling_hf.progress import follow
 
 BOOTSTRAP_RESAMPLES = 2000
 LARGEST_LOG_TEMPERATURE = 5.0
@@ -214,6 +215,7 @@ def bootstrap_intervals(matrix: Sequence[Sequence[int]] | np.ndarray, seed: int)
     generator, shares = np.random.default_rng(seed), counts / counts.sum()
     # One after another: with many classes, all draws at once take gigabytes.
     draws = (generator.multinomial(counts.sum(), shares) for _ in range(BOOTSTRAP_RESAMPLES))
+    draws = follow(draws, "resampling", BOOTSTRAP_RESAMPLES, unit="sample")
     figures = np.array([_accuracy_and_macro_f1(rows, columns, draw, len(matrix)) for draw in draws])
     tail = 100 * (1 - CONFIDENCE) / 2
     accuracy, macro_f1 = np.percentile(figures, [tail, 100 - tail], axis=0).T.tolist()

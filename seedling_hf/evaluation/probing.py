@@ -19,6 +19,7 @@ from seedling_hf.evaluation.calibration import BOOTSTRAP_RESAMPLES
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.evaluation.probes import PROBES, Probe, shuffle_patches
+from seedling_hf.progress import follow
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def probe(evaluator: Evaluator, dataset: Dataset, *, seed: int = 0, probes: Sequ
     """The accuracy of a classifier on labelled images (as for `Evaluator.predict`) under each of `probes`."""
     correct = [
         evaluator.predict(dataset, transform=ProbeTransform(each, evaluator.image_processor, seed)).correct
-        for each in probes
+        for each in follow(probes, "probing", unit="probe")
     ]
     rows = [
         {

@@ -26,6 +26,7 @@ from seedling_hf.files import replacing
 from seedling_hf.inference.batch_memory import check_memory, image_side
 from seedling_hf.inference.prediction import forward
 from seedling_hf.machine import time_in_turns
+from seedling_hf.progress import Progress
 
 PYTORCH, ONNX_FLOAT, ONNX_INT8, TORCH_EXPORT = "PyTorch", "ONNX float32", "ONNX int8", "torch.export"
 REPEATS = 20
@@ -73,19 +74,22 @@ def export_classifier(
     name = ONNX_FLOAT if is_onnx else TORCH_EXPORT
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, output_file.name)}
-        (write_onnx if is_onnx else write_torch_export)(classifier, example, files[name], metadata)
+        with Progress(f"writing {name}"):
+            (write_onnx if is_onnx else write_torch_export)(classifier, example, files[name], metadata)
         if calibration_files is not None:
             files[ONNX_INT8] = files[name].with_suffix(".int8.onnx")
             inputs = (batch for _, batch in prepare(calibration_files))
-            quantize_onnx(files[name], files[ONNX_INT8], inputs, metadata)
+            with Progress(f"writing {ONNX_INT8}"):
+                quantize_onnx(files[name], files[ONNX_INT8], inputs, metadata)
         runs = {name: (run_onnx if is_onnx else run_torch_export)(path) for name, path in files.items()}
-        logits = collect_logits(model, runs, prepare(check_files))
+        logits = collect_logits(model, runs, prepare(check_files), len(check_files))
         check_logits(logits, name, tolerance)
         timed = {PYTORCH: lambda: forward(model, pixel_values[:1])}
         timed |= {name: partial(run, example[:1]) for name, run in runs.items()}
-        rows = _compare(logits, files, output_file, time_in_turns(timed, REPEATS))
+        with Progress("timing"):
+            rows = _compare(logits, files, output_file, time_in_turns(timed, REPEATS))
         if labelled is not None:
-            logits = collect_logits(model, runs, prepare(list(image_sources(labelled))))
+            logits = collect_logits(model, runs, prepare(list(image_sources(labelled))), len(labelled))
             _score(rows, logits, np.array(labelled["label"]))
         for path in files.values():
             with replacing(output_file.with_name(path.name)) as temporary:
@@ -94,23 +98,31 @@ def export_classifier(
 
 
 def collect_logits(
-    model: PreTrainedModel, runs: Mapping[str, Run], batches: Iterator[tuple[Tensor, np.ndarray]]
+    model: PreTrainedModel,
+    runs: Mapping[str, Run],
+    batches: Iterator[tuple[Tensor, np.ndarray]],
+    total: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Logits (N, num_labels) of the model, under the name `PYTORCH`, and of each file, for `input_batches`.
+
+    Args:
+        total: How many images are in the batches.
 
     Raises:
         InputError: for logits that are not finite.
     """
     collected = {name: [] for name in (PYTORCH, *runs)}
-    for pixel_values, inputs in batches:
-        collected[PYTORCH].append(forward(model, pixel_values).logits.numpy())
-        for name, run in runs.items():
-            collected[name].append(run(inputs))
-            if not np.isfinite(collected[name][-1]).all():
-                raise InputError(
-                    f"expected finite logits of {name}, found NaN or infinity, unlike PyTorch's; nothing was written, "
-                    "use another --format or another checkpoint"
-                )
+    with Progress("comparing with PyTorch", total) as progress:
+        for pixel_values, inputs in batches:
+            collected[PYTORCH].append(forward(model, pixel_values).logits.numpy())
+            for name, run in runs.items():
+                collected[name].append(run(inputs))
+                if not np.isfinite(collected[name][-1]).all():
+                    raise InputError(
+                        f"expected finite logits of {name}, found NaN or infinity, unlike PyTorch's; nothing was "
+                        "written, use another --format or another checkpoint"
+                    )
+            progress.update(len(inputs))
     return {name: np.concatenate(logits) for name, logits in collected.items()}
 
 

@@ -33,7 +33,8 @@ def find_duplicates(splits: Mapping[str, Dataset]) -> list[list[Location]]:
         for split, dataset in splits.items()
         for file, label in zip(dataset["file"], dataset["label"], strict=True)
     ]
-    digests = digest_images(source for dataset in splits.values() for source in image_sources(dataset))
+    sources = (source for dataset in splits.values() for source in image_sources(dataset))
+    digests = digest_images(sources, sum(map(len, splits.values())))
     return [[locations[i] for i in group] for group in find_exact_duplicates(digests)]
 
 

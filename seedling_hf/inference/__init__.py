@@ -3,6 +3,6 @@
 In reading order: `model_files` checks the files of a model, `classifier` loads it, `batch_memory` refuses what does not
 fit, `prediction` makes its logits, `answers` writes what they say; `predictor` goes from files to answers, `greenness`,
 `tiles` and `trays` from trays. `listed_run` with its `journal` and `watched_run` with its `ledger` and `watched_output`
-run what `predict_arguments` describe; `output`, `tally` and `progress` show the results, and `waiting` keeps processes
-together that wait for batches. `embedding` writes features, `nearest` searches them.
+run what `predict_arguments` describe; `output` and `tally` show the results, and `waiting` keeps processes together
+that wait for batches. `embedding` writes features, `nearest` searches them.
 """

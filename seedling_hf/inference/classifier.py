@@ -32,7 +32,9 @@ from seedling_hf.inference.model_files import (
     read_tensors,
 )
 from seedling_hf.network import explaining
+from seedling_hf.progress import Progress
 from seedling_hf.spelling import find_near
+from seedling_hf.verbosity import is_verbose
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
@@ -259,15 +261,16 @@ class Pretrained:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Loads without a progress bar, and turns what a library raises into one sentence."""
+        """Loads under our progress, not the library's bars, and turns what a library raises into one sentence."""
         from transformers.utils import logging
 
         import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
 
         with_bar = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
+        if not is_verbose():
+            logging.disable_progress_bar()
         try:
-            with explaining(f"an image classifier at {self.name}", OSError, ValueError):
+            with Progress("loading the model"), explaining(f"an image classifier at {self.name}", OSError, ValueError):
                 yield
         except InputError:
             raise

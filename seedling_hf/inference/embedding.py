@@ -30,6 +30,7 @@ from seedling_hf.inference.journal import prepare
 from seedling_hf.inference.nearest import METADATA_KEY
 from seedling_hf.inference.prediction import forward
 from seedling_hf.inference.predictor import ImageLoader
+from seedling_hf.progress import Progress
 
 ROWS_OF_A_GROUP = 4096
 
@@ -121,8 +122,11 @@ def write_embeddings(
         check_memory(model, images, image_side(image_processor), EVAL_ADVICE)
         load_batch = ImageLoader(image_processor).load_batch
         about = {"weights_sha256": weights_hash, "normalize": normalize}
-        with closing(Loader(journal, batch_size=None, collate_fn=load_batch, num_workers=num_workers)) as batches:
-            count = _write_parquet(temporary, embedder.embed(batches), paths, about)
+        with (
+            closing(Loader(journal, batch_size=None, collate_fn=load_batch, num_workers=num_workers)) as batches,
+            Progress("embedding", journal.num_images) as progress,
+        ):
+            count = _write_parquet(temporary, embedder.embed(batches, progress), paths, about)
         if count == 0:
             raise InputError(f"expected images that can be decoded in {', '.join(paths)}, found none")
     return count, embedder.failed
@@ -146,10 +150,11 @@ class _Embedder:
             else:
                 self._fail(str(path), MISNAMED)
 
-    def embed(self, batches: Loader) -> Iterator[tuple[list[str], Tensor]]:
+    def embed(self, batches: Loader, progress: Progress) -> Iterator[tuple[list[str], Tensor]]:
         """The decoded files of each of the batches of an `ImageLoader`, and their features (N, C) in float32."""
         for batch in batches:
             rows = list(zip(batch["file"], batch["reason"], strict=True))
+            progress.update(len(rows))
             for file, reason in rows:
                 if reason is not None:
                     self._fail(file, reason)

@@ -20,8 +20,8 @@ from seedling_hf.inference.output import write_and_show
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.inference.predictor import ImagePredictor
-from seedling_hf.inference.progress import Progress
 from seedling_hf.inference.waiting import meet
+from seedling_hf.progress import Progress
 from seedling_hf.signals import RESUMABLE_EXIT_CODE, Stopped, StopSignal
 
 MOST_FILES_NAMED = 5
@@ -82,8 +82,7 @@ def _answer(
         num_workers=arguments.dataloader_num_workers, advice="run the same command again, which resumes the run",
     )  # fmt: skip
     batches.waiting.stop = stop
-    quiet = not accelerator.is_main_process
-    with contextlib.closing(batches), Progress(total, done=done, quiet=quiet) as progress:
+    with contextlib.closing(batches), Progress("classifying", total, done=done) as progress:
         try:
             for batch in batches:
                 part.append(predictor(batch))
@@ -110,7 +109,8 @@ def _finish(arguments: PredictArguments, journal: Journal) -> None:
 
 
 def _refuse_bad_images(journal: Journal, batches: range, accelerator: Accelerator) -> None:
-    bad = find_bad_images(Path(file) for number in batches for file in journal[number])
+    files = (Path(file) for number in batches for file in journal[number])
+    bad = find_bad_images(files, journal.size(batches))
     named = [f"{file} ({reason})" for file, reason in islice(bad, MOST_FILES_NAMED)]
     found = gather_object([(len(named) + sum(1 for _ in bad), named)])
     count, named = sum(number for number, _ in found), sorted(name for _, names in found for name in names)

@@ -19,8 +19,8 @@ from seedling_hf.data.loading import Loader
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError, require_finite
 from seedling_hf.inference.answers import Ranking
-from seedling_hf.inference.progress import Progress
 from seedling_hf.inference.waiting import WaitingTogether, deal
+from seedling_hf.progress import Progress
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ def predict_batches(
     was_training = model.training
     model.eval()
     try:
-        with Progress(len(dataloader.dataset), quiet=not accelerator.is_main_process) as progress:
+        with Progress("classifying", len(dataloader.dataset)) as progress:
             for batch in dataloader:
                 logits = _compute(model, batch["pixel_values"], accelerator.autocast).logits.float()
                 logits, index = accelerator.gather_for_metrics((logits, batch["index"]))

@@ -25,6 +25,7 @@ from seedling_hf.inference.output import (
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.predictor import ImagePredictor
 from seedling_hf.inference.watched_output import WatchedOutput
+from seedling_hf.progress import idling
 from seedling_hf.signals import Stopped, StopSignal
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -63,7 +64,7 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
 
         print(f"watching {', '.join(arguments.images)}; Ctrl-C stops it", file=sys.stderr, flush=True)
         try:
-            with suppress(Stopped):
+            with suppress(Stopped), idling():
                 _watch(arguments.images, ledger, answer, predictor.batch_size, stop)
         except NonFiniteError:
             if output and not ledger.count and path.is_file() and path.read_bytes() == output.heading:

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import DatasetDict
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.data.images import ImageError
@@ -21,6 +20,7 @@ from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.hub.pusher import HubPusher
 from seedling_hf.inference.classifier import is_on_hub, list_classes
 from seedling_hf.inference.prediction import predict
+from seedling_hf.progress import Progress
 from seedling_hf.signals import Stopped, StopSignal
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
@@ -105,10 +105,10 @@ class Training:
         Returns:
             Whether the run is finished; if a signal stopped it, its state is saved and `resume` continues it.
         """
-        with StopSignal() as stop, self._progress_bar() as bar:
+        with StopSignal() as stop, self._progress() as progress:
             self.batches.waiting.stop = self.eval_loader.waiting.stop = stop
             try:
-                self._train(bar)
+                self._train(progress)
             except Stopped:
                 self.save_checkpoint()
                 return False
@@ -129,7 +129,7 @@ class Training:
             )
         return True
 
-    def _train(self, bar: tqdm) -> None:
+    def _train(self, progress: Progress) -> None:
         arguments, counters = self.arguments, self.counters
         steps = self.batches.steps_from(counters["step"])
         while not self._is_done():
@@ -139,11 +139,10 @@ class Training:
             counters["step"] += 1
             self.folder.keep()
             self.timing.images += self.batches.global_batch_size
-            bar.update()
+            progress.update(note=f"loss {loss:.3f}, {self.timing.images_per_second:.1f} images/s")
 
             if self._is_due(arguments.logging_steps):
                 self.log({"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm})
-                bar.set_postfix(loss=f"{loss:.3f}")
             if self._is_due(arguments.eval_steps or self.batches.steps_per_epoch):
                 self.evaluate()
             if self._is_save_due():
@@ -193,7 +192,7 @@ class Training:
         values = {f"eval_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
         self.log(values)
         if self.accelerator.is_main_process:
-            tqdm.write(
+            print(
                 f"epoch {self.epoch:6.2f}  step {counters['step']:5d}  validation loss {metrics['loss']:.4f}  "
                 f"accuracy {metrics['accuracy']:6.2%}  macro-F1 {metrics['macro_f1']:.4f}  "
                 f"{self.timing.images_per_second:5.1f} images/s{'  best' if better else ''}"
@@ -340,14 +339,8 @@ class Training:
         out_of_patience = patience is not None and self.counters["evaluations_since_best"] >= patience
         return self.counters["step"] >= self.batches.num_steps or out_of_patience
 
-    def _progress_bar(self) -> tqdm:
-        # None: tqdm shows itself on a terminal only; elsewhere the lines of `evaluate` are the progress.
-        return tqdm(
-            total=self.batches.num_steps,
-            initial=self.counters["step"],
-            unit="step",
-            disable=None if self.accelerator.is_main_process else True,
-        )
+    def _progress(self) -> Progress:
+        return Progress("training", self.batches.num_steps, unit="step", done=self.counters["step"])
 
 
 def _report_schedule(training: Training, former: float) -> None:
