@@ -20,8 +20,12 @@ DROPPED_RECORDS = {
 DROPPED_WARNINGS = (
     # Of tags that count as none.
     {"category": UserWarning, "module": r"PIL\.TiffImagePlugin"},
-    # Two processes copy the gradient of a 1×1 kernel, whose two layouts are one and the same in memory.
-    {"category": UserWarning, "message": r"(?s).*Grad strides do not match bucket view strides"},
+    # Of gradients of kernels (C, 1, K, K) and (C, D, 1, 1): their strides differ only where a dimension has length 1, so
+    # that the memory is the same. PyTorch's own convolution gives them so.
+    {
+        "category": UserWarning,
+        "message": r"(?s)Grad strides do not match bucket view strides.*grad\.sizes\(\) = \[\d+, (1, \d+, \d+|\d+, 1, 1)\]",
+    },
 )
 
 
@@ -51,6 +55,14 @@ def set_verbosity(*, verbose: bool) -> None:
         logging.getLogger(name).addFilter(_Dropping(pattern))
     for warning in DROPPED_WARNINGS:
         warnings.filterwarnings("ignore", **warning)
+
+
+def hide_library_bars() -> None:
+    """Draws no bars of transformers and huggingface_hub for the rest of a command, unless it is verbose."""
+    from transformers.utils.logging import disable_progress_bar
+
+    if not is_verbose():
+        disable_progress_bar()
 
 
 class _Dropping(logging.Filter):

@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(ConvertArguments, argv, prog="convert_checkpoint")
 
     from seedling_hf.export.conversion import convert_checkpoint, variant_name
+    from seedling_hf.verbosity import hide_library_bars
 
+    hide_library_bars()
     lock_file(args.output_dir)
     model = convert_checkpoint(**vars(args))
     config = model.config

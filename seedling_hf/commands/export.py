@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.export.onnx_program import check_packages
     from seedling_hf.export.programs import export_classifier, format_rows
     from seedling_hf.inference.classifier import list_classes
+    from seedling_hf.verbosity import hide_library_bars
 
+    hide_library_bars()
     if arguments.format == "onnx":
         check_packages()
     model, image_processor = arguments.load(merge=arguments.format != "half")

@@ -66,7 +66,9 @@ def prepare(arguments: "TrainArguments") -> "Accelerator":
     from seedling_hf.training.output_dir import prepare_output_dir
     from seedling_hf.training.sharding import configure_sharding
     from seedling_hf.training.trackers import check_trackers
+    from seedling_hf.verbosity import hide_library_bars
 
+    hide_library_bars()
     check_trackers(arguments.report_to)
     accelerator = build_accelerator(
         mixed_precision=arguments.mixed_precision,
