@@ -21,6 +21,7 @@ FIRST_SECONDS = 1.5  # of silence, after which a command says that it has begun
 LATER_SECONDS = 8.0  # of silence, after which it says how far it is
 TICK_SECONDS = 0.25
 BAR_SECONDS = 0.5  # after which something gets a bar; what is shorter would only flicker
+WIDTH = 80  # columns of a terminal that does not know
 TRUE = ("1", "true", "yes", "on")
 
 T = TypeVar("T")
@@ -208,10 +209,18 @@ class Heartbeat:
 def _make_bar(progress: Progress, stream: TextIO) -> Any:
     bar = _bar_class()(
         desc=one_line(progress.title), total=progress.total, initial=progress.began_with, unit=progress.unit,
-        file=stream, leave=False, disable=False, dynamic_ncols=True, mininterval=0, miniters=0,
+        file=stream, leave=False, disable=False, mininterval=0, miniters=0,
+        **({"dynamic_ncols": True} if _has_width(stream) else {"ncols": WIDTH}),
     )  # fmt: skip
     bar.start_t -= time.monotonic() - progress.started
     return bar
+
+
+def _has_width(stream: TextIO) -> bool:
+    """Whether a terminal knows its width; those of containers may say 0, which is no room for a bar."""
+    with suppress(OSError, ValueError):
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    return False
 
 
 def _remove_bar(progress: Progress) -> None:

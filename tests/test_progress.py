@@ -188,9 +188,7 @@ def test_the_log_of_a_library_keeps_its_warnings_and_loses_its_reports(monkeypat
 def test_warnings_of_torch_are_dropped_where_the_memory_is_the_same():
     from seedling_hf.verbosity import set_verbosity
 
-    text = (
-        "Grad strides do not match bucket view strides. This is not an error.\ngrad.sizes() = {}, strides() = [9, 1]\n"
-    )
+    text = "Grad strides do not match bucket view strides. This is no error.\ngrad.sizes() = {}, strides() = [9, 1]\n"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         set_verbosity(verbose=False)
