@@ -210,9 +210,11 @@ def _make_bar(progress: Progress, stream: TextIO) -> Any:
     bar = _bar_class()(
         desc=one_line(progress.title), total=progress.total, initial=progress.began_with, unit=progress.unit,
         file=stream, leave=False, disable=False, mininterval=0, miniters=0,
+        delay=1e-9,  # not before the number of the moment is known
         **({"dynamic_ncols": True} if _has_width(stream) else {"ncols": WIDTH}),
     )  # fmt: skip
     bar.start_t -= time.monotonic() - progress.started
+    bar.last_print_t = bar.start_t
     return bar
 
 
