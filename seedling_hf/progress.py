@@ -18,7 +18,7 @@ from typing import Any, Self, TextIO, TypeVar
 from seedling_hf.escaping import VisibleStream, one_line
 
 FIRST_SECONDS = 1.5  # of silence, after which a command says that it has begun
-LATER_SECONDS = 8.0  # of silence, after which it says how far it is
+LATER_SECONDS = 6.0  # of silence, after which it says how far it is; ten are promised, and machines may be busy
 TICK_SECONDS = 0.25
 BAR_SECONDS = 0.5  # after which something gets a bar; what is shorter would only flicker
 WIDTH = 80  # columns of a terminal that does not know
