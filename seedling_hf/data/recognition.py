@@ -102,7 +102,7 @@ def find_training_images(dataset: Dataset, known: Sequence[KnownImages | None]) 
     The images are decoded once, and only if some run knows theirs by content.
     """
     compare = any(images is not None and images.by_content for images in known)
-    hashes = hash_images(image_sources(dataset)) if compare else None
+    hashes = hash_images(image_sources(dataset), len(dataset)) if compare else None
     return [images and images.find(dataset["file"], hashes) for images in known]
 
 
