@@ -64,8 +64,9 @@ def test_a_wheel_holds_the_card_template_the_pages_and_the_shipped_model(tmp_pat
     package = ROOT / "seedling_hf"
     templates = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.suffix in (".html", ".md")}
     assert len(templates) >= 5
-    shipped = {f"nano/{path.name}" for path in (package / "nano").iterdir() if path.is_file()}
-    assert {"nano/model.safetensors", "nano/config.json", "nano/modeling_replknet.py"} <= shipped
+    shipped = {path.relative_to(package).as_posix() for path in (package / "nano").rglob("*") if path.is_file()}
+    named = {"nano/model.safetensors", "nano/config.json", "nano/modeling_replknet.py", "nano/examples/Maize.jpg"}
+    assert named <= shipped
     assert templates | shipped | {"hub/model_card.md", "finetune.yaml"} <= files
     code = ZipFile(wheel).read("seedling_hf/nano/modeling_replknet.py")  # a link in the repository
     assert code == (package / "replknet" / "modeling_replknet.py").read_bytes()

@@ -21,8 +21,13 @@ CARD = (SHIPPED_MODEL / "README.md").read_text(encoding="utf-8")
 
 
 def test_it_is_small():
-    assert sum(file.stat().st_size for file in SHIPPED_MODEL.iterdir()) < 15e6
-    assert {file.suffix for file in SHIPPED_MODEL.iterdir()} == {".csv", ".json", ".md", ".py", ".safetensors"}
+    files = [file for file in SHIPPED_MODEL.iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 15e6
+    assert {file.suffix for file in files} == {".csv", ".json", ".md", ".py", ".safetensors"}
+    examples = [path for path in SHIPPED_MODEL.rglob("examples/**/*") if path.is_file()]
+    assert sum(path.stat().st_size for path in examples) < 400e3
+    assert {path.suffix for path in examples} == {".jpg", ".md"}
+    assert "CC BY-SA 4.0" in (SHIPPED_MODEL / "examples" / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_split_is_that_of_its_card_and_tells_which_images_of_the_sample_it_was_trained_on(sample_dir):

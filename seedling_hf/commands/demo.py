@@ -1,6 +1,8 @@
 """`demo`: a page in the browser that classifies the images that are dropped on it."""
 
+import errno
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -42,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def serve(arguments: DemoArguments) -> None:
     """Serves the page until it is interrupted."""
-    from seedling_hf.demo import build_demo, launch
+    from seedling_hf.demo.page import build_demo, launch
 
+    check_address(arguments.host, arguments.port)
     page = build_demo(
         arguments.model_name_or_path,
         revision=arguments.model_revision,
@@ -61,13 +64,38 @@ def serve(arguments: DemoArguments) -> None:
             quiet=True,
         )
     except OSError as error:
-        raise InputError(f"expected a free port at {arguments.host}, found: {error}; change --port") from error
+        raise InputError(
+            f"expected a free port at {arguments.host}, found all from 7860 on taken; choose one with --port"
+        ) from error
     try:
         print(f"The page is at {page.local_url}; Ctrl-C stops it.", flush=True)
         with idling():
             threading.Event().wait()
     finally:
         page.close(verbose=False)
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Refuses an address that cannot be served, before a model is loaded.
+
+    Raises:
+        InputError: names the flag.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free
+            tried.bind(address)
+            tried.listen()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(
+                f"expected a free --port, found {port} taken by another program; choose another, or leave --port out "
+                "for the first free one"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise InputError(f"expected a --port that you may serve, found {port}; choose one above 1023") from error
+        raise InputError(f"expected an address of this machine as --host, found {host}; leave it out") from error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class PushSpaceArguments(ArgumentGroup):
     hub_space_id: str = option(MISSING, "the Space, user/name")
     hub_private_repo: bool | None = option(None, "make a new Space private")
     threshold: float = option(0.5, "probability below which the demo answers that it is not sure", least=0, most=1)
-    title: str = option("Which seedling is it?", "title of the Space")
+    title: str | None = option(None, "title of the Space (default: Which seedling is it?)")
     dry_run: bool = option(False, "only list the files")
 
     def __post_init__(self) -> None:

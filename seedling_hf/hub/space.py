@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from seedling_hf.demo.facts import example_files
+from seedling_hf.demo.words import DEFAULT, TEXTS
 from seedling_hf.escaping import Markdown
 from seedling_hf.files import write_text
 from seedling_hf.hub.outbox import CARD, model_files
@@ -12,12 +14,12 @@ from seedling_hf.hub.outbox import CARD, model_files
 MODEL = "model"
 # What the demo imports; gradio itself comes with the Space, in the version that the card names.
 REQUIREMENTS = (
-    "accelerate", "captum", "datasets", "huggingface-hub", "matplotlib", "pyyaml", "safetensors", "torch",
-    "torchvision", "transformers",
+    "accelerate", "captum", "datasets", "huggingface-hub", "jinja2", "matplotlib", "pyyaml", "safetensors",
+    "scikit-image", "torch", "torchvision", "transformers",
 )  # fmt: skip
 APP = '''"""Classifies plant seedlings; written by `seedling-hf push_space`."""
 
-from seedling_hf.demo import build_demo, launch
+from seedling_hf.demo.page import build_demo, launch
 
 demo = build_demo({model!r}, revision={revision!r}, threshold={threshold!r}, title={title!r})
 
@@ -27,22 +29,23 @@ if __name__ == "__main__":
 
 
 def write_space(
-    folder: Path, model_name_or_path: str, *, revision: str | None, threshold: float, title: str
+    folder: Path, model_name_or_path: str, *, revision: str | None, threshold: float, title: str | None
 ) -> dict[str, Path]:
     """Writes the app, its requirements and its card into an empty `folder`.
 
-    The model is a repository on the Hub at `revision`, or a model folder, which becomes part of the Space. Returns all
-    files by their paths in the Space.
+    The model is a repository on the Hub at `revision`, or a model folder, which becomes part of the Space. Without a
+    `title` the page has its own, in the language of the browser. Returns all files by their paths in the Space.
     """
     local = Path(model_name_or_path)
     model = MODEL if local.is_dir() else model_name_or_path
     app = APP.format(model=model, revision=revision, threshold=threshold, title=title)
     write_text(folder / "app.py", app)
     write_text(folder / "requirements.txt", "".join(f"{name}=={_version(name)}\n" for name in REQUIREMENTS))
-    write_text(folder / CARD, _card(title, None if local.is_dir() else model_name_or_path))
+    write_text(folder / CARD, _card(title or TEXTS[DEFAULT]["title"], None if local.is_dir() else model_name_or_path))
     files = {path.name: path for path in sorted(folder.iterdir())}
     if local.is_dir():
-        files |= {f"{MODEL}/{name}": path for name, path in model_files(local, results=False).items() if name != CARD}
+        files |= {f"{MODEL}/{name}": path for name, path in model_files(local, results=False).items()}
+        files |= {f"{MODEL}/{path.relative_to(local).as_posix()}": path for path in example_files(local)}
     root = Path(__file__).parents[2]
     return files | {path.relative_to(root).as_posix(): path for path in sorted((root / "seedling_hf").rglob("*.py"))}
 

@@ -78,14 +78,20 @@ def in_reading_order(boxes: Sequence[Box]) -> list[Box]:
     return [boxes[number] for row in rows for number in sorted(row, key=lambda number: middles[number, 0])]
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[Box], names: Sequence[str]) -> Image.Image:
-    """A copy of the photograph with a box around each plant and its name above it, or inside at the upper edge."""
+def draw_boxes(
+    image: Image.Image, boxes: Sequence[Box], names: Sequence[str], text_size: int | None = None
+) -> Image.Image:
+    """A copy of the photograph with a box around each plant and its name above it, or inside at the upper edge.
+
+    `text_size` is in pixels, by default a sixtieth of the shorter side.
+    """
     image = image.convert("RGB")
+    text_size = text_size or max(11, min(image.size) // 60)
     draw = ImageDraw.Draw(image)
     width = max(2, min(image.size) // 300)
     for box, name in zip(boxes, names, strict=True):
         left, top, right, bottom = box
-        parts = _letter(name, max(11, min(image.size) // 60))
+        parts = _letter(name, text_size)
         draw.rectangle((left, top, right - 1, bottom - 1), outline="#ffd400", width=width)
         text_width = sum(font.getlength(text) for text, font in parts)
         edges = [font.getbbox(text, anchor="ls") for text, font in parts]

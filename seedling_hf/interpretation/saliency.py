@@ -105,12 +105,17 @@ def overlay(image: Image.Image, saliency: np.ndarray, strength: float = 0.6) -> 
 
 
 def crop_to_view(image: Image.Image, image_processor: BaseImageProcessor) -> Image.Image:
-    """The part of an image, in RGB, that the model sees, at the image's own resolution.
+    """The part of an image, in RGB, that the model sees, at the image's own resolution."""
+    return image.crop(find_view(image.size, image_processor))
+
+
+def find_view(size: tuple[int, int], image_processor: BaseImageProcessor) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what the model sees of an image of `size` (width, height), in its pixels.
 
     Works for any image processor that resizes, crops and normalises: images whose colours encode positions go through
     it.
     """
-    width, height = image.size
+    width, height = size
     ramps = np.linspace(0, 255, width)[None, :, None], np.linspace(0, 255, height)[:, None, None]
     black, white, across, down = (
         _process(np.broadcast_to(values, (height, width, 3)), image_processor) for values in (0.0, 255.0, *ramps)
@@ -118,7 +123,7 @@ def crop_to_view(image: Image.Image, image_processor: BaseImageProcessor) -> Ima
     across, down = ((ramp - black) / (white - black) for ramp in (across, down))
     left, right = _ends(across.mean(0) * (width - 1) + 0.5)
     top, bottom = _ends(down.mean(1) * (height - 1) + 0.5)
-    return image.crop((max(0, left), max(0, top), min(width, right), min(height, bottom)))
+    return max(0, left), max(0, top), min(width, right), min(height, bottom)
 
 
 def _process(values: np.ndarray, image_processor: BaseImageProcessor) -> np.ndarray:

@@ -15,6 +15,7 @@ pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 import yaml
 from hub_client import Repository
 
+from seedling_hf import SHIPPED_MODEL
 from seedling_hf.commands import push_space, run
 from seedling_hf.hub.space import REQUIREMENTS, write_space
 
@@ -28,7 +29,7 @@ sys.path[:] = [".", *(path for path in sys.path if path not in ("", sys.argv[1])
 import seedling_hf
 assert seedling_hf.__file__.startswith(sys.argv[2]), seedling_hf.__file__
 import app
-print(app.demo.fns[0].fn(sys.argv[3])[0])
+print(app.demo.fns[0].fn(sys.argv[3], "one", None)[0])
 """
 
 
@@ -56,7 +57,7 @@ def test_a_pushed_space_runs_from_its_own_files(client, hub, model_dir, sample_d
         cwd=folder, capture_output=True, text=True, env={"PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.startswith("## Maize\n")
+    assert "<h2>Maize</h2>" in answer.stdout
 
 
 def test_a_second_push_of_the_same_space_makes_no_commit(client, hub, model_dir):
@@ -101,7 +102,7 @@ def imported_at_once(module: str) -> set[str]:
 
 
 def test_the_requirements_hold_all_that_the_demo_imports():
-    wanted = imported_at_once("seedling_hf.demo") - set(sys.stdlib_module_names) - {"seedling_hf"}
+    wanted = imported_at_once("seedling_hf.demo.page") - set(sys.stdlib_module_names) - {"seedling_hf"}
     assert wanted >= {"accelerate", "datasets", "gradio", "torch"}
     by_others = {"PIL", "gradio", "numpy", "tqdm"}
     distributions = {name: found[0].lower().replace("_", "-") for name, found in packages_distributions().items()}
@@ -111,7 +112,16 @@ def test_the_requirements_hold_all_that_the_demo_imports():
 def test_a_dry_run_lists_the_files_without_a_login(model_dir, capsys):
     assert run(push_space.main, words(model_dir, "--dry_run")) == 0
     listed = capsys.readouterr().out.split()
-    assert {"app.py", "requirements.txt", "README.md", "model/model.safetensors", "seedling_hf/demo.py"} <= set(listed)
+    assert {"app.py", "requirements.txt", "README.md", "model/model.safetensors", "seedling_hf/demo/page.py"} <= set(
+        listed
+    )
+
+
+def test_the_space_of_the_shipped_model_has_its_card_and_the_images_to_try(tmp_path):
+    files = write_space(tmp_path, str(SHIPPED_MODEL), revision=None, threshold=0.5, title=None)
+    assert {"model/README.md", "model/examples/Maize.jpg", "model/examples/trays/tray.jpg"} <= set(files)
+    assert "title=None" in files["app.py"].read_text(encoding="utf-8")
+    assert header(files["README.md"].read_text(encoding="utf-8"))["title"] == "Which seedling is it?"
 
 
 def test_a_path_that_is_neither_a_repository_nor_a_model_folder_is_refused(tmp_path, capsys):
