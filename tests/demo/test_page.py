@@ -139,7 +139,7 @@ def test_a_tray_gets_its_boxes_where_nothing_moves(page, sample_dir):
     page.set_input_files("input[type=file]", sample_dir.parent / "tray.jpg")
     wait_for_heading(page, "18 plants")
     page.wait_for_selector("#species :text('Cleavers')")
-    page.wait_for_function("document.querySelector('#shown img')?.naturalWidth === 744")
+    page.wait_for_function("document.querySelector('#shown img')?.naturalWidth === 1200")
     page.click("#mode label:has-text('one seedling')")
     page.wait_for_selector("#sentence .hint:has-text('There seem to be 18 plants')")
     page.evaluate("scrollTo(0, 0)")
