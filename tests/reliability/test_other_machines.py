@@ -191,7 +191,7 @@ SPOKEN = {  # with the exit code where it is not 0: there is no Hub
     "push_dataset": [
         "--train_dir", "images", "--dataset_name", "someone/seedlings", "--license", "apache-2.0", 1,
     ],
-    "export": [*FROM_MODEL, "--output_file", "模型.pt2", "--images", "images"],
+    "export": [*FROM_MODEL, "--output_file", "模型.pt2", "--format", "torch_export", "--images", "images"],
     "convert_checkpoint": ["--checkpoint_path", GOLDEN / "three_stages.pth", "--output_dir", "报告"],
     "benchmark": ["--variant", "tiny", "--parts", "inference", "--repeats", "1", "--output_dir", "报告"],
 }  # fmt: skip
