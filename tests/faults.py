@@ -128,6 +128,7 @@ def contents(folder: Path) -> dict[str, str]:
 def _run(rank: int, words: list[str], folder: Path, output: Path, before, environment: dict[str, str]) -> int:
     for name, number in STREAMS.items():
         os.dup2(os.open(output / f"{name}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets tests in its background ignore it
     os.chdir(folder)
     os.environ |= environment
     tempfile.tempdir = None  # another may have been asked for before the fork

@@ -65,7 +65,12 @@ def map_in_threads(
     iteration ends, by Ctrl-C say, are left to themselves: a disk may never answer.
     """
     items = iter(items)
-    with ThreadPool(num_threads or num_cores()) as pool:
+    try:
+        pool = ThreadPool(num_threads or num_cores())
+    except (ImportError, OSError):  # its locks lie in /dev/shm, which may be full or missing
+        yield from map(function, items)
+        return
+    with pool:
         while chunk := list(islice(items, chunk_size)):
             yield from pool.imap(function, chunk)
 

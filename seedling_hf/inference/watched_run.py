@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from io import StringIO
 from itertools import islice
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+from seedling_hf.data.images import map_in_threads
 from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError, NonFiniteError
 from seedling_hf.escaping import data_output
@@ -47,14 +47,12 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
     with ExitStack() as opened:
         is_new = not (path and path.is_file() and path.stat().st_size)
         ledger = opened.enter_context(Ledger(ledger_path, arguments.identity, is_new=is_new))
-        # Its threads are left to themselves at the end: a disk may never answer.
-        pool = opened.enter_context(ThreadPool(max(arguments.dataloader_num_workers, 1)))
         output, tally = _open_output(opened, arguments, ledger), build_tally(arguments)
         stop = opened.enter_context(StopSignal())
 
         def answer(files: list[str]) -> None:
             with stop.raising():
-                images = pool.map(loader, files, chunksize=1)
+                images = list(map_in_threads(loader, files, max(arguments.dataloader_num_workers, 1)))
             answers = predictor(loader.collate(files, images))
             _write(output, _format(arguments, lambda writer: [writer.write(each) for each in answers]))
             ledger.enter(answers, *([output.length, output.inode] if output else [0]))

@@ -1,5 +1,7 @@
+import errno
 import os
 import struct
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from data_loading import splits_of
 from PIL import ExifTags, Image
 
+from seedling_hf.data import images
 from seedling_hf.data.dataset import load_folder
 from seedling_hf.data.images import ImageError, find_bad_images, map_in_threads, read_image
 from seedling_hf.data.splits import read_split_csv, write_split_csv
@@ -155,6 +158,15 @@ def test_an_image_that_cannot_be_read_says_what_the_search_for_bad_ones_says(tre
     with pytest.raises(ImageError, match=rf"found {bad} \({reason}\); restore it") as error:
         read_image(bad)
     assert error.value.reason == reason
+
+
+def test_without_room_for_locks_the_process_maps_by_itself(monkeypatch):
+    def refuse(*args) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(images, "ThreadPool", refuse)
+    threads = map_in_threads(lambda number: (number, threading.current_thread()), range(3))
+    assert list(threads) == [(number, threading.main_thread()) for number in range(3)]
 
 
 def test_threads_that_wait_for_a_disk_are_not_waited_for():
