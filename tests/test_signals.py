@@ -1,4 +1,4 @@
-"""Signals: the first is a flag, the second ends the process at once."""
+"""Signals: the first is a flag, the second ends the process at once; the end of a launcher is a signal too."""
 
 import os
 import signal
@@ -6,11 +6,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
 
 from seedling_hf.signals import (
     ECHO_SECONDS,
+    HANGUP,
+    LOOK_SECONDS,
     RESUMABLE_EXIT_CODE,
     STOP_SIGNALS,
     EndSignal,
@@ -22,8 +26,8 @@ from seedling_hf.signals import (
 
 PROGRAM = """
 import sys, time
-from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal
-with StopSignal() as stop:
+from seedling_hf.signals import RESUMABLE_EXIT_CODE, StopSignal, ending_with_launcher
+with ending_with_launcher(), StopSignal() as stop:
     print("running", flush=True)
     while not stop.received or "deaf" in sys.argv:
         time.sleep(0.01)
@@ -49,7 +53,7 @@ def test_a_first_signal_lets_the_program_save_and_exit_as_resumable(number):
     assert errors == f"{number.name}: finishing this step and saving; a second signal ends at once\n"
 
 
-@pytest.mark.parametrize("second", STOP_SIGNALS)
+@pytest.mark.parametrize("second", [number for number in STOP_SIGNALS if number != HANGUP])
 @pytest.mark.parametrize("first", STOP_SIGNALS)
 def test_a_second_signal_ends_at_once_without_a_traceback(first, second):
     process = start("deaf")
@@ -59,6 +63,87 @@ def test_a_second_signal_ends_at_once_without_a_traceback(first, second):
     process.send_signal(second)
     output, errors = process.communicate(timeout=20)
     assert (process.returncode, output, errors) == (-second, "", "")
+
+
+@pytest.mark.skipif(HANGUP is None, reason="no SIGHUP on this system")
+def test_a_terminal_that_closes_is_not_a_second_signal():
+    process = start("deaf")
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM" in process.stderr.readline()
+    time.sleep(ECHO_SECONDS + 0.1)
+    process.send_signal(HANGUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.skipif(HANGUP is None, reason="no SIGHUP on this system")
+@pytest.mark.parametrize("stop", [StopSignal, EndSignal])
+def test_under_nohup_a_run_outlives_its_terminal(stop):
+    former = signal.signal(HANGUP, signal.SIG_IGN)
+    try:
+        with stop() as received:
+            os.kill(os.getpid(), HANGUP)
+            assert received.received is None
+    finally:
+        signal.signal(HANGUP, former)
+
+
+# Starts the words after its own, and waits.
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen(sys.argv[1:])
+sys.stdin.read()
+"""
+
+
+def start_under(parent: str, folder: Path, *arguments: str) -> subprocess.Popen:
+    """A launcher or another program of the name `parent` that has started the program above."""
+    (folder / parent).write_text(PARENT)
+    process = subprocess.Popen(
+        [sys.executable, folder / parent, sys.executable, "-c", PROGRAM, *arguments],
+        env=os.environ | {"ACCELERATE_MIXED_PRECISION": "no"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "running\n"
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the number of a parent that has ended")
+@pytest.mark.parametrize("launcher", ["accelerate", "accelerate-launch", "torchrun"])
+def test_the_end_of_the_launcher_stops_its_processes(launcher, tmp_path):
+    process = start_under(launcher, tmp_path)
+    process.kill()
+    output, errors = process.communicate(timeout=20)
+    assert output == "saved after SIGTERM\n"
+    assert errors.splitlines()[0] == "the launcher has ended"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the number of a parent that has ended")
+def test_the_end_of_the_launcher_after_a_signal_is_not_a_second_one(tmp_path):
+    process = start_under("accelerate", tmp_path, "deaf")
+    child = psutil.Process(process.pid).children()[0]
+    child.send_signal(signal.SIGINT)
+    assert "SIGINT" in process.stderr.readline()
+    time.sleep(ECHO_SECONDS + 0.1)
+    process.kill()
+    process.wait()
+    time.sleep(3 * LOOK_SECONDS)
+    assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    child.kill()
+    assert process.communicate(timeout=20) == ("", "")
+
+
+def test_a_run_outlives_a_parent_that_is_no_launcher(tmp_path):
+    process = start_under("shell", tmp_path, "deaf")
+    child = psutil.Process(process.pid).children()[0]
+    process.kill()
+    process.wait()
+    time.sleep(3 * LOOK_SECONDS)
+    assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    child.kill()
+    assert process.communicate(timeout=20) == ("", "")
 
 
 def test_the_signal_forwarded_by_a_launcher_is_not_a_second_one():
@@ -77,6 +162,12 @@ def test_without_a_signal_nothing_is_received_and_the_handlers_are_restored():
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.received == "SIGUSR1"
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == former
+
+
+def test_the_line_of_a_signal_says_what_the_command_does(capfd):
+    with StopSignal("ending the watch"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == "SIGTERM: ending the watch; a second signal ends at once\n"
 
 
 def test_a_child_process_does_not_handle_signals_of_its_parent(capfd):
@@ -157,8 +248,11 @@ def test_in_a_thread_no_signals_are_taken():
         assert pool.submit(work).result() is None
 
 
-def test_a_system_without_sigusr1_has_the_other_signals():
-    program = "import signal; del signal.SIGUSR1; from seedling_hf.signals import STOP_SIGNALS; print(*STOP_SIGNALS)"
+def test_a_system_without_sigusr1_and_sighup_has_the_other_signals():
+    program = (
+        "import signal; del signal.SIGUSR1, signal.SIGHUP; from seedling_hf.signals import *; print(*STOP_SIGNALS)\n"
+        "with StopSignal(), EndSignal(): pass"
+    )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert found == f"{signal.SIGTERM} {signal.SIGINT}\n"
 

@@ -22,7 +22,7 @@ from seedling_hf.escaping import one_line, visible_output
 from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure, writing
 from seedling_hf.locks import release_locks
 from seedling_hf.progress import heartbeat
-from seedling_hf.signals import EndSignal, Terminated
+from seedling_hf.signals import EndSignal, Terminated, ending_with_launcher
 from seedling_hf.verbosity import is_verbose, set_verbosity
 
 TRACEBACK_VARIABLE = "SEEDLING_HF_TRACEBACK"
@@ -86,7 +86,7 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         threading.excepthook = _report_thread
     with EndSignal() as end, heartbeat():
         try:
-            with end.raising():
+            with end.raising(), ending_with_launcher():
                 code = main([word for word in argv if word not in FLAGS_OF_ALL]) or 0
                 with writing("standard output"):
                     sys.stdout.flush()

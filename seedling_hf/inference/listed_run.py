@@ -41,7 +41,7 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
             if not (arguments.skip_bad_images or journal.checked):
                 _refuse_bad_images(journal, part.remaining, accelerator)
             # Without an output file there is nothing to resume.
-            with StopSignal() if arguments.output_file else contextlib.nullcontext() as stop:
+            with StopSignal("finishing this batch") if arguments.output_file else contextlib.nullcontext() as stop:
                 try:
                     if not _answer(arguments, journal, part, predictor, accelerator, stop):
                         return RESUMABLE_EXIT_CODE

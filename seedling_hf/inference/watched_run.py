@@ -48,7 +48,7 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
         is_new = not (path and path.is_file() and path.stat().st_size)
         ledger = opened.enter_context(Ledger(ledger_path, arguments.identity, is_new=is_new))
         output, tally = _open_output(opened, arguments, ledger), build_tally(arguments)
-        stop = opened.enter_context(StopSignal())
+        stop = opened.enter_context(StopSignal("ending the watch"))
 
         def answer(files: list[str]) -> None:
             with stop.raising():
