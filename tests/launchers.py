@@ -23,7 +23,6 @@ LAUNCHERS = {
         *PYTHON, "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "PORT",
         SCRIPT,
     ],
-    "torchrun": [*PYTHON, "torch.distributed.run", "--standalone", "--nproc_per_node", "1", SCRIPT],
     "torchrun, two processes": [*PYTHON, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT],
     # As srun starts one task for each process.
     "two tasks": [*PYTHON, "seedling_hf", "train"],

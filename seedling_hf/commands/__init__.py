@@ -70,14 +70,20 @@ INTERRUPTED_EXIT_CODE, BROKEN_PIPE_EXIT_CODE, TERMINATED_EXIT_CODE = 130, 141, 1
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
-@visible_output()
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main`; an error becomes one sentence on stderr, and the exit code.
 
     `--traceback`, or the environment variable SEEDLING_HF_TRACEBACK, shows where an error came from. `--verbose`, or
-    SEEDLING_HF_VERBOSE, shows all that other libraries say.
+    SEEDLING_HF_VERBOSE, shows all that other libraries say. Without `argv` the program is to end with the command.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    code = _run(main, list(sys.argv[1:] if argv is None else argv))
+    if argv is None:
+        _end_quickly()
+    return code
+
+
+@visible_output()
+def _run(main: Callable[[Sequence[str] | None], int | None], argv: list[str]) -> int:
     wants_traceback = bool(os.environ.get(TRACEBACK_VARIABLE)) or "--traceback" in argv
     _tolerate_encodings()
     set_verbosity(verbose=is_verbose() or "--verbose" in argv)
@@ -196,10 +202,7 @@ def _tolerate_encodings() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`seedling-hf COMMAND …`."""
-    code = run(_dispatch, argv)
-    if argv is None:  # the program ends here
-        _end_quickly()
-    return code
+    return run(_dispatch, argv)
 
 
 def _end_quickly() -> None:

@@ -112,7 +112,7 @@ class Training:
             except Stopped:
                 self.save_checkpoint()
                 return False
-            except (ImageError, StreamError):
+            except (ImageError, StreamError, BrokenPipeError):
                 if self.accelerator.num_processes == 1:  # others do not know of it
                     self.save_checkpoint()
                 raise

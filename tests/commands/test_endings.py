@@ -123,6 +123,19 @@ run(work, [])
     assert (outcome.returncode, outcome.stderr) == (-signal.SIGINT, "")
 
 
+def test_the_end_of_a_program_is_short_and_takes_ctrl_c():
+    program = """
+import gc, signal
+from seedling_hf.commands import run
+run(lambda argv: None, [])
+print(gc.get_freeze_count() > 0, signal.getsignal(signal.SIGINT) is signal.SIG_DFL)
+run(lambda argv: None)
+print(gc.get_freeze_count() > 0, signal.getsignal(signal.SIGINT) is signal.SIG_DFL)
+"""
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert outcome.stdout == "False False\nTrue True\n"
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o027])
 def test_weights_have_the_permissions_of_other_files(tmp_path, umask):
     program = f"""
