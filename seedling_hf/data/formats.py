@@ -30,7 +30,7 @@ OTHER_IMAGE_SUFFIXES = frozenset(
     }
 )  # fmt: skip
 BEGINNINGS = {
-    b"version https://git-lfs": "a pointer of Git LFS instead of the image; run git lfs pull",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the file; run git lfs pull",
     b"%!PS": "PostScript, which is not read; convert it to PNG",
     b"\xc5\xd0\xd3\xc6": "PostScript, which is not read; convert it to PNG",
     b"%PDF": "a PDF; convert it to PNG",
@@ -73,7 +73,7 @@ def describe_beginning(head: bytes) -> str | None:
         return HEIF_ADVICE
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        return "a page in HTML instead of the image; download the image itself"
+        return "a page in HTML instead of the file; download it again, not its page"
     if text.startswith(b"<svg") or (text.startswith(b"<?xml") and b"<svg" in text):
         return "a drawing in SVG, which is not read; convert it to PNG"
     return next((found for beginning, found in BEGINNINGS.items() if head.startswith(beginning)), None)
