@@ -88,7 +88,7 @@ def test_evaluate_counts_and_names_the_images_that_the_model_was_trained_on(trai
     figures = json.loads((tmp_path / "report" / "report.json").read_text())
     known = figures["trained_on"]
     assert (known["count"], known["same_name"], known["by_content"], known["excluded"]) == (8, 8, True, False)
-    rows = {row["file"]: row for row in read_csv(tmp_path / "report" / "predictions.csv")}
+    rows = {row["file"]: row for row in read_csv((tmp_path / "report" / "predictions.csv").read_text())}
     others = [row for file, row in rows.items() if file not in known["files"]]
     assert known["others"]["count"] == len(others) == 4
     assert known["others"]["correct"] == sum(row["label"] == row["prediction"] for row in others)
@@ -106,7 +106,7 @@ def test_training_images_are_left_out_on_request(trained_model, images, tmp_path
     )
     assert run(evaluate.main, words) == 0
     figures = json.loads((tmp_path / "report" / "report.json").read_text())
-    evaluated = {row["file"] for row in read_csv(tmp_path / "report" / "predictions.csv")}
+    evaluated = {row["file"] for row in read_csv((tmp_path / "report" / "predictions.csv").read_text())}
     everything = {str(file.relative_to(images)) for file in images.glob("*/*")}
     assert figures["num_examples"] == len(evaluated) == 4
     assert evaluated == everything - set(figures["trained_on"]["files"])
