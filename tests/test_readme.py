@@ -14,7 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
 from seedling_hf.arguments import parse_arguments
-from seedling_hf.commands import COMMANDS
+from seedling_hf.commands import COMMANDS, FLAGS_OF_ALL
 from seedling_hf.commands import main as seedling_hf
 from seedling_hf.train_arguments import TrainArguments
 
@@ -162,7 +162,9 @@ def test_the_commands_that_are_shown_are_commands_with_such_flags(name):
 def test_a_flag_in_the_text_is_a_flag_of_some_command(name):
     text = re.sub(r"^```.*?^```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
     launchers = {flag for action in launch_command_parser()._actions for flag in action.option_strings}
-    known = launchers.union({"--check", "--nproc_per_node"}, *map(flags_of, COMMANDS))  # ruff's and torchrun's
+    known = launchers.union(
+        {"--check", "--nproc_per_node", *FLAGS_OF_ALL}, *map(flags_of, COMMANDS)
+    )  # ruff's and torchrun's
     assert set(re.findall(r"--\w+", text)) <= known
 
 

@@ -21,6 +21,7 @@ from seedling_hf.network import explain_network
 
 REMOTE = "hf://"
 NUMBERED = re.compile(r"(?P<name>.*?)-(?P<number>\d{5,})-of-(?P<total>\d{5,})(?P<end>.*)")
+UNFINISHED = (".part", ".partial", ".tmp", ".incomplete", ".crdownload", ".download")  # of a browser, or a copy
 READ_ERRORS = (OSError, ValueError, pa.ArrowException)
 ROWS_AT_ONCE = 1024
 
@@ -34,7 +35,7 @@ def check_sets(files: Iterable[str]) -> None:
     sets: dict[tuple[str, str], list[tuple[int, int, str]]] = defaultdict(list)
     for file in files:
         folder, name = os.path.split(file)
-        if match := NUMBERED.fullmatch(name):
+        if not name.endswith(UNFINISHED) and (match := NUMBERED.fullmatch(name)):
             sets[folder, match["name"]].append((int(match["total"]), int(match["number"]), name))
     for (folder, name), shards in sets.items():
         _check_set(folder, name, sorted(shards))
@@ -45,6 +46,9 @@ def _check_set(folder: str, name: str, shards: list[tuple[int, int, str]]) -> No
     numbers = [number for _, number, _ in shards]
     remote = folder.startswith(REMOTE)
     if shards[-1][0] != total or len(set(numbers)) < len(numbers):
+        firsts = {t: file for t, _, file in reversed(shards)}
+        twice = [file for number, file in zip(numbers, names, strict=True) if numbers.count(number) > 1]
+        names = twice if len(firsts) == 1 else sorted(firsts.values())
         advice = "choose another --dataset_revision, or tell its author" if remote else "remove those of the older set"
         raise InputError(f"expected each shard of {name} once in {folder}, found {a_few(names)}; {advice}")
     first = int(numbers[-1] == total)  # some writers count from 1

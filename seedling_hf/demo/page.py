@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from seedling_hf.data.images import read_image, to_rgb
 from seedling_hf.demo.facts import Facts, read_facts
 from seedling_hf.demo.markup import CSS, SCRIPT, render_answer, render_facts, render_legend
 from seedling_hf.demo.verdict import Demo, Verdict
@@ -121,8 +122,7 @@ def add_examples(page: gr.Blocks, facts: Facts, say: gr.I18n, image: gr.Image, m
         return list(zip(files, names(words), strict=True))
 
     def choose(event: gr.SelectData) -> tuple[Image.Image, str]:
-        with Image.open(paths[event.index]) as chosen:
-            return chosen.convert("RGB"), ONE if event.index < len(facts.examples) else MANY
+        return to_rgb(read_image(paths[event.index])), ONE if event.index < len(facts.examples) else MANY
 
     gr.HTML(say("examples"))
     captioned = list(zip(map(thumbnail, paths), names(Words()), strict=True))
@@ -135,8 +135,7 @@ def add_examples(page: gr.Blocks, facts: Facts, say: gr.I18n, image: gr.Image, m
 
 
 def thumbnail(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        small = image.convert("RGB")
+    small = to_rgb(read_image(path))
     small.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
     return small
 
