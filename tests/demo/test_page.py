@@ -2,10 +2,7 @@
 
 import contextlib
 import os
-import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import pytest
 pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 
 from browser import open_browser
+from demo_server import serve
 
 from seedling_hf import SHIPPED_MODEL
 from seedling_hf.commands import demo as command
@@ -20,6 +18,15 @@ from seedling_hf.commands import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("image", "mode", "shown", "legend", "answer", "examples", "facts")
+# Gradio mounts its parts one after the other: all are there, and where they were at the last look.
+SETTLED = """parts => {
+    const found = parts.map(part => document.getElementById(part))
+    if (found.includes(null)) return false
+    const places = JSON.stringify(found.map(part => part.getBoundingClientRect()))
+    const settled = places === window.lastPlaces
+    window.lastPlaces = places
+    return settled
+}"""
 SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 
 
@@ -54,27 +61,14 @@ def browser():
         yield opened
 
 
-@contextlib.contextmanager
-def serve(model: Path):
-    """The command `demo` in a process of its own; the address that it prints."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "seedling_hf", "demo", "--model_name_or_path", str(model), "--threshold", "0.3"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    try:
-        line = process.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert address, line + process.stdout.read()
-        yield address[0], process
-    finally:
-        process.kill()
-        process.wait()
+def serve_here(model: Path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return serve(model, "--threshold", "0.3", environment=environment)
 
 
 @pytest.fixture(scope="module")
 def shipped():
-    with serve(SHIPPED_MODEL) as (address, _):
+    with serve_here(SHIPPED_MODEL) as (address, _):
         yield address
 
 
@@ -92,6 +86,7 @@ def visit(browser, address, **options):
     page.goto(address)
     page.wait_for_selector("input[type=file]", state="attached")
     page.wait_for_selector("#facts dl")
+    page.wait_for_function(SETTLED, arg=PARTS, polling=200)
     try:
         yield page
     finally:
@@ -180,7 +175,7 @@ def test_a_chinese_browser_gets_chinese(browser, shipped, locale):
 
 def test_a_model_without_examples_lists_its_classes_asks_no_other_site_and_ends_quietly(browser, model_dir, sample_dir):
     image = sorted((sample_dir / "Maize").iterdir())[0]  # one that the head was fitted to
-    with serve(model_dir) as (address, process):
+    with serve_here(model_dir) as (address, process):
         page, requests = browser.new_page(locale="en-GB"), []
         page.on("request", lambda request: requests.append(request.url))
         page.goto(address)
