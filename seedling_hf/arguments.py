@@ -252,7 +252,7 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T
     recipe = _recipe_flags(_named_recipe(argv), paths, replaced=_replaced_keys(groups, argv))
     parser.refuse_unknown_flags(recipe, "in the recipe")
     parser.refuse_unknown_flags(argv, "on the command line")
-    given = {word.split("=")[0].removeprefix("--") for word in recipe + argv if word.startswith("--")}
+    given = _given_keys(recipe + argv)
     default = cls.default_recipe(given) if issubclass(cls, ArgumentGroup) else None
     defaults = _recipe_flags(default, paths, replaced=given)
     values = vars(parser.parse_args(defaults + recipe + argv))
@@ -260,9 +260,14 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T
     return cls(**values)
 
 
+def _given_keys(words: Sequence[str]) -> set[str]:
+    """The names of the flags among some words."""
+    return {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+
+
 def _replaced_keys(groups: Sequence[type], argv: Sequence[str]) -> set[str]:
     """Keys of a recipe that a flag on the command line replaces, since only one of them may be given."""
-    given = {word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+    given = _given_keys(argv)
     return {name for group in groups for name in getattr(group, "_one_of", ()) if given & set(group._one_of)} - given
 
 

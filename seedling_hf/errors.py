@@ -48,6 +48,17 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def without_advice(error: InputError) -> str:
+    """What was expected and what was found, for other advice on what to do."""
+    found, _, advice = str(error).rpartition("; ")
+    return found or advice
+
+
+def first_line(error: BaseException) -> str:
+    """The reason that an error of a library gives, without a full stop; the kind of error if it gives none."""
+    return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+
+
 def require_package(name: str, purpose: str, extra: str, module: str | None = None) -> None:
     """Raises InputError if an optional package, imported as `module` or `name`, is missing; `extra` installs it."""
     try:

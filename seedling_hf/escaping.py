@@ -132,6 +132,12 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
     return spaces + text if right else text + spaces
 
 
+def format_count(number: int, noun: str) -> str:
+    """A number and what it counts: "1 image", "4,027 images", "2 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 class VisibleStream:
     """A text stream that writes control characters out, as `visible` does, so that no name commands a terminal.
 

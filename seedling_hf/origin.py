@@ -56,12 +56,17 @@ OLDER_ARRAYS = {"probabilities.npy", "labels.npy", "files.npy", "class_names.npy
 HEAD, TAIL = 8192, 1 << 20
 
 
-def is_ours(path: str | os.PathLike, output: str | None = None) -> bool:
+class ForeignFileError(InputError):
+    """A file of somebody else is in the place of an output."""
+
+
+def is_ours(path: str | os.PathLike, output: str | None = None, *, read: Callable[[Path], bool] | None = None) -> bool:
     """Whether nothing is lost with a file: it is not there, or empty, or this package has written it.
 
     Args:
         output: What this output is called where a user chose another name for the file: a key of `HEADINGS` or
             `JSON_KEYS`, or any name with its suffix.
+        read: Whether a file that is there and not empty is ours, for outputs that no reader here knows.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -69,27 +74,26 @@ def is_ours(path: str | os.PathLike, output: str | None = None) -> bool:
     try:
         if not path.is_file():
             return False
-        return path.stat().st_size == 0 or _reader(output or path.name)(path)
+        return path.stat().st_size == 0 or (read or _reader(output or path.name))(path)
     except (OSError, ValueError, RecursionError, BadZipFile):  # cut short, or of another kind
         return False
 
 
-def check_ours(path: str | os.PathLike, flag: str, output: str | None = None, *, look: Callable = is_ours) -> None:
+def check_ours(
+    path: str | os.PathLike, flag: str, output: str | None = None, *, read: Callable[[Path], bool] | None = None
+) -> None:
     """Refuses to replace a file of somebody else; arguments as of `is_ours`.
 
-    Args:
-        look: Reader of one file, in place of `is_ours`.
-
     Raises:
-        InputError: names it.
+        ForeignFileError: names it.
     """
-    if not (look(path) if output is None else look(path, output)):
+    if not is_ours(path, output, read=read):
         found = "a file of another origin"
         if os.path.isdir(path):
             found = "a folder"
         elif not os.path.exists(path):
             found = "a link that leads nowhere"
-        raise InputError(
+        raise ForeignFileError(
             f"expected {path} to be free or an earlier output of seedling_hf, found {found}; move it or choose another "
             f"{flag}"
         )

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Self, TextIO, TypeVar
 
-from seedling_hf.escaping import VisibleStream, one_line
+from seedling_hf.escaping import VisibleStream, format_count, one_line
 
 FIRST_SECONDS = 1.5  # of silence, after which a command says that it has begun
 LATER_SECONDS = 6.0  # of silence, after which it says how far it is; ten are promised, and machines may be busy
@@ -66,9 +66,9 @@ class Progress:
         """One line without an end, such as "checking images: 1,024 of 4,027 images, 12 s"."""
         parts = []
         if self.total is not None:
-            parts.append(f"{self.done:,} of {self.total:,} {self.unit}{'' if self.total == 1 else 's'}")
+            parts.append(f"{self.done:,} of {format_count(self.total, self.unit)}")
         elif self.done:
-            parts.append(f"{self.done:,} {self.unit}{'' if self.done == 1 else 's'}")
+            parts.append(format_count(self.done, self.unit))
         parts += [self.note] if self.note else []
         seconds = math.ceil(time.monotonic() - self.started)
         parts.append(f"{seconds:,} s" if seconds < 600 else f"{seconds // 60:,} min")

@@ -5,7 +5,17 @@ import io
 
 import pytest
 
-from seedling_hf.escaping import CsvWriter, Markdown, VisibleStream, escape_cell, one_line, pad, unescape_cell, width_of
+from seedling_hf.escaping import (
+    CsvWriter,
+    Markdown,
+    VisibleStream,
+    escape_cell,
+    format_count,
+    one_line,
+    pad,
+    unescape_cell,
+    width_of,
+)
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+a", "-a", "@x", "\tx", "\rx", " =1", "'=1", "''=1", "＝1", "-", "=\n"])
@@ -86,3 +96,8 @@ def test_texts_are_padded_to_columns():
     assert pad("小麦", 5) == "小麦 "
     assert pad("小麦", 5, right=True) == " 小麦"
     assert pad("小麦", 3) == "小麦"
+
+
+def test_one_is_singular():
+    assert [format_count(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
+    assert [format_count(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]

@@ -110,6 +110,16 @@ def start_under(parent: str, folder: Path, *arguments: str) -> subprocess.Popen:
     return process
 
 
+def assert_outlives(child: psutil.Process, parent: subprocess.Popen) -> None:
+    """The child runs on, and says nothing, after its parent was killed."""
+    parent.kill()
+    parent.wait()
+    time.sleep(3 * LOOK_SECONDS)
+    assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    child.kill()
+    assert parent.communicate(timeout=20) == ("", "")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps the number of a parent that has ended")
 @pytest.mark.parametrize("launcher", ["accelerate", "accelerate-launch", "torchrun"])
 def test_the_end_of_the_launcher_stops_its_processes(launcher, tmp_path):
@@ -127,23 +137,13 @@ def test_the_end_of_the_launcher_after_a_signal_is_not_a_second_one(tmp_path):
     child.send_signal(signal.SIGINT)
     assert "SIGINT" in process.stderr.readline()
     time.sleep(ECHO_SECONDS + 0.1)
-    process.kill()
-    process.wait()
-    time.sleep(3 * LOOK_SECONDS)
-    assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-    child.kill()
-    assert process.communicate(timeout=20) == ("", "")
+    assert_outlives(child, process)
 
 
 def test_a_run_outlives_a_parent_that_is_no_launcher(tmp_path):
     process = start_under("shell", tmp_path, "deaf")
     child = psutil.Process(process.pid).children()[0]
-    process.kill()
-    process.wait()
-    time.sleep(3 * LOOK_SECONDS)
-    assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-    child.kill()
-    assert process.communicate(timeout=20) == ("", "")
+    assert_outlives(child, process)
 
 
 def test_the_signal_forwarded_by_a_launcher_is_not_a_second_one():

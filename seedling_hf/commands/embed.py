@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = parse_arguments(EmbedArguments, argv, prog="embed")
 
     from seedling_hf.data.listing import list_images
-    from seedling_hf.inference.answers import format_count
+    from seedling_hf.escaping import format_count
     from seedling_hf.inference.embedding import embed_image, hash_weights, write_embeddings
     from seedling_hf.inference.nearest import check_embeddings, find_nearest, format_nearest
     from seedling_hf.inference.output import print_failed

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.escaping import format_count
 from seedling_hf.machine import precision_name
 from seedling_hf.train_arguments import TrainArguments
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     ]
     print(
         f"batches of {arguments.per_device_train_batch_size} images of {image_size}×{image_size} pixels, "
-        f"{arguments.gradient_accumulation_steps} per step, on {number} process{'es' if number > 1 else ''}"
+        f"{arguments.gradient_accumulation_steps} per step, on {format_count(number, 'process')}"
         f"{', sharded by FSDP' if arguments.use_fsdp else ''}, {precision_name(arguments.mixed_precision)}\n"
     )
     print("| GB per process | without | with --gradient_checkpointing |\n|:--|--:|--:|")

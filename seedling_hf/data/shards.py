@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from seedling_hf.data.formats import describe_beginning
 from seedling_hf.data.images import a_few
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, first_line
 from seedling_hf.network import explain_network
 
 REMOTE = "hf://"
@@ -95,7 +95,7 @@ def check_shards(files: Iterable[str], *, in_full: bool) -> None:
 
 
 def _describe(file: str, path: Path, error: Exception) -> str:
-    reason = str(error).splitlines()[0].rstrip(".")
+    reason = first_line(error)
     if file.startswith(REMOTE):
         return (
             f"expected a whole Parquet file at {file}, found it damaged on the Hub too ({reason}); choose another "
@@ -152,7 +152,7 @@ def read_shard(stream: IterableDataset, number: int, advice: str) -> Iterator[di
             explained = explain_network(error)
             if explained is None and not isinstance(error, READ_ERRORS):
                 raise
-            reason = explained[0] if explained else str(error).splitlines()[0].rstrip(".")
+            reason = explained[0] if explained else first_line(error)
             names = list(stream.info.download_checksums or ())
             where = names[number] if len(names) == stream.num_shards else f"shard {number}"
             raise InputError(f"expected to read the images of {where}, found: {reason}; {advice}") from error

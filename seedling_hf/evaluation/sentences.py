@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from seedling_hf.escaping import format_count
 from seedling_hf.evaluation.calibration import Calibration, NotSure
 from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.metrics import HardPair
@@ -64,19 +65,20 @@ def describe_trained_on(report: Report) -> str:
     known = report.trained_on
     how = "name and content" if known.by_content else "name only: split.csv has no hashes of their contents"
     total, count = report.num_examples, known.count
+    images = format_count(total, "image")
     if not count:
-        return f"None of these {_images(total)} is a training image of the model (compared by {how})."
+        return f"None of these {images} is a training image of the model (compared by {how})."
     if known.excluded:
         return (
-            f"{_images(count)} that the model was trained on {_were(count)} left out (recognised by {how}); the "
-            f"figures are those of the other {total:,}."
+            f"{format_count(count, 'image')} that the model was trained on {_were(count)} left out (recognised by "
+            f"{how}); the figures are those of the other {total:,}."
         )
     other = known.others
     if other is None:
-        return f"The model was trained on all of these {_images(total)} (recognised by {how}); other images tell more."
+        return f"The model was trained on all of these {images} (recognised by {how}); other images tell more."
     low, high = other.interval
     return (
-        f"{count:,} of these {_images(total)} {_were(count)} trained on (recognised by {how}), which flatters the "
+        f"{count:,} of these {images} {_were(count)} trained on (recognised by {how}), which flatters the "
         f"figures. Of the other {other.count:,}, {other.correct:,} {_are(other.correct)} right: "
         f"{percent(other.accuracy)}, 95% interval {percent(low)} to {percent(high)}. --exclude_training reports on "
         "those alone."
@@ -119,16 +121,12 @@ def describe_pair(pair: HardPair) -> str:
 
 def describe_training_of_models(comparison: Comparison) -> list[str]:
     """A sentence for each compared model that was trained on some of the images."""
+    images = format_count(comparison.num_examples, "image")
     return [
-        f"{model['name']} was trained on {model['trained_on']:,} of these {_images(comparison.num_examples)}, which "
-        "flatters it."
+        f"{model['name']} was trained on {model['trained_on']:,} of these {images}, which flatters it."
         for model in comparison.models
         if model["trained_on"]
     ]
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _were(count: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from seedling_hf.data.recognition import KnownImages, TrainingImages, find_training_images, read_known_images
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, without_advice
 from seedling_hf.evaluation.evaluator import LabelledProbabilities
 from seedling_hf.evaluation.metrics import wilson_interval
 
@@ -53,9 +53,7 @@ def find_known_images(split_file: Path | None) -> KnownImages | None:
     try:
         return read_known_images(split_file)
     except InputError as error:
-        logger.warning(
-            "which images the model was trained on is not known: %s", str(error).rpartition("; ")[0] or error
-        )
+        logger.warning("which images the model was trained on is not known: %s", without_advice(error))
         return None
 
 

@@ -19,6 +19,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from seedling_hf.data.pool import image_sources
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import wilson_interval
+from seedling_hf.export import INT8_SUFFIX
 from seedling_hf.export.onnx_program import quantize_onnx, run_onnx, write_onnx
 from seedling_hf.export.preprocessing import BATCH_SIZE, describe_export, input_batches
 from seedling_hf.export.torch_program import ExportedClassifier, Run, run_torch_export, write_torch_export
@@ -77,10 +78,8 @@ def export_classifier(
         with Progress(f"writing {name}"):
             (write_onnx if is_onnx else write_torch_export)(classifier, example, files[name], metadata)
         if calibration_files is not None:
-            files[ONNX_INT8] = files[name].with_suffix(".int8.onnx")
             inputs = (batch for _, batch in prepare(calibration_files))
-            with Progress(f"writing {ONNX_INT8}"):
-                quantize_onnx(files[name], files[ONNX_INT8], inputs, metadata)
+            files[ONNX_INT8] = _quantize(files[name], inputs, metadata)
         runs = {name: (run_onnx if is_onnx else run_torch_export)(path) for name, path in files.items()}
         logits = collect_logits(model, runs, prepare(check_files), len(check_files))
         check_logits(logits, name, tolerance)
@@ -95,6 +94,14 @@ def export_classifier(
             with replacing(output_file.with_name(path.name)) as temporary:
                 shutil.copyfile(path, temporary)
     return rows
+
+
+def _quantize(path: Path, inputs: Iterator[np.ndarray], metadata: Mapping[str, Any]) -> Path:
+    """Writes the int8 form of an ONNX file beside it."""
+    quantized = path.with_suffix(INT8_SUFFIX)
+    with Progress(f"writing {ONNX_INT8}"):
+        quantize_onnx(path, quantized, inputs, metadata)
+    return quantized
 
 
 def collect_logits(

@@ -51,10 +51,6 @@ def is_sure(ranking: Ranking, threshold: float | None) -> bool:
     return threshold is None or ranking[0][1] >= threshold
 
 
-def format_count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 class AnswerWriter:
     """Writes answers one after another.
 

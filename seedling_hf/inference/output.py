@@ -6,9 +6,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
-from seedling_hf.escaping import data_output, one_line
+from seedling_hf.escaping import data_output, format_count, one_line
 from seedling_hf.files import open_text, replacing, write_csv
-from seedling_hf.inference.answers import Answer, AnswerWriter, format_count, format_table
+from seedling_hf.inference.answers import Answer, AnswerWriter, format_table
 from seedling_hf.inference.journal import Journal
 from seedling_hf.inference.predict_arguments import PredictArguments, failed_path
 from seedling_hf.inference.tally import Tally

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from seedling_hf.escaping import one_line
-from seedling_hf.inference.answers import Answer, format_count, is_sure
+from seedling_hf.escaping import format_count, one_line
+from seedling_hf.inference.answers import Answer, is_sure
 
 MOST_CLASSES = 12
 
@@ -49,7 +49,7 @@ class Tally:
             unsure = f" ({self.not_sure[name]:,} not sure)" if self.not_sure[name] else ""
             named.append(f"{one_line(name)} {count:,}{unsure}")
         if rest := ranked[MOST_CLASSES:]:
-            further = f"{len(rest):,} further class{'' if len(rest) == 1 else 'es'}"
+            further = format_count(len(rest), "further class")
             named.append(f"{further} {sum(count for _, count in rest):,}")
         certainty = "" if self.threshold is None else f", {total - not_sure:,} sure and {not_sure:,} not sure"
         return f"{format_count(total, 'plant' if self.tiles else 'image')}{certainty}: {', '.join(named)}"

@@ -27,7 +27,7 @@ from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import EightSymmetries
 from seedling_hf.inference.predictor import Classify, ImageLoader, ImagePredictor, classify_batch
 from seedling_hf.inference.tiles import MIN_SIDE, Box, draw_boxes, find_plants
-from seedling_hf.origin import SOFTWARE, TEXT_MARK, check_ours
+from seedling_hf.origin import SOFTWARE, TEXT_MARK, check_ours, is_ours
 from seedling_hf.plots.fonts import draw_names
 
 # The mark is behind their pixels, where readers do not look.
@@ -113,7 +113,7 @@ def draw_answer(tray: Tray, answer: Answer, labels: Mapping[str, str], threshold
 def save_boxes(arguments: PredictArguments, labels: Mapping[str, str], tray: Tray, answer: Answer) -> None:
     """Writes a photograph with its boxes, unless somebody has put another file into its place."""
     path = boxes_path(arguments, answer.file)
-    if is_drawn(path):
+    if is_ours(path, read=has_mark):
         write_image(draw_answer(tray, answer, labels, arguments.threshold), path)
     else:
         print(
@@ -133,7 +133,7 @@ def boxes_path(arguments: PredictArguments, file: str | os.PathLike) -> Path:
 def write_image(image: Image.Image, path: Path) -> None:
     """Writes an image, whole or not at all, in the format of its suffix; as JPEG where that is no image's.
 
-    It carries the mark that `is_drawn` looks for.
+    It carries the mark that `has_mark` looks for.
     """
     format = Image.registered_extensions()[path.suffix.lower()] if is_image(path.name) else "JPEG"
     exif = Image.Exif()
@@ -146,12 +146,8 @@ def write_image(image: Image.Image, path: Path) -> None:
                 stream.write(TEXT_MARK)
 
 
-def is_drawn(path: str | os.PathLike) -> bool:
-    """Whether nothing is lost with a file: it is not there, or empty, or `write_image` has written it."""
-    if not os.path.lexists(path):
-        return True
-    if not os.path.isfile(path):
-        return False
+def has_mark(path: Path) -> bool:
+    """Whether `write_image` has written a file."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=image_formats()) as image:
             if image.format in WITHOUT_METADATA:
@@ -160,7 +156,7 @@ def is_drawn(path: str | os.PathLike) -> bool:
                     return stream.read() == TEXT_MARK
             return image.info.get("comment") == TEXT_MARK or image.getexif().get(ExifTags.Base.Software) == SOFTWARE
     except Exception:  # Pillow raises many kinds of errors for broken files
-        return os.path.getsize(path) == 0
+        return False
 
 
 def check_boxes(arguments: PredictArguments) -> None:
@@ -171,7 +167,7 @@ def check_boxes(arguments: PredictArguments) -> None:
     """
     if arguments.boxes_dir and os.path.isdir(arguments.boxes_dir):
         for file in list_images(arguments.images):
-            check_ours(boxes_path(arguments, file), "--boxes_dir", look=is_drawn)
+            check_ours(boxes_path(arguments, file), "--boxes_dir", read=has_mark)
 
 
 def build_predictor(arguments: PredictArguments, accelerator: Accelerator) -> ImagePredictor:

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from seedling_hf.data.loading import Loader, State, Waiting
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, first_line
 from seedling_hf.signals import Stopped
 
 
@@ -64,7 +64,7 @@ def _naming_the_dead() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"expected all processes until the end, found that one ended ({reason}); see what it printed, and resume "
             "the run"

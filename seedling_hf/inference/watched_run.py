@@ -11,8 +11,8 @@ from pathlib import Path
 from seedling_hf.data.images import map_in_threads
 from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError, NonFiniteError
-from seedling_hf.escaping import data_output
-from seedling_hf.inference.answers import AnswerWriter, format_count
+from seedling_hf.escaping import data_output, format_count
+from seedling_hf.inference.answers import AnswerWriter
 from seedling_hf.inference.ledger import SUFFIX, Ledger
 from seedling_hf.inference.output import (
     build_tally,

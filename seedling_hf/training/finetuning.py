@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 
 from seedling_hf.data.images import a_few
+from seedling_hf.escaping import format_count
 from seedling_hf.train_arguments import FINETUNE, TrainArguments
 
 # Lowest and highest accuracy of three draws of so many training images of each of two species, in docs/training.md.
@@ -60,7 +61,7 @@ def describe_expectation(counts: Mapping[str, int]) -> str:
     number = max((count for count in MEASURED if count <= typical), default=SMALLEST)
     low, high = (f"{100 * figure:.0f}" for figure in MEASURED[number])
     lines = [
-        f"{typical} training image{'s' if typical > 1 else ''} of a class. Measured with {number} of each of two "
+        f"{format_count(typical, 'training image')} of a class. Measured with {number} of each of two "
         f"species that nano did not know: {low} to {high} % right,",
         "and more classes are harder. What helps most is more images: other plants, days, cameras (docs/training.md).",
     ]

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from datasets import Dataset, Image
 
 from seedling_hf.data.dataset import describe_splits
-from seedling_hf.data.images import ImageError
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import format_count
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.report import evaluate_model
 from seedling_hf.evaluation.report_files import format_report, write_report
@@ -121,7 +121,7 @@ def describe_run(training: Training) -> str:
     arguments, accelerator, batches = training.arguments, training.accelerator, training.batches
     threads = hint = ""
     if accelerator.device.type == "cpu":
-        threads = f" of {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+        threads = f" of {format_count(torch.get_num_threads(), 'thread')}"
         share = (os.cpu_count() or 1) // accelerator.num_processes
         if torch.get_num_threads() == 1 < share:  # accelerate's default
             hint = f"\nfaster with more threads: accelerate launch --num_cpu_threads_per_process {share}"
@@ -162,13 +162,7 @@ def report_run(training: Training) -> None:
     )
     if not accelerator.is_main_process:
         return
-    try:
-        write_report(report, output_dir, validation)
-    except ImageError:  # its own advice follows
-        raise
-    except InputError as error:  # what somebody has put there since the run began
-        found = str(error).rpartition("; ")[0]
-        raise InputError(f"{found}; move it, and resume with --resume_from_checkpoint latest") from error
+    write_report(report, output_dir, validation)
     plot_curves(training.run_log.read(), output_dir / "curves.png")
     training.run_log.write_results(training.timing, training.counters, training.resumed_at_step)
     try:

@@ -16,8 +16,9 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 
 from seedling_hf.data.images import ImageError
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, without_advice
 from seedling_hf.hub.repository import download_run
+from seedling_hf.origin import ForeignFileError
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import DamageError, RunState
 
@@ -41,12 +42,14 @@ BATCH_FACTORS = frozenset({"per_device_train_batch_size", "gradient_accumulation
 
 @contextmanager
 def advising_to_resume() -> Iterator[None]:
-    """Says of an image that changed under a run how the run continues."""
+    """Says of an image that changed under a run, and of a file that somebody put there, how the run continues."""
     try:
         yield
-    except ImageError as error:
-        found = str(error).rpartition("; ")[0]
-        raise InputError(f"{found}; restore it, and resume with --resume_from_checkpoint latest") from error
+    except (ImageError, ForeignFileError) as error:
+        remedy = "restore it" if isinstance(error, ImageError) else "move it"
+        raise InputError(
+            f"{without_advice(error)}; {remedy}, and resume with --resume_from_checkpoint latest"
+        ) from error
 
 
 def fetch_checkpoint(name: str, output_dir: Path, accelerator: Accelerator) -> str:

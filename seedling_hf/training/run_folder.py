@@ -11,7 +11,7 @@ from seedling_hf.arguments import write_arguments
 from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
 from seedling_hf.data.recognition import write_hashes
 from seedling_hf.data.splits import Line, hash_split, list_lines, read_hashes, write_split_csv
-from seedling_hf.errors import InputError
+from seedling_hf.errors import InputError, without_advice
 from seedling_hf.files import write_text
 from seedling_hf.inference.model_files import CONFIG, read_forms
 from seedling_hf.locks import keeps_lock, lock_again
@@ -75,8 +75,7 @@ class RunFolder:
         try:
             read_forms(weights)
         except InputError as error:
-            found = str(error).rpartition("; ")[0]
-            logger.warning("%s: the best model is lost, and the next one takes its place", found)
+            logger.warning("%s: the best model is lost, and the next one takes its place", without_advice(error))
             return False
         return True
 

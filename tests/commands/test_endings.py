@@ -9,6 +9,7 @@ import time
 import pytest
 
 from seedling_hf.commands import main, run
+from seedling_hf.errors import InputError, first_line, without_advice
 from seedling_hf.files import replacing, write_text
 
 
@@ -152,3 +153,13 @@ with creating_folder(Path("folder")) as folder:
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     for path in (tmp_path / "file.safetensors", tmp_path / "folder" / "file.safetensors"):
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize(("message", "line"), [("", "OSError"), ("broken.\nmore", "broken"), ("\n", "OSError")])
+def test_an_error_without_words_is_named_by_its_kind(message, line):
+    assert first_line(OSError(message)) == line
+
+
+@pytest.mark.parametrize(("message", "rest"), [("found a; b; do c", "found a; b"), ("found a", "found a")])
+def test_other_advice_takes_the_place_of_the_last_part_of_a_sentence(message, rest):
+    assert without_advice(InputError(message)) == rest

@@ -306,13 +306,18 @@ def test_a_hub_killed_during_an_upload_gets_everything_once_it_is_back(client, f
         assert pending(folder) == []
 
 
-def test_the_pending_snapshot_of_a_killed_run_is_pushed_later(client, folder, repository):
+def kill_before_a_push(client, folder) -> None:
+    """A run that is killed while its snapshot waits for the Hub, which answers again afterwards."""
     client.hub.faults.append(Fault(path="/commit/", status=503))
     process = client.start(RUN, folder, "alice/seedlings", json.dumps({"wait_for": "/nowhere"}))
     process.wait_for("SAVED")
     process.kill()
     process.finish()
     client.hub.faults.clear()
+
+
+def test_the_pending_snapshot_of_a_killed_run_is_pushed_later(client, folder, repository):
+    kill_before_a_push(client, folder)
     (folder / "model.safetensors").unlink()  # the snapshot does not need the run's own files
     assert client.command("push_to_hub", "--output_dir", folder).returncode == 0
     assert bias(repository, folder) == 1
@@ -320,12 +325,7 @@ def test_the_pending_snapshot_of_a_killed_run_is_pushed_later(client, folder, re
 
 
 def test_a_snapshot_of_a_damaged_model_is_not_pushed(client, folder, repository):
-    client.hub.faults.append(Fault(path="/commit/", status=503))
-    process = client.start(RUN, folder, "alice/seedlings", json.dumps({"wait_for": "/nowhere"}))
-    process.wait_for("SAVED")
-    process.kill()
-    process.finish()
-    client.hub.faults.clear()
+    kill_before_a_push(client, folder)
     (snapshot,) = (folder / "hub_outbox" / name for name in pending(folder))
     damage(snapshot / "files" / "model.safetensors")
     result = client.command("push_to_hub", "--output_dir", folder)

@@ -8,7 +8,7 @@ import pytest
 
 from seedling_hf.errors import InputError
 from seedling_hf.files import open_text
-from seedling_hf.inference.answers import Answer, AnswerWriter, Plant, choose_format, format_count, format_table
+from seedling_hf.inference.answers import Answer, AnswerWriter, Plant, choose_format, format_table
 
 ANSWERS = [
     Answer("a/1.jpg", [("Maize", 0.75), ("Charlock", 0.25)]),
@@ -139,10 +139,6 @@ def test_a_suffix_that_says_nothing_is_refused(name):
 def test_a_suffix_that_says_something_else_than_the_format_is_refused(name, given):
     with pytest.raises(InputError, match=f"expected an --output_file for --format {given}, found {name}"):
         choose_format(name, given)
-
-
-def test_one_is_singular():
-    assert [format_count(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
 
 
 def test_a_name_that_is_not_utf8_keeps_its_bytes(tmp_path):

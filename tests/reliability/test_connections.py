@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from demo_server import serve
 from hub_client import COMMAND, HEAVY, TOKENS, Client, clean, free_port
 from local_hub import Fault, LocalHub
 
@@ -286,22 +288,10 @@ def test_a_cache_that_cannot_be_written_is_named(hub, images, tmp_path, name, fa
 # The page
 
 
-@contextlib.contextmanager
-def served(model_dir: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+def served(model_dir: Path, folder: Path) -> AbstractContextManager[tuple[str, subprocess.Popen]]:
     """The command `demo`, with `folder` for temporary files, and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "seedling_hf", "demo", "--model_name_or_path", str(model_dir)],
-        env=clean({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}),
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        line = process.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert address, line + process.stdout.read()
-        yield address[0], process
-    finally:
-        process.kill()
-        process.wait()
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
+    return serve(model_dir, environment=clean(environment))
 
 
 def memory_of(process: subprocess.Popen) -> float:

@@ -1,7 +1,6 @@
 """Caches that are damaged between two runs or under one: of decoded images, of datasets, and Parquet files."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from damage import append, cut, cut_by_one, empty, flip_at, put_html, put_zeros
 from faults import Started, assert_sentence, assert_well, command
 
 TRAIN = [
@@ -19,37 +19,6 @@ TRAIN = [
 
 def use_cache(folder: Path) -> None:
     datasets.config.HF_DATASETS_CACHE = folder
-
-
-def cut(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def cut_by_one(file: Path) -> None:
-    os.truncate(file, file.stat().st_size - 1)
-
-
-def empty(file: Path) -> None:
-    os.truncate(file, 0)
-
-
-def flip_at(share: float, file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[int(share * (len(content) - 1))] ^= 0xFF
-    file.write_bytes(content)
-
-
-def put_zeros(file: Path) -> None:
-    file.write_bytes(bytes(file.stat().st_size))
-
-
-def put_text(file: Path) -> None:
-    file.write_text("<html>no such file</html>")
-
-
-def append(file: Path) -> None:
-    with open(file, "ab") as stream:
-        stream.write(b"more")
 
 
 def remove(file: Path) -> None:
@@ -70,7 +39,7 @@ def put_other(file: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "cut short": cut, "cut by a byte": cut_by_one, "emptied": empty, "a byte at the start": partial(flip_at, 0.0),
     "a byte of the schema": partial(flip_at, 0.0005), "a byte of a pixel": partial(flip_at, 0.5),
-    "a byte at the end": partial(flip_at, 1.0), "zeros": put_zeros, "a page of HTML": put_text, "longer": append,
+    "a byte at the end": partial(flip_at, 1.0), "zeros": put_zeros, "a page of HTML": put_html, "longer": append,
     "removed": remove, "a folder": put_folder, "another table": put_other,
 }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 import datasets
 import pytest
+from damage import append, cut, cut_by_one, empty, flip_at, put_html, put_zeros
 from hub_client import COMMAND, HEAVY, TOKENS, Client, free_port
 from local_hub import Fault, LocalHub
 
@@ -38,39 +38,8 @@ huggingface_hub.file_download.time.sleep = lambda seconds, sleep=__import__("tim
 """
 
 
-def cut(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def cut_by_one(file: Path) -> None:
-    os.truncate(file, file.stat().st_size - 1)
-
-
-def empty(file: Path) -> None:
-    os.truncate(file, 0)
-
-
-def flip_at(share: float, file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[int(share * (len(content) - 1))] ^= 0xFF
-    file.write_bytes(content)
-
-
-def put_zeros(file: Path) -> None:
-    file.write_bytes(bytes(file.stat().st_size))
-
-
-def put_html(file: Path) -> None:
-    file.write_text("<html>Sign in to the network of the hotel</html>")
-
-
 def put_pointer(file: Path) -> None:
     file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
-
-
-def append(file: Path) -> None:
-    with open(file, "ab") as stream:
-        stream.write(b"more")
 
 
 # That a Parquet file without checksums shows by itself.
