@@ -54,18 +54,24 @@ def without_advice(error: InputError) -> str:
     return found or advice
 
 
-def first_line(error: BaseException) -> str:
-    """The reason that an error of a library gives, without a full stop; the kind of error if it gives none."""
-    return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+def first_line(error: object) -> str:
+    """The reason that an error of a library (or its text) gives, without a full stop; else the kind of error.
+
+    A line that ends in a colon goes on in the next one.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    while len(lines) > 1 and lines[0].endswith(":"):
+        lines[:2] = [f"{lines[0]} {lines[1]}"]
+    return lines[0].rstrip(".")
 
 
-def require_package(name: str, purpose: str, extra: str, module: str | None = None) -> None:
-    """Raises InputError if an optional package, imported as `module` or `name`, is missing; `extra` installs it."""
+def require_package(name: str, purpose: str, module: str | None = None) -> None:
+    """Raises InputError if a package of the extra `all`, imported as `module` or `name`, is missing."""
     try:
         importlib.import_module(module or name)
     except ImportError as error:
         raise InputError(
-            f'expected {name} for {purpose}, found none; install it with pip install "seedling-hf[{extra}]"'
+            f'expected {name} for {purpose}, found none; install it with pip install "seedling-hf[all]"'
         ) from error
 
 

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from seedling_hf.errors import InputError, causes
+from seedling_hf.errors import InputError, causes, first_line
 from seedling_hf.files import FULL
 from seedling_hf.paths import holds_or_lies_in
 
@@ -41,7 +41,7 @@ def explaining(expected: str, *others: type[Exception]) -> Iterator[None]:
         explained = explain_network(error)
         if explained is None and not isinstance(error, others):
             raise
-        raise InputError(f"expected {expected}, found: {explained[0] if explained else _first_line(error)}") from error
+        raise InputError(f"expected {expected}, found: {explained[0] if explained else first_line(error)}") from error
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def explain(error: BaseException) -> tuple[str, bool]:
         return without_token(" ".join(str(error).split())), True
     if isinstance(error, OSError) and error.strerror and (error.filename or error.errno == errno.ENOSPC):
         return f"{error.filename or 'the disk'}: {error.strerror}", False
-    return without_token(f"the Hub cannot be reached ({type(error).__name__}: {_first_line(error)})"), False
+    return without_token(f"the Hub cannot be reached ({type(error).__name__}: {first_line(error)})"), False
 
 
 def explain_network(error: BaseException) -> tuple[str, bool] | None:
@@ -102,7 +102,7 @@ def _explain_one(error: BaseException) -> tuple[str, bool] | None:
         return _explain_proxy_setting(error)
     # Of httpx or httpx2, whichever the library uses.
     if any(kind.__name__ == "TransportError" for kind in type(error).__mro__):
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         proxy = _proxy_in_use()
         if proxy is None:
             return f"the Hub cannot be reached ({reason})", False
@@ -129,7 +129,7 @@ def _explain_status(error: BaseException, response: object) -> str:
         412: lambda: "another process is pushing to the repository",
     }.get(status)
     text = meaning() if meaning else message or (HTTPStatus(status).phrase if status in _STATUSES else "")
-    return f"the Hub answered {status}: {_first_line(text)}"
+    return f"the Hub answered {status}: {first_line(text or 'no reason given')}"
 
 
 def _explain_401(code: str) -> str:
@@ -257,14 +257,6 @@ def _explain_cache(error: OSError) -> tuple[str, bool] | None:
         f"the cache of downloaded files in {folders[variable]} cannot be written ({reason}); make room or allow "
         f"writing there, or set {variable} to another folder"
     ), False
-
-
-def _first_line(text: object) -> str:
-    """The first line, and the next one where it ends in a colon."""
-    lines = [line.strip() for line in str(text).splitlines() if line.strip()] or ["no reason given"]
-    while len(lines) > 1 and lines[0].endswith(":"):
-        lines[:2] = [f"{lines[0]} {lines[1]}"]
-    return lines[0]
 
 
 _STATUSES = {status.value for status in HTTPStatus}

@@ -115,7 +115,7 @@ class Pretrained:
     def load_config(self) -> "PretrainedConfig":
         from transformers import AutoConfig
 
-        with self._explaining():
+        with self._explaining(CONFIG):
             if (path := self.find(CONFIG)) is not None:
                 check_config(path)
             config = AutoConfig.from_pretrained(self.name, **self.options)
@@ -260,8 +260,11 @@ class Pretrained:
             )
 
     @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Loads under our progress, not the library's bars, and turns what a library raises into one sentence."""
+    def _explaining(self, file: str = "") -> Iterator[None]:
+        """Loads under our progress, not the library's bars, and turns what a library raises into one sentence.
+
+        `file` is at fault where nothing else is.
+        """
         from transformers.utils import logging
 
         import seedling_hf.replknet  # noqa: F401  registers the classes with the Auto classes
@@ -275,7 +278,10 @@ class Pretrained:
         except InputError:
             raise
         except Exception as error:  # a stranger's file can bring a library to raise anything
-            raise InputError(f"expected an image classifier at {self.name}, found: {first_line(error)}") from error
+            raise InputError(
+                f"expected an image classifier at {self.name}, found{file and f' in its {file}'}: {first_line(error)}; "
+                "get the model again"
+            ) from error
         finally:
             if with_bar:
                 logging.enable_progress_bar()
