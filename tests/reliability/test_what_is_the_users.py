@@ -238,6 +238,8 @@ def test_what_is_no_file_in_the_place_of_an_output_stays(work, name, kind):
 @pytest.mark.parametrize("name", ["evaluate", "probe", "saliency", "embed", "predict", "export, torch", "export, half"])
 def test_the_output_is_looked_at_before_the_model(work, name):
     (work / "model").unlink()
+    (work / "model").mkdir()
+    (work / "model" / "config.json").write_text("{")
     write_theirs(place_of(work, OUTPUTS[name][0]))
     assert_sentence(run_in(work, name), place_of(work, OUTPUTS[name][0]).relative_to(work).parts[1])
 
