@@ -39,14 +39,9 @@ def test_the_dependencies_and_extras_are_what_is_imported():
     distributions = {name: found[0].lower().replace("_", "-") for name, found in packages_distributions().items()}
     tops = {module.split(".")[0] for _, _, module in imports()}
     imported = {distributions.get(top, top.replace("_", "-")) for top in tops}
-    extras = set().union(*(names(EXTRAS[extra]) for extra in EXTRAS if extra != "test"))
+    extras = names(EXTRAS["all"])
     assert names(PROJECT["dependencies"]) == imported - extras
     assert extras - NOT_IMPORTED <= imported
-
-
-def test_the_test_extra_holds_the_other_extras_except_the_benchmark():
-    others = [line for extra, lines in EXTRAS.items() if extra not in ("test", "benchmark") for line in lines]
-    assert set(others) <= set(EXTRAS["test"])
 
 
 def test_a_private_import_has_a_reason_next_to_it():

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = parse_arguments(DemoArguments, argv, prog="demo")
     with uploads():
         with without_proxies():  # gradio makes its clients when it is imported
-            require_package("gradio", "the page", "demo")
+            require_package("gradio", "the page")
         serve(arguments)
 
 

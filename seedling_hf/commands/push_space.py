@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """App, requirements, card and code → one commit of a Space."""
     arguments = parse_arguments(PushSpaceArguments, argv, prog="push_space")
     with without_proxies():  # gradio makes its clients when it is imported
-        require_package("gradio", "the version of the Space", "demo")
+        require_package("gradio", "the version of the Space")
 
     from seedling_hf.hub.connection import hub_session
     from seedling_hf.hub.repository import push

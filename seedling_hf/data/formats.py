@@ -4,7 +4,7 @@ import os
 from functools import cache
 
 HEIF_ADVICE = (
-    'reading HEIC needs pillow-heif: install it with pip install "seedling-hf[heif]", or convert the images to JPEG, '
+    'reading HEIC needs pillow-heif: install it with pip install "seedling-hf[all]", or convert the images to JPEG, '
     "as with `magick mogrify -format jpg *.heic`"
 )
 # Of the formats that Pillow knows, those that hold photographs and that it decodes itself: EPS would start Ghostscript.

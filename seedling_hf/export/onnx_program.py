@@ -16,9 +16,9 @@ INPUT, OUTPUT = "pixel_values", "logits"
 
 
 def check_packages() -> None:
-    """Raises InputError unless the packages of the extra `export` are installed."""
+    """Raises InputError unless the packages of the extra `all` are installed."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        require_package(name, "ONNX", "export")
+        require_package(name, "ONNX")
 
 
 def write_onnx(classifier: ExportedClassifier, example: np.ndarray, path: Path, metadata: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ LEAF_SOLIDITY, LEAF_REACH, PLANT_REACH = 0.85, 0.5, 0.2
 
 
 def check_scikit_image() -> None:
-    require_package("scikit-image", "finding plants", "tiles", "skimage.measure")
+    require_package("scikit-image", "finding plants", "skimage.measure")
 
 
 def find_plants(image: Image.Image, *, min_side: float = MIN_SIDE) -> list[Box]:

@@ -17,7 +17,7 @@ from seedling_hf.plots.style import SALIENCY_COLORS
 
 
 def check_captum() -> None:
-    require_package("captum", "saliency maps", "saliency", "captum.attr")
+    require_package("captum", "saliency maps", "captum.attr")
 
 
 def saliency_maps(

@@ -92,7 +92,7 @@ def other_runtimes(model: RepLKNetForImageClassification, images: Tensor) -> dic
     """The same model in the runtimes that are installed, with as many threads as torch uses."""
     missing = [name for name in ("onnxscript", "onnxruntime", "openvino") if importlib.util.find_spec(name) is None]
     if missing:
-        logger.info("not measured, since %s is missing: pip install 'seedling-hf[benchmark]'", ", ".join(missing))
+        logger.info("not measured, since %s is missing: pip install 'seedling-hf[all]'", ", ".join(missing))
     if "onnxscript" in missing:
         return {}
     array, runs = images.numpy(), {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("gradio", reason="the extra [demo] is not installed")
+pytest.importorskip("gradio", reason="the extra [all] is not installed")
 
 from browser import open_browser
 from demo_server import serve

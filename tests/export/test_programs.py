@@ -23,7 +23,7 @@ from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
-    pytest.importorskip(package, reason="the extra `export` is needed to write and run ONNX")
+    pytest.importorskip(package, reason="the extra `all` is needed to write and run ONNX")
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
@@ -361,7 +361,7 @@ def test_without_the_packages_the_command_says_what_to_install(model_dir, files,
         run(export_command, flags(model_name_or_path=model_dir, output_file=tmp_path / "x.onnx", images=files[0])) == 2
     )
     assert (
-        'expected onnxscript for ONNX, found none; install it with pip install "seedling-hf[export]"'
+        'expected onnxscript for ONNX, found none; install it with pip install "seedling-hf[all]"'
         in capsys.readouterr().err
     )
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("gradio", reason="the extra [demo] is not installed")
+pytest.importorskip("gradio", reason="the extra [all] is not installed")
 
 import yaml
 from hub_client import Repository
@@ -82,7 +82,7 @@ def test_the_requirements_pin_dependencies_of_the_package(tmp_path):
     lines = files["requirements.txt"].read_text(encoding="utf-8").splitlines()
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["all"]]
     assert set(REQUIREMENTS) <= {re.match(r"[\w-]+", line)[0] for line in declared}
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from seedling_hf.inference.greenness import excess_green
 from seedling_hf.inference.tiles import draw_boxes, find_plants, in_reading_order
 
-pytest.importorskip("skimage", reason="scikit-image finds the plants: pip install 'seedling-hf[tiles]'")
+pytest.importorskip("skimage", reason="scikit-image finds the plants: pip install 'seedling-hf[all]'")
 
 TRAY = Path(__file__).resolve().parents[2] / "scripts" / "sample" / "tray.jpg"
 GROUND = (110, 105, 100)

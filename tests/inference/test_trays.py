@@ -19,7 +19,7 @@ from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.tiles import find_plants
 from seedling_hf.inference.trays import Tray, TrayLoader, TrayPredictor, draw_answer, write_image
 
-pytest.importorskip("skimage", reason="scikit-image finds the plants: pip install 'seedling-hf[tiles]'")
+pytest.importorskip("skimage", reason="scikit-image finds the plants: pip install 'seedling-hf[all]'")
 pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 TRAY = Path(__file__).resolve().parents[2] / "scripts" / "sample" / "tray.jpg"
@@ -222,7 +222,7 @@ def test_impossible_flags_are_refused_in_one_sentence(tmp_path, capsys, monkeypa
 def test_without_scikit_image_it_is_refused_before_any_work(model_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.measure", None)
     assert predict_tiles(model_dir, TRAY, tmp_path / "a.csv") == 2
-    assert 'pip install "seedling-hf[tiles]"' in capsys.readouterr().err
+    assert 'pip install "seedling-hf[all]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

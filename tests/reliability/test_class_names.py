@@ -286,7 +286,7 @@ def test_a_page_shows_names_as_text_and_asks_for_nothing(page, width, pages, bro
     "name", [REMOTE, "\u202e\x1b[31m<script>alert(1)</script>", "[a](javascript:alert(1)) $x$"], ids=repr
 )
 def test_the_demo_shows_names_as_text_and_asks_for_nothing(name, tmp_path, browser):
-    pytest.importorskip("gradio", reason="the extra [demo] is not installed")
+    pytest.importorskip("gradio", reason="the extra [all] is not installed")
     folder = write_classes(tmp_path / "run", ["Maize"])
     write_model(folder / "model", ["Maize", "Charlock", name], answer=name)
     demo = Started(["demo", "--model_name_or_path", "model"], folder)

@@ -265,7 +265,7 @@ def test_export_sees_one_plain_convolution(name):
 
 
 def test_a_module_in_onnx_takes_any_batch():
-    reason = "onnx, onnxscript and onnxruntime, of the extra `benchmark`, are needed to export and run ONNX"
+    reason = "onnx, onnxscript and onnxruntime, of the extra `all`, are needed to export and run ONNX"
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=reason)
     module = DepthwiseConv2d(4, 13, bias=True).eval()
