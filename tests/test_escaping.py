@@ -47,8 +47,8 @@ def test_controls_are_visible_on_one_line():
 
 def test_a_stream_writes_controls_out_and_lets_progress_bars_return():
     stream = io.StringIO(newline="")
-    print("\r10 %", "\x1b[2J\u202e", file=VisibleStream(stream))
-    assert stream.getvalue() == "\r10 % \\u001b[2J\\u202e\n"
+    print("\r10%", "\x1b[2J\u202e", file=VisibleStream(stream))
+    assert stream.getvalue() == "\r10% \\u001b[2J\\u202e\n"
 
 
 HOSTILE = [

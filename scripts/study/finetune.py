@@ -196,21 +196,21 @@ def _train(flags: list[str], log: str) -> None:
 
 
 def format_table(results: Sequence[dict]) -> str:
-    """A line for each number of images: the mean over the seeds, its 95 % interval, and the lowest and highest."""
+    """A line for each number of images: the mean over the seeds, its 95% interval, and the lowest and highest."""
     groups: dict[int, dict[str, list[dict]]] = {}
     for result in results:
         count, _, kind = result["row"].partition(" images, ")
         groups.setdefault(int(count), {}).setdefault(kind, []).append(result)
     lines = [
-        "| training images of each | test images | steps | fine-tuned (95 % interval) | each seed | macro-F1 | "
-        "from scratch (95 % interval) | macro-F1 | CPU time of fine-tuning |",
+        "| training images of each | test images | steps | fine-tuned (95% interval) | each seed | macro-F1 | "
+        "from scratch (95% interval) | macro-F1 | CPU time of fine-tuning |",
         "|--:|--:|--:|--:|:-:|--:|--:|--:|--:|",
     ]
     for count, kinds in sorted(groups.items()):
         tuned = kinds[FINE_TUNED]
         accuracies = [row["accuracy"] for row in tuned]
         cells = [count, tuned[0]["validation_images"], tuned[0]["steps"], _accuracy(tuned)]
-        cells += [f"{100 * min(accuracies):.1f} to {100 * max(accuracies):.1f} %", f"{_mean(tuned, 'macro_f1'):.3f}"]
+        cells += [f"{100 * min(accuracies):.1f} to {100 * max(accuracies):.1f}%", f"{_mean(tuned, 'macro_f1'):.3f}"]
         scratch = kinds.get(FROM_SCRATCH)
         cells += [_accuracy(scratch), f"{_mean(scratch, 'macro_f1'):.3f}"] if scratch else ["", ""]
         lines.append(f"| {' | '.join(map(str, cells))} | {60 * _mean(tuned, 'cpu_minutes'):.0f} s |")
@@ -221,7 +221,7 @@ def _accuracy(rows: Sequence[dict]) -> str:
     from results import interval_of
 
     low, high = (min(1.0, max(0.0, bound)) for bound in interval_of(list(rows)))
-    return f"{100 * _mean(rows, 'accuracy'):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * _mean(rows, 'accuracy'):.1f}% ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _mean(rows: Sequence[dict], key: str) -> float:

@@ -52,7 +52,7 @@ def write_results(path: Path, results: list[dict]) -> None:
 
 
 def interval_of(rows: list[dict]) -> tuple[float, float]:
-    """The 95 % interval of the mean accuracy: Student's over three seeds or more, else Wilson's over the images."""
+    """The 95% interval of the mean accuracy: Student's over three seeds or more, else Wilson's over the images."""
     accuracies = [row["accuracy"] for row in rows]
     if len(rows) < 3:
         return wilson_interval(sum(r["right"] for r in rows), sum(r["validation_images"] for r in rows))

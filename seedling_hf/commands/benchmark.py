@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import LARGEST_SEED, MOST_WORKERS, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import format_count
 from seedling_hf.files import write_text
 from seedling_hf.origin import TEXT_MARK, check_outputs
 
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         **{name: getattr(arguments, name) for name in names}, device=device, dtype=getattr(torch, arguments.dtype)
     )
     pixels = setting.batch_size * setting.image_size**2
-    what = f"{setting.batch_size:,} images of {setting.image_size:,}×{setting.image_size:,} pixels"
+    what = f"{format_count(setting.batch_size, 'image')} of {setting.image_size:,}×{setting.image_size:,} pixels"
     refuse_beyond(memory_size(device), LEAST_BYTES * pixels, what, "lower --image_size or --batch_size", device)
     parts = arguments.parts.split(",")
     results = {"machine": describe_machine(device), "dtype": arguments.dtype, "rows": []}

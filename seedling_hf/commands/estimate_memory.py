@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         for checkpointing in (False, True)
     ]
     print(
-        f"batches of {arguments.per_device_train_batch_size} images of {image_size}×{image_size} pixels, "
+        f"batches of {format_count(arguments.per_device_train_batch_size, 'image')}, {image_size}×{image_size} pixels, "
         f"{arguments.gradient_accumulation_steps} per step, on {format_count(number, 'process')}"
         f"{', sharded by FSDP' if arguments.use_fsdp else ''}, {precision_name(arguments.mixed_precision)}\n"
     )

@@ -26,7 +26,7 @@ MAX_INNER_DISTANCE = 10
 MIN_CORRELATION = 0.62
 SIDE = 32  # of the small grey images; pHash uses the same
 MAX_SHIFT = 4  # pixels of the small image
-INNER_MARGIN = 0.04  # cut off on each side for the inner part; with it, crops of up to 6 % of each side are found
+INNER_MARGIN = 0.04  # cut off on each side for the inner part; with it, crops of up to 6% of each side are found
 # Rotations by 0°, 90°, 180° and 270°, with and without mirroring; on arrays (..., H, W).
 SYMMETRIES = tuple(
     lambda x, turns=turns, mirrored=mirrored: np.rot90(x[..., ::-1] if mirrored else x, turns, axes=(-2, -1))

@@ -15,7 +15,7 @@ from datasets import DatasetDict
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import Row
 from seedling_hf.errors import InputError
-from seedling_hf.escaping import unescape_cell
+from seedling_hf.escaping import format_count, unescape_cell
 from seedling_hf.files import write_csv
 from seedling_hf.train_arguments import SplitArguments
 
@@ -148,7 +148,7 @@ def split_as_written(rows: list[Row], split_file: str | os.PathLike, *, ignore_t
         )
     new = sorted(file for file, label in set(rows) - split_of.keys())
     if new:
-        logger.warning("skipped %d images that are not in %s: %s", len(new), split_file, a_few(new))
+        logger.warning("skipped %s not in %s: %s", format_count(len(new), "image"), split_file, a_few(new))
     return split_of
 
 

@@ -74,7 +74,7 @@ class NotSure:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """95 % intervals [low, high] by the percentiles of `resamples` draws with a seed."""
+    """95% intervals [low, high] by the percentiles of `resamples` draws with a seed."""
 
     accuracy: list[float]
     macro_f1: list[float]

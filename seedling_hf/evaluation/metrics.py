@@ -26,7 +26,7 @@ HARD_PAIR = ("Black-grass", "Loose Silky-bent")
 
 @dataclass(frozen=True)
 class Mistakes:
-    """How many of `total` images were mistaken: `share` with its 95 % interval (Wilson)."""
+    """How many of `total` images were mistaken: `share` with its 95% interval (Wilson)."""
 
     count: int
     total: int
@@ -60,7 +60,7 @@ class HardPair:
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927, Journal of the American Statistical Association 22, p. 209).
+    """The 95% interval of a share (Wilson 1927, Journal of the American Statistical Association 22, p. 209).
 
     It stays between 0 and 1 and keeps its width where every trial succeeds, unlike the textbook's normal interval.
     """
@@ -113,7 +113,7 @@ def classification_metrics(
         class_names: "0", "1", … if None.
 
     Returns:
-        `accuracy` and `accuracy_interval` (95 %, Wilson), `macro_f1` (mean over the classes that occur among labels or
+        `accuracy` and `accuracy_interval` (95%, Wilson), `macro_f1` (mean over the classes that occur among labels or
         predictions, as in scikit-learn), `num_examples`, `per_class` {name: precision, recall, f1, support; 0 where
         undefined}, `confusion_matrix` (rows are the truth), `expected_calibration_error` and `loss` (mean negative
         log-probability of the truth).

@@ -26,8 +26,8 @@ from seedling_hf.progress import follow
 class Probing:
     """The accuracy under each probe against the first, the plain accuracy; `guess` is that of a random guess.
 
-    `probes` have `name`, `title`, `group`, `num_examples`, `accuracy` with its 95 % `interval` (Wilson), and `change`
-    against the first with its 95 % `change_interval` (bootstrap over the images).
+    `probes` have `name`, `title`, `group`, `num_examples`, `accuracy` with its 95% `interval` (Wilson), and `change`
+    against the first with its 95% `change_interval` (bootstrap over the images).
     """
 
     num_examples: int
@@ -80,7 +80,7 @@ def probe(evaluator: Evaluator, dataset: Dataset, *, seed: int = 0, probes: Sequ
 
 
 def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of (N,) differences by the percentiles of its bootstrap.
+    """The 95% interval of the mean of (N,) differences by the percentiles of its bootstrap.
 
     Efron 1979, Annals of Statistics 7(1), p. 1.
     """

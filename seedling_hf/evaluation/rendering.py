@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from PIL import Image
 
 from seedling_hf.data.images import a_few, to_rgb
-from seedling_hf.escaping import Markdown, finish_html, finish_markdown, one_line, pad, width_of
+from seedling_hf.escaping import Markdown, finish_html, finish_markdown, format_count, one_line, pad, width_of
 from seedling_hf.evaluation import sentences
 from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.probing import format_probes
@@ -115,6 +115,7 @@ def _environment(suffix: str) -> Environment:
     environment.globals |= {
         "headline": sentences.headline,
         "a_few": a_few,
+        "format_count": format_count,
         "format_probes": lambda probing: Markdown(format_probes(probing)),
         "format_confusion_matrix": lambda *figures: Markdown(format_confusion_matrix(*figures)),
     }

@@ -13,7 +13,7 @@ SIGNIFICANCE = 0.05
 
 
 def percent(share: float) -> str:
-    """A share with one decimal, never rounded to 0 % or 100 % unless it is exactly that."""
+    """A share with one decimal, never rounded to 0% or 100% unless it is exactly that."""
     if 0 < share < 0.001:
         return "<0.1%"
     return ">99.9%" if 0.999 < share < 1 else f"{share:.1%}"
@@ -28,8 +28,8 @@ def headline(report: Report) -> list[tuple[str, str, str]]:
         (
             "accuracy",
             f"{report.accuracy:.1%}",
-            f"{correct:,} of {report.num_examples:,} images; 95% interval {low:.1%} to {high:.1%}, bootstrap "
-            "{:.1%} to {:.1%}".format(*bootstrap.accuracy),
+            f"{correct:,} of {format_count(report.num_examples, 'image')}; 95% interval {low:.1%} to {high:.1%}, "
+            "bootstrap {:.1%} to {:.1%}".format(*bootstrap.accuracy),
         ),
         ("macro-F1", f"{report.macro_f1:.3f}", "95% interval, bootstrap {:.3f} to {:.3f}".format(*bootstrap.macro_f1)),
         ("calibration error", f"{report.expected_calibration_error:.3f}", "0 if the probabilities are right"),
@@ -47,7 +47,7 @@ def describe_fit(calibration: Calibration) -> str:
     start = (
         f"The temperature is {calibration.temperature:.2f} "
         f"({'overconfident' if calibration.temperature > 1 else 'underconfident'} before), fitted on "
-        f"{calibration.num_fitted:,} images: {calibration.fitted_on}."
+        f"{format_count(calibration.num_fitted, 'image')}: {calibration.fitted_on}."
     )
     if calibration.cross_fitted:
         return (
@@ -113,8 +113,8 @@ def describe_pair(pair: HardPair) -> str:
     """How often two classes are taken for each other."""
     first, second = pair.pair
     return (
-        f"{first} is taken for {second} {pair.first_as_second:,} times, {second} for {first} "
-        f"{pair.second_as_first:,} times: {pair.share:.1%} of the {pair.total:,} images of the two, and "
+        f"{first} is taken for {second} {format_count(pair.first_as_second, 'time')}, {second} for {first} "
+        f"{format_count(pair.second_as_first, 'time')}: {pair.share:.1%} of the {pair.total:,} images of the two, and "
         f"{pair.share_of_mistakes:.0%} of all mistakes."
     )
 
@@ -140,8 +140,9 @@ def _are(count: int) -> str:
 def describe_augmentation(augmented: Augmentation) -> str:
     """What the mean over eight symmetries gains and costs."""
     return (
-        f"The mean of the probabilities over four turns and their reflections fixes {augmented.fixed:,} predictions "
-        f"and breaks {augmented.broken:,}: {100 * augmented.accuracy_gain:+.1f} points of accuracy, "
+        "The mean of the probabilities over four turns and their reflections fixes "
+        f"{format_count(augmented.fixed, 'prediction')} and breaks {augmented.broken:,}: "
+        f"{100 * augmented.accuracy_gain:+.1f} points of accuracy, "
         f"{augmented.macro_f1_gain:+.3f} of macro-F1, in {augmented.cost:.1f} times the time."
     )
 
@@ -152,13 +153,13 @@ def describe_pair_of_models(pair: dict[str, Any]) -> str:
     apart = pair["only_first"] + pair["only_second"]
     if not pair["difference"]:
         return (
-            f"{pair['first']} and {pair['second']} are right equally often; on {apart:,} images only one of them is "
-            "right."
+            f"{pair['first']} and {pair['second']} are right equally often; on {format_count(apart, 'image')} only one "
+            "of them is right."
         )
     p_value = pair["corrected_p_value"]
     verdict = "more than chance explains" if p_value < SIGNIFICANCE else "which may well be chance"
     return (
         f"{better} is right {100 * abs(pair['difference']):.1f} points more often than {worse}, {verdict} (p = "
-        f"{p_value:.2g}): of the {apart:,} images that only one of the two gets right, it gets "
+        f"{p_value:.2g}): of the {format_count(apart, 'image')} that only one of the two gets right, it gets "
         f"{max(pair['only_first'], pair['only_second']):,}."
     )

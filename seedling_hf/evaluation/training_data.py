@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OtherImages:
-    """The accuracy on the images that the model was not trained on, with its 95 % interval (Wilson)."""
+    """The accuracy on the images that the model was not trained on, with its 95% interval (Wilson)."""
 
     count: int
     correct: int

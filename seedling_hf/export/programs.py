@@ -58,7 +58,7 @@ def export_classifier(
     Returns:
         A row for PyTorch and for each file: `name`, `file` (None for PyTorch) and `milliseconds` (the shortest run on
         one image); for a file also `megabytes`, and its comparison with PyTorch on `images` images: `max_difference` of
-        the logits and `same_predictions`, a fraction; with labelled images `accuracy` and `accuracy_interval` (95 %,
+        the logits and `same_predictions`, a fraction; with labelled images `accuracy` and `accuracy_interval` (95%,
         Wilson).
 
     Raises:

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from seedling_hf.escaping import format_count
+
 OUTBOX = "hub_outbox"
 LAST_CHECKPOINT = "last-checkpoint"
 CARD = "README.md"
@@ -75,7 +77,7 @@ class Snapshot:
         """One line for the user: size, target and message."""
         target = self.target
         where = target.repo_id + (f", branch {target.revision}" if target.revision else "")
-        return f"{len(self.files)} files, {self.num_bytes / 1e6:.1f} MB, to {where}: {target.message}"
+        return f"{format_count(len(self.files), 'file')}, {self.num_bytes / 1e6:.1f} MB, to {where}: {target.message}"
 
     def list_files(self) -> str:
         """The paths in the repository, one a line."""

@@ -6,7 +6,7 @@ A depthwise convolution slides over every channel c a kernel of its own. With od
 
 Why it was slow. PyTorch hands the convolution to oneDNN, whose forward pass is near the speed of the machine in the
 memory format channels_last, where neighbours in memory are channels and one instruction works on 16 of them, and 20
-times slower in the usual one. The backward pass has no such path: with K = 31 it took 80 % of a training step.
+times slower in the usual one. The backward pass has no such path: with K = 31 it took 80% of a training step.
 
 What makes it fast. Both gradients are depthwise convolutions themselves, so the fast forward pass can compute them.
 Let g be the gradient of y:

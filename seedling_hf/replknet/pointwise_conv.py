@@ -3,10 +3,10 @@
 Neighbors in memory are channels, so all positions of all images are the rows of one matrix X. The output is X Wᵀ, the
 gradients are G W for X and Gᵀ X for W. They are most of RepLKNet's arithmetic. On a CPU there are three ways to the
 same float32 numbers. Measured on two cores with AVX-512, at the
-sizes of RepLKNet-31B with 4 images: oneDNN's product takes 3 to 10 % less than the BLAS behind `F.linear`, and 40 %
+sizes of RepLKNet-31B with 4 images: oneDNN's product takes 3 to 10% less than the BLAS behind `F.linear`, and 40%
 less on the last stage, with few rows of many channels; oneDNN's convolution is as fast from some 2000 rows on, and its
 backward pass is the fastest there. At inference oneDNN applies bias and activation while the output is still in the
-cache, and weights packed in its own order save another 5 %.
+cache, and weights packed in its own order save another 5%.
 """
 
 import torch

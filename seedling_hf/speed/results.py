@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from seedling_hf.escaping import format_count
 from seedling_hf.machine import device_name
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ def format_results(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     machine = results["machine"]
     blocks = [
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {results['dtype']}, "
-        f"{machine['date']}"
+        f"{machine['device']}, {format_count(machine['threads'], 'thread')}, torch {machine['torch']}, "
+        f"{results['dtype']}, {machine['date']}"
     ]
     if results["rows"]:
         blocks.append(_format_rows(results["rows"]))

@@ -10,6 +10,7 @@ from accelerate.utils import find_executable_batch_size, gather_object
 from transformers import PreTrainedModel
 
 from seedling_hf.errors import InputError
+from seedling_hf.escaping import format_count
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.models import needs_two_images
 
@@ -52,8 +53,8 @@ def fit_batch_size(
     if found < requested:
         accumulation = arguments.gradient_accumulation_steps * requested // found
         logger.info(
-            "%d images do not fit into memory: using batches of %d, %d per step; BatchNorm sees %d images at a time",
-            requested, found, accumulation, found,
+            "batches of %d do not fit into memory: using batches of %d, %d per step; BatchNorm sees %s at a time",
+            requested, found, accumulation, format_count(found, "image"),
         )  # fmt: skip
         arguments = replace(arguments, per_device_train_batch_size=found, gradient_accumulation_steps=accumulation)
     return arguments

@@ -62,7 +62,7 @@ def describe_expectation(counts: Mapping[str, int]) -> str:
     low, high = (f"{100 * figure:.0f}" for figure in MEASURED[number])
     lines = [
         f"{format_count(typical, 'training image')} of a class. Measured with {number} of each of two "
-        f"species that nano did not know: {low} to {high} % right,",
+        f"species that nano did not know: {low} to {high}% right,",
         "and more classes are harder. What helps most is more images: other plants, days, cameras (docs/training.md).",
     ]
     few = [name for name, count in counts.items() if count < SMALLEST]

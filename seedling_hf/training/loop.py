@@ -16,6 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from seedling_hf.data.images import ImageError
 from seedling_hf.data.stream import StreamError
 from seedling_hf.errors import InputError, WriteError
+from seedling_hf.escaping import format_count
 from seedling_hf.evaluation.evaluator import compute_metrics
 from seedling_hf.hub.pusher import HubPusher
 from seedling_hf.inference.classifier import is_on_hub, list_classes
@@ -271,10 +272,10 @@ class Training:
             return
         if len(checkpoint.random_states) != self.accelerator.num_processes:
             logger.warning(
-                "the checkpoint was written by %d processes and is resumed by %d: images and learning rate continue "
+                "the checkpoint was written by %s and is resumed by %d: images and learning rate continue "
                 "unchanged, but stochastic depth draws other numbers and sums are rounded differently, so results are "
                 "not bit-equal",
-                len(checkpoint.random_states), self.accelerator.num_processes,
+                format_count(len(checkpoint.random_states), "process"), self.accelerator.num_processes,
             )  # fmt: skip
         self.resumed_at_step = checkpoint.step
         self.run_log.cut(checkpoint.step)

@@ -131,8 +131,8 @@ def describe_run(training: Training) -> str:
         f"{batches.image_size}×{batches.image_size} pixels, "
         f"{accelerator.num_processes} × {accelerator.device.type}{threads}"
         f"{', sharded by FSDP' if accelerator.is_fsdp2 else ''}, {precision_name(accelerator.mixed_precision)}\n"
-        f"{batches.num_steps} steps of {batches.global_batch_size} images, "
-        f"{'streamed' if arguments.streaming else f'{batches.steps_per_epoch} steps per epoch'}{hint}"
+        f"{format_count(batches.num_steps, 'step')} of {format_count(batches.global_batch_size, 'image')}, "
+        f"{'streamed' if arguments.streaming else format_count(batches.steps_per_epoch, 'step') + ' per epoch'}{hint}"
     )
 
 

@@ -96,7 +96,7 @@ def sides(root: Path, validation: set[str]) -> Counter:
 def test_a_grouped_split_keeps_near_duplicates_on_one_side_and_the_share_of_each_class(doubled, seed):
     splits = splits_of(train_dir=doubled, split_strategy="grouped", split_seed=seed)
     assert sides(doubled, set(splits["validation"]["file"])).keys() <= {0, 2}
-    # 30 % of 13 images; single images fill up what pairs leave.
+    # 30% of 13 images; single images fill up what pairs leave.
     assert set(Counter(splits["validation"]["label"]).values()) == {4}
 
 
@@ -304,7 +304,7 @@ def test_images_that_are_not_in_the_split_are_skipped_with_a_warning(tree, writt
     expected = {s: rows(split) for s, split in splits_of(train_dir=tree, split_file=written).items()}
     shutil.copyfile(next((tree / "Maize").iterdir()), tree / "Maize" / "new.jpg")
     assert {s: rows(split) for s, split in splits_of(train_dir=tree, split_file=written).items()} == expected
-    assert "skipped 1 images that are not in" in caplog.text and "Maize/new.jpg" in caplog.text
+    assert "skipped 1 image not in" in caplog.text and "Maize/new.jpg" in caplog.text
 
 
 def test_a_split_file_beside_a_validation_folder_is_refused(tmp_path, plant, written):

@@ -115,7 +115,7 @@ def test_what_to_expect_is_the_figure_of_the_largest_measured_number_that_the_cl
     measured = max((number for number in MEASURED if number <= count), default=SMALLEST)
     line = describe_expectation({"a": count, "b": count})
     low, high = MEASURED[measured]
-    assert f"{100 * low:.0f} to {100 * high:.0f} %" in line and f"with {measured} of each" in line
+    assert f"{100 * low:.0f} to {100 * high:.0f}%" in line and f"with {measured} of each" in line
     assert (f"Fewer than {SMALLEST} training images, so expect less: a, b." in line) == (count < SMALLEST)
 
 
@@ -123,7 +123,7 @@ def test_the_figures_are_those_of_the_documentation():
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     for count, (low, high) in MEASURED.items():
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {count} |")]
-        assert f"{100 * low:.1f} to {100 * high:.1f} %" in row
+        assert f"{100 * low:.1f} to {100 * high:.1f}%" in row
 
 
 @pytest.mark.parametrize(("images", "expected"), [(2, 2), (5, 5), (8, 8), (100, 8), (1, 8)])
