@@ -18,9 +18,11 @@ def serve(model: Path, *flags: str, environment: Mapping[str, str]) -> Iterator[
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(environment),
     )  # fmt: skip
     try:
-        line = process.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert address, line + process.stdout.read()
+        said = ""
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+", said)):
+            line = process.stdout.readline()
+            assert line, said  # it has ended
+            said += line
         yield address[0], process
     finally:
         process.kill()

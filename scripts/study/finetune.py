@@ -17,11 +17,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.commands import run
 from seedling_hf.errors import InputError
+from seedling_hf.progress import follow
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["seedling_hf.training.output_dir", "matplotlib.pyplot", "sklearn.metrics", "timm.optim"])
@@ -65,17 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         known = {(result["row"], result["seed"]) for result in results}
         images = link_classes(arguments)
         rows, clusters = list_rows(images)
-        for seed in arguments.seeds:
-            for count in arguments.counts:
-                steps = None
-                for row in (f"{count} images, {FINE_TUNED}", f"{count} images, {FROM_SCRATCH}"):
-                    if (row, seed) not in known:
-                        chosen = draw(rows, clusters, count, seed)
-                        results.append(train_row(arguments, row, seed, images, rows, chosen, steps))
-                        write_results(results_file, results)
-                        known.add((row, seed))
-                        print(f"{row}, seed {seed}: {results[-1]['accuracy']:.2%}", flush=True)
-                    steps = next(r["steps"] for r in results if (r["row"], r["seed"]) == (row, seed))
+        for seed, count in follow(list(product(arguments.seeds, arguments.counts)), "training", unit="run pair"):
+            steps = None
+            for row in (f"{count} images, {FINE_TUNED}", f"{count} images, {FROM_SCRATCH}"):
+                if (row, seed) not in known:
+                    chosen = draw(rows, clusters, count, seed)
+                    results.append(train_row(arguments, row, seed, images, rows, chosen, steps))
+                    write_results(results_file, results)
+                    known.add((row, seed))
+                    print(f"{row}, seed {seed}: {results[-1]['accuracy']:.2%}", flush=True)
+                steps = next(r["steps"] for r in results if (r["row"], r["seed"]) == (row, seed))
     print(format_table(results))
 
 

@@ -15,6 +15,7 @@ from results import describe_right, read_results, write_results
 
 from seedling_hf.errors import InputError
 from seedling_hf.files import write_text
+from seedling_hf.progress import follow
 
 CALIBRATION_STEPS = 40  # so many that the first ones, which also prepare the kernels, hardly matter
 # Flags that change what is learned but not how long a step takes: rows that differ only by them share a measurement.
@@ -90,7 +91,7 @@ def run_plan(plan: dict, results_file: Path, train_dir: str, work_dir: Path, *, 
             print(f"{result['row']}, seed {result['seed']}: {result['accuracy']:.2%}", flush=True)
 
     with ThreadPoolExecutor(num_jobs) as pool:
-        list(pool.map(work, wanted))
+        list(follow(pool.map(work, wanted), "training", len(wanted), unit="run"))
     for name, evaluation in plan["evaluations"].items():
         groups = [plan["seeds"]] if "combine" in evaluation else [[seed] for seed in plan["seeds"]]
         for seeds in groups:
