@@ -30,7 +30,7 @@ RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_is_read_as_the_command_on_top_of_it_says(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    line = re.search(r"^#   accelerate launch scripts/train\.py (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    line = re.search(r"^#   seedling-hf train (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     words = shlex.split(line[1])
     assert words[:2] == ["--config", f"scripts/recipes/{path.name}"]
     arguments = parse_arguments(TrainArguments, words, prog="train")
@@ -41,7 +41,7 @@ def test_a_recipe_is_read_as_the_command_on_top_of_it_says(path, monkeypatch):
 def test_every_line_of_a_recipe_is_read_and_makes_steps_of_as_many_images(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = re.sub(r" \\\n# +", " ", path.read_text(encoding="utf-8"))
-    lines = re.findall(r"^#   accelerate launch (.*?)scripts/train\.py (.*)$", text, re.MULTILINE)
+    lines = re.findall(r"^#   (?:seedling-hf train|accelerate launch (.*) scripts/train\.py) (.*)$", text, re.MULTILINE)
     steps = set()
     for launch, words in lines:
         launched = launch_command_parser().parse_args([*shlex.split(launch), "scripts/train.py"])
