@@ -86,7 +86,6 @@ def load_streamed(arguments: DataArguments) -> dict[str, IterableDataset | Datas
 
 @contextmanager
 def _opening(name: str) -> Iterator[None]:
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request, with URLs that may be signed
     with explaining(f"a dataset at {name}", DatasetNotFoundError, DatasetGenerationError, OSError, ValueError):
         yield
 

@@ -1,6 +1,5 @@
 """The connection to the Hub: login, and time limits, since by default huggingface_hub waits forever for a response."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,8 +16,6 @@ REQUEST_TIMEOUT_S = 60.0
 
 def limit_waiting(seconds: float = REQUEST_TIMEOUT_S) -> None:
     """Sets a time limit for each request of this process to the Hub; the default is none."""
-    # One log line per request helps nobody, and URLs may be signed.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
 
     def factory():
         client = default_client_factory()

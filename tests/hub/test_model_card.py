@@ -318,3 +318,12 @@ def test_the_card_of_a_run_reaches_the_hub_unchanged(folder, client):
     assert {"report.json", "confusion_matrix.png", "curves.png", "split.csv", "arguments.yaml"} <= set(
         repository.tree()
     )
+
+
+def test_requests_are_shown_only_with_verbose(folder, client):
+    write_card(folder)
+    words = ("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings-tiny")
+    quiet, verbose = (client.command(*words, *more, TQDM_DISABLE="1") for more in ((), ("--verbose",)))
+    assert (quiet.returncode, verbose.returncode) == (0, 0), quiet.stdout + verbose.stdout
+    assert "HTTP Request" in verbose.stdout
+    assert "HTTP Request" not in quiet.stdout
