@@ -1,6 +1,5 @@
 """The machine that figures are measured on: its name, its memory and its clock."""
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -54,17 +53,6 @@ def _container_limits() -> Iterator[int]:
             limit = Path("/sys/fs/cgroup", root, folder.relative_to("/"), name)
             with suppress(OSError, ValueError):  # no such file, or "max"
                 yield int(limit.read_text(encoding="utf-8"))
-
-
-def free_cores(seconds: float = 0.3) -> float:
-    """How many cores other programs leave free, observed while this process sleeps; all of them if nothing tells."""
-    import psutil
-
-    cores = float(os.cpu_count() or 1)
-    try:
-        return cores - sum(psutil.cpu_percent(seconds, percpu=True)) / 100
-    except (OSError, RuntimeError):  # some containers hide it
-        return cores
 
 
 def time_in_turns(runs: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, list[float]]:

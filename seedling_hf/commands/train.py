@@ -30,9 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.training.models import build_trainable_model
     from seedling_hf.training.output_dir import report_run, report_start, report_stop
     from seedling_hf.training.resuming import advising_to_resume
+    from seedling_hf.training.threads import choose_threads
     from seedling_hf.training.trackers import start_trackers
 
     accelerator = prepare(arguments)
+    choose_threads(accelerator)
     pusher = HubPusher.from_arguments(arguments) if arguments.push_to_hub and accelerator.is_main_process else None
 
     set_seed(arguments.seed)

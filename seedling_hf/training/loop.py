@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import DatasetDict
@@ -41,6 +42,7 @@ from seedling_hf.training.resuming import (
 )
 from seedling_hf.training.run_folder import RunFolder
 from seedling_hf.training.run_log import RunLog, Timing
+from seedling_hf.training.threads import restore_threads
 
 NO_BEST = {"best_step": None, "best_accuracy": -1.0, "best_loss": math.inf, "evaluations_since_best": 0}
 
@@ -246,6 +248,7 @@ class Training:
             "counters": self.counters,
             "places": self.batches.gather_places(),
             "is_evaluated": self.is_evaluated and self.unwritten_best is None,
+            "num_threads": torch.get_num_threads(),
         }
         try:
             path = self.checkpoints.save(self.counters["step"], tensors, state, protect=self.counters["best_step"])
@@ -300,6 +303,7 @@ class Training:
                 logger.warning("changed: %s", change)
             self.learner.load(checkpoint)
             _report_schedule(self, max(state["scheduler"]["_last_lr"]))
+            restore_threads(self.accelerator, state.get("num_threads"))
             if len(random_states) == self.accelerator.num_processes:
                 set_random_state(random_states[self.accelerator.process_index])
         self.counters, self.is_evaluated = state["counters"], state.get("is_evaluated", True)

@@ -1,7 +1,6 @@
 """The output folder of a run: prepared before it, described at its start, completed with the report at its end."""
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -17,6 +16,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Image
 
 from seedling_hf.data.dataset import describe_splits
+from seedling_hf.data.images import num_cores
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count
 from seedling_hf.evaluation.evaluator import Evaluator
@@ -27,7 +27,7 @@ from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Outbox
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.locks import lock_folder
-from seedling_hf.machine import free_cores, precision_name
+from seedling_hf.machine import precision_name
 from seedling_hf.origin import REPORT_FILES, check_outputs
 from seedling_hf.plots.curves import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
@@ -41,8 +41,7 @@ from seedling_hf.training.checkpointing import (
 )
 from seedling_hf.training.finetuning import describe_start
 from seedling_hf.training.loop import Training
-
-SPARE_CORE = 0.25  # so much of a core may others use before a thread on it waits for them longer than it helps
+from seedling_hf.training.threads import VARIABLE
 
 
 def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> None:
@@ -119,29 +118,15 @@ def report_start(training: Training) -> None:
     training.accelerator.wait_for_everyone()
 
 
-def describe_better_threads(threads: int, num_processes: int, free: float) -> str:
-    """The number of threads of each process that makes better use of the cores that are free, on a line; or nothing.
-
-    The number stays as it is, since with another one the same seed would not give the same bits.
-    """
-    best = max(1, math.floor((free + SPARE_CORE) / num_processes))
-    if threads == 1 < best:  # accelerate's default
-        return f"\nfaster with more threads: accelerate launch --num_cpu_threads_per_process {best}"
-    if best < threads:
-        return (
-            f"\nother programs leave {free:.1f} of {format_count(os.cpu_count() or 1, 'core')} free, on which fewer "
-            f"threads are faster: OMP_NUM_THREADS={best}"
-        )
-    return ""
-
-
 def describe_run(training: Training) -> str:
     """The run in a few lines, before it starts."""
     arguments, accelerator, batches = training.arguments, training.accelerator, training.batches
     threads = hint = ""
     if accelerator.device.type == "cpu":
         threads = f" of {format_count(torch.get_num_threads(), 'thread')}"
-        hint = describe_better_threads(torch.get_num_threads(), accelerator.num_processes, free_cores())
+        share = num_cores() // accelerator.num_processes
+        if torch.get_num_threads() == 1 < share and VARIABLE in os.environ:  # accelerate's default
+            hint = f"\nfaster with more threads: accelerate launch --num_cpu_threads_per_process {share}"
     return (
         f"{arguments.variant or arguments.timm_architecture or arguments.model_name_or_path or 'nano'}: "
         f"{sum(p.numel() for p in training.learner.model.parameters()) / 1e6:.1f} M parameters, "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from faults import assert_well, command
+from hub_client import wait_until
 from launchers import Launched
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="terminals and processes as Linux has them")
@@ -81,6 +82,8 @@ def test_a_run_outlives_the_shell_that_started_it(tmp_path, images, shield):
         text=True, check=True, env=os.environ | {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     if shield == "nohup":
+        program = Path("/proc", shell.stdout.strip(), "cmdline")
+        wait_until(lambda: program.read_bytes().startswith(os.fsencode(sys.executable)))  # nohup has done its part
         os.kill(int(shell.stdout), signal.SIGHUP)  # as a terminal that closes does
     results, end = tmp_path / "run" / "train_results.json", time.monotonic() + 120
     while not results.exists():
