@@ -258,13 +258,14 @@ def test_the_same_command_over_its_own_output_works(work, name):
 
 
 def age(folder: Path) -> None:
-    """Takes the marks out of outputs, as earlier versions wrote them."""
+    """Makes outputs those of earlier versions, which wrote no marks and knew no singular."""
     from PIL import Image, PngImagePlugin
 
     for path in folder.rglob("*"):
         if path.suffix in (".html", ".md"):
             text = path.read_text(encoding="utf-8").replace('<meta name="generator" content="seedling_hf">\n', "")
-            path.write_text(text.replace("<!-- generator: seedling_hf -->\n", ""), encoding="utf-8")
+            text = text.replace("<!-- generator: seedling_hf -->\n", "").replace(", 1 thread, ", ", 1 threads, ")
+            path.write_text(text, encoding="utf-8")
         elif path.suffix == ".png":
             text = PngImagePlugin.PngInfo()
             text.add_text("Software", "Matplotlib version3.10.0, https://matplotlib.org/")
