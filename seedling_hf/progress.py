@@ -81,7 +81,11 @@ def idling() -> Iterator[None]:
     idle = Progress("")
     idle.is_idle = True
     with idle:
-        yield
+        try:
+            yield
+        finally:
+            if _heartbeat is not None:
+                _heartbeat.heard = time.monotonic()  # nobody missed anything
 
 
 def follow(items: Iterable[T], title: str, total: int | None = None, *, unit: str = "image") -> Iterator[T]:

@@ -98,6 +98,14 @@ def test_a_command_that_waits_for_somebody_is_silent(lively, monkeypatch):
         assert stream.getvalue() == said
 
 
+def test_a_command_that_has_waited_for_somebody_need_not_say_so(lively, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Stream())
+    with visible_output(), heartbeat():
+        with idling():
+            time.sleep(0.5)
+        assert time.monotonic() - progress._heartbeat.heard < 0.4
+
+
 def test_a_terminal_has_a_bar_that_others_do_not_run_into(lively, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream := Stream(terminal=True))
     with visible_output(), heartbeat():
