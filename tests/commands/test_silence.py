@@ -1,5 +1,6 @@
 """No command is silent for longer than ten seconds while one image takes longer than that."""
 
+import shutil
 import sys
 
 import pytest
@@ -30,7 +31,7 @@ COMMANDS = {
     "preview_augmentation": "--train_dir IMAGES --output_dir OUT --image_size 32 --num_examples 1",
     "train": f"--train_dir IMAGES --output_dir OUT {TRAINING}",
     "evaluate": "--model_name_or_path MODEL --test_dir IMAGES --output_dir OUT",
-    "compare": "--models MODEL MODEL --data_dir IMAGES --output_dir OUT",
+    "compare": "--models MODEL OTHER --data_dir IMAGES --output_dir OUT",
     "probe": "--model_name_or_path MODEL --test_dir IMAGES --output_dir OUT --max_samples 4",
     "predict": "--model_name_or_path MODEL --images IMAGES --output_file OUT/answers.csv",
     "embed": "--model_name_or_path MODEL --images IMAGES --embeddings_file OUT/features.parquet",
@@ -47,12 +48,13 @@ NEEDED = {"saliency": "captum", "export": "onnxscript"}
 def test_a_command_is_never_silent_for_ten_seconds(command, terminal, images, model_dir, tmp_path):
     if command in NEEDED:
         pytest.importorskip(NEEDED[command])
+    places = {"IMAGES": images, "MODEL": model_dir, "OTHER": tmp_path / "other", "OUT": tmp_path / "out"}
     words = COMMANDS[command].split()
-    words = [
-        word.replace("IMAGES", str(images)).replace("MODEL", str(model_dir)).replace("OUT", str(tmp_path / "out"))
-        for word in words
-    ]
+    for name, place in places.items():
+        words = [word.replace(name, str(place)) for word in words]
     (tmp_path / "out").mkdir()
+    if command == "compare":
+        shutil.copytree(model_dir, tmp_path / "other")
     program = [sys.executable, "-c", PROGRAM, command, *words]
     heard = listen(program, terminal=terminal, env={"TQDM_DISABLE": "", "HF_DATASETS_CACHE": str(tmp_path / "cache")})
     assert heard.code in (0, 1 if command == "inspect_dataset" else 0), heard.text
