@@ -104,7 +104,7 @@ def test_gradients_that_overflow_are_refused(model_dir, pixel_values):
 
 def test_without_captum_an_error_says_how_to_install_it(model_dir, pixel_values, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(InputError, match=r'pip install "seedling-hf\[saliency\]"'):
+    with pytest.raises(InputError, match=r'pip install "seedling-hf\[all\]"'):
         saliency_maps(load_classifier(str(model_dir))[0], pixel_values)
 
 

@@ -165,7 +165,7 @@ def test_the_command_takes_the_flags_of_train_and_prints_each_part(monkeypatch, 
     flags = ["--config", "scripts/recipes/nano_cpu.yaml", "--optim", optimizer]
     assert run(main, [*flags, "--num_processes", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "batches of 32 images of 96×96 pixels, 1 per step, on 2 processes, float32"
+    assert lines[0] == "batches of 32 images, 96×96 pixels, 1 per step, on 2 processes, float32"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     figures = {row[0]: float(row[1]) for row in rows[2:]}
     assert 0 < figures["the optimizer's moments"] == pytest.approx(moments * figures["weights, float32"], abs=0.01)
