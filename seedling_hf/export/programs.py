@@ -6,7 +6,7 @@ program needs to predict with it: the classes, and how an image becomes an input
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def export_classifier(
         InputError: for an image processor that cannot be described, or if the logits differ; nothing is written then.
     """
     metadata = describe_export(model, image_processor, include_preprocessing=include_preprocessing)
-    files = [*check_files, *(calibration_files or [])]
-    check_memory(model, min(BATCH_SIZE, len(files)), image_side(image_processor), "use a model for smaller images")
+    num_images = len(check_files) + len(calibration_files or [])
+    check_memory(model, min(BATCH_SIZE, num_images), image_side(image_processor), "use a model for smaller images")
     prepare = partial(input_batches, image_processor=image_processor, include_preprocessing=include_preprocessing)
     classifier = ExportedClassifier(model, metadata["mean"], metadata["std"], include_preprocessing).eval()
     pixel_values, example = next(prepare(2 * list(check_files[:1])))
@@ -90,10 +90,15 @@ def export_classifier(
         if labelled is not None:
             logits = collect_logits(model, runs, prepare(list(image_sources(labelled))), len(labelled))
             _score(rows, logits, np.array(labelled["label"]))
-        for path in files.values():
-            with replacing(output_file.with_name(path.name)) as temporary:
-                shutil.copyfile(path, temporary)
+        _place(files.values(), output_file.parent)
     return rows
+
+
+def _place(files: Iterable[Path], folder: Path) -> None:
+    """Puts files that were checked where they belong, each of them whole or not at all."""
+    for path in files:
+        with replacing(folder / path.name) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _quantize(path: Path, inputs: Iterator[np.ndarray], metadata: Mapping[str, Any]) -> Path:
