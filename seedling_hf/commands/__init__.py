@@ -17,6 +17,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 
 from seedling_hf import __version__
+from seedling_hf.allocator import keep_freed_memory
 from seedling_hf.errors import HubError, InputError, WriteError
 from seedling_hf.escaping import one_line, visible_output
 from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure, writing
@@ -86,6 +87,7 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
 def _run(main: Callable[[Sequence[str] | None], int | None], argv: list[str]) -> int:
     wants_traceback = bool(os.environ.get(TRACEBACK_VARIABLE)) or "--traceback" in argv
     _tolerate_encodings()
+    keep_freed_memory()
     set_verbosity(verbose=is_verbose() or "--verbose" in argv)
     former_hook = threading.excepthook
     if not wants_traceback:

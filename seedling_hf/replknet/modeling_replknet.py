@@ -31,8 +31,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_replknet import RepLKNetConfig
+from .downsampling_conv import DownsamplingConv2d
 from .large_kernel_conv import DepthwiseConv2d, in_fast_format
-from .pointwise_conv import PointwiseConv2d
+from .pointwise_conv import PointwiseConv2d, gelu
 
 AUTO_MAP = {
     "AutoConfig": "configuration_replknet.RepLKNetConfig",
@@ -57,7 +58,7 @@ class RepLKNetConvNorm(nn.Module):
         """Computes `F.gelu(self(hidden_states))`, in one operation if the BatchNorm is folded."""
         if isinstance(self.normalization, nn.Identity):
             return self.convolution(hidden_states, activation="gelu")
-        return F.gelu(self(hidden_states))
+        return gelu(self(hidden_states))
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -98,7 +99,7 @@ class RepLKNetEmbeddings(nn.Module):
                 RepLKNetConvNorm(nn.Conv2d(config.num_channels, channels, 3, 2, 1, bias=config.fused)),
                 RepLKNetConvNorm(DepthwiseConv2d(channels, 3, bias=config.fused)),
                 RepLKNetConvNorm(PointwiseConv2d(channels, channels, bias=config.fused)),
-                RepLKNetConvNorm(nn.Conv2d(channels, channels, 3, 2, 1, groups=channels, bias=config.fused)),
+                RepLKNetConvNorm(DownsamplingConv2d(channels, bias=config.fused)),
             ]
         )
 
@@ -222,9 +223,7 @@ class RepLKNetStage(nn.Module):
         if index > 0:
             previous = config.hidden_sizes[index - 1]
             self.downsampling.append(RepLKNetConvNorm(PointwiseConv2d(previous, channels, bias=config.fused)))
-            self.downsampling.append(
-                RepLKNetConvNorm(nn.Conv2d(channels, channels, 3, 2, 1, groups=channels, bias=config.fused))
-            )
+            self.downsampling.append(RepLKNetConvNorm(DownsamplingConv2d(channels, bias=config.fused)))
         self.layers = nn.ModuleList(
             [RepLKNetLayer(config, channels, config.kernel_sizes[index], drop_prob) for drop_prob in drop_probs]
         )

@@ -1,12 +1,14 @@
 """The 1×1 convolution in channels_last: a matrix product, computed by the fastest available kernel.
 
 Neighbors in memory are channels, so all positions of all images are the rows of one matrix X. The output is X Wᵀ, the
-gradients are G W for X and Gᵀ X for W. They are most of RepLKNet's arithmetic. On a CPU there are three ways to the
-same float32 numbers. Measured on two cores with AVX-512, at the
-sizes of RepLKNet-31B with 4 images: oneDNN's product takes 3 to 10% less than the BLAS behind `F.linear`, and 40%
-less on the last stage, with few rows of many channels; oneDNN's convolution is as fast from some 2000 rows on, and its
-backward pass is the fastest there. At inference oneDNN applies bias and activation while the output is still in the
-cache, and weights packed in its own order save another 5%.
+gradients are G W for X and Gᵀ X for W. They are most of RepLKNet's arithmetic.
+
+On a CPU there are three ways to the same float32 numbers: the BLAS behind `F.linear`, which on an AMD EPYC with AVX-512
+takes twice as long as oneDNN's product; oneDNN's product; and from some 2000 rows on oneDNN's convolution, whose
+gradient of W is faster, since it sums over the rows as they lie. The product Gᵀ X has to transpose one of the two
+matrices, so it takes the one of fewer channels. In bfloat16 `F.linear` is oneDNN's product. At inference oneDNN applies
+bias and activation while the output is still in the cache, and weights that are cast and packed in its own order once
+save another 5%.
 """
 
 import torch
@@ -32,16 +34,43 @@ class PointwiseConv2d(nn.Conv2d):
             return ACTIVATIONS[activation](super().forward(hidden_states))
         needs_grad = torch.is_grad_enabled() and (hidden_states.requires_grad or self.weight.requires_grad)
         is_for_onednn = _is_for_onednn(hidden_states, self.weight)
-        if is_for_onednn and needs_grad and hidden_states.numel() >= ROWS_FOR_CONVOLUTION * self.in_channels:
+        if is_for_onednn and needs_grad and _is_for_convolution(hidden_states):
             return ACTIVATIONS[activation](super().forward(hidden_states))
         rows = hidden_states.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        if is_for_onednn and not needs_grad:
+        if not needs_grad and self.bias is not None and _can_pack(hidden_states):
             # Only a model folded for inference has biases here, so these weights no longer change.
-            weight = self.weight.flatten(1) if self.bias is None else _packed_weight(self.weight)
-            rows = _onednn_linear(rows, weight, self.bias, activation)
+            dtype = _computed_dtype(hidden_states)
+            weight, bias = _packed_weight(self.weight, dtype), self.bias.to(dtype)
+            rows = _onednn_linear(rows.to(dtype), weight, bias, activation)
+        elif is_for_onednn and not needs_grad:
+            rows = _onednn_linear(rows, self.weight.flatten(1), self.bias, activation)
         else:
             rows = ACTIVATIONS[activation](_linear(rows, self.weight.flatten(1), self.bias))
         return rows.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """`F.gelu` of activations (N, C, H, W); on a CPU in the order of memory, where oneDNN takes half the time."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return F.gelu(x)
+    return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _is_for_convolution(x: Tensor) -> bool:
+    # A single thread's convolution of fewer than 16 images is PyTorch's own, which takes twice as long.
+    return len(x) * x[0, 0].numel() >= ROWS_FOR_CONVOLUTION and (len(x) >= 16 or torch.get_num_threads() > 1)
+
+
+def _computed_dtype(x: Tensor) -> torch.dtype:
+    is_cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if is_cast else x.dtype
+
+
+def _can_pack(x: Tensor) -> bool:
+    if not HAS_ONEDNN or x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling():
+        return False
+    dtype = _computed_dtype(x)
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -67,11 +96,12 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activa
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none" if activation == "gelu" else "")
 
 
-def _packed_weight(weight: Tensor) -> Tensor:
+def _packed_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weights in oneDNN's own order, cached while they exist and do not change."""
-    state = (weight.data_ptr(), None if weight.is_inference() else weight._version)
+    state = (dtype, weight.data_ptr(), None if weight.is_inference() else weight._version)
     if weight not in _packed or _packed[weight][0] != state:
-        _packed[weight] = (state, torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1)))
+        matrix = weight.detach().flatten(1).to(dtype)
+        _packed[weight] = (state, torch.ops.mkldnn._reorder_linear_weight(matrix))
     return _packed[weight][1]
 
 
@@ -90,6 +120,12 @@ class _OneDNNLinear(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad_x = _linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        # BLAS: oneDNN is slower for a product that sums over many rows.
-        grad_weight = grad.flatten(0, -2).t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        grad_weight = _product_over_rows(grad.flatten(0, -2), x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight
+
+
+def _product_over_rows(grad: Tensor, x: Tensor) -> Tensor:
+    """(rows, out), (rows, in) -> (out, in)."""
+    if x.shape[1] < grad.shape[1]:
+        return _linear(x.t(), grad.t()).t().contiguous()
+    return _linear(grad.t(), x.t())

@@ -228,6 +228,7 @@ def test_the_folder_holds_the_code_and_the_processor(tmp_path):
     assert {path.name for path in (tmp_path / "model").iterdir()} >= {
         "config.json",
         "configuration_replknet.py",
+        "downsampling_conv.py",
         "image_processing_replknet.py",
         "large_kernel_conv.py",
         "large_kernel_triton.py",

@@ -26,7 +26,7 @@ FLAGS = {
 HUB = {"push_to_hub": True, "hub_model_id": "alice/seedlings"}
 MODEL = {
     "README.md", "config.json", "preprocessor_config.json", "model.safetensors", "configuration_replknet.py",
-    "image_processing_replknet.py", "large_kernel_conv.py", "large_kernel_triton.py",
+    "downsampling_conv.py", "image_processing_replknet.py", "large_kernel_conv.py", "large_kernel_triton.py",
     "modeling_replknet.py", "pointwise_conv.py", "arguments.yaml", "split.csv", "near_duplicates.json", "metrics.jsonl",
 }  # fmt: skip
 REPORT = {

@@ -25,8 +25,8 @@ from seedling_hf.replknet import (
 pytest_plugins = ("hub_fixtures",)
 
 CODE = {
-    "configuration_replknet.py", "image_processing_replknet.py", "large_kernel_conv.py", "large_kernel_triton.py",
-    "modeling_replknet.py", "pointwise_conv.py",
+    "configuration_replknet.py", "downsampling_conv.py", "image_processing_replknet.py", "large_kernel_conv.py",
+    "large_kernel_triton.py", "modeling_replknet.py", "pointwise_conv.py",
 }  # fmt: skip
 MODEL_FILES = {"README.md", "config.json", "preprocessor_config.json", "model.safetensors", "metrics.jsonl"} | CODE
 CHECKPOINT_FILES = {"last-checkpoint/model.safetensors", "last-checkpoint/state.json", "last-checkpoint/manifest.json"}

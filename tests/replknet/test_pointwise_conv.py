@@ -50,17 +50,68 @@ def test_a_fused_activation_equals_torchs(shape, activation, grad_enabled):
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not pointwise_conv.HAS_ONEDNN, reason="this torch has no oneDNN")
-def test_few_rows_go_to_onednn_and_many_to_its_convolution(monkeypatch):
+@pytest.fixture
+def onednn_products(monkeypatch):
+    """The calls of oneDNN's product."""
+    if not pointwise_conv.HAS_ONEDNN:
+        pytest.skip("this torch has no oneDNN")
     calls = []
     apply = pointwise_conv._onednn_linear
     monkeypatch.setattr(pointwise_conv, "_onednn_linear", lambda *a: (calls.append(1), apply(*a))[1])
-    layer, few = layer_and_input((1, 4, 4, 8, 8))
+    return calls
+
+
+def test_few_rows_go_to_onednn_and_many_to_its_convolution(onednn_products):
+    layer, few = layer_and_input((16, 4, 4, 2, 2))
     layer(few)
-    assert len(calls) == 1
-    side = int(ROWS_FOR_CONVOLUTION**0.5) + 1
-    layer(torch.randn(1, 4, side, side))
-    assert len(calls) == 1
+    assert len(onednn_products) == 1
+    layer(torch.randn(16, 4, ROWS_FOR_CONVOLUTION // 16, 1))
+    assert len(onednn_products) == 1
+
+
+def test_a_single_thread_convolves_no_small_batch(onednn_products, monkeypatch):
+    layer, _ = layer_and_input((1, 4, 4, 2, 2))
+    many = torch.randn(15, 4, ROWS_FOR_CONVOLUTION // 15 + 1, 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    layer(many)
+    assert len(onednn_products) == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer(many)
+    assert len(onednn_products) == 1
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu", "relu"])
+def test_inference_in_bfloat16_casts_and_packs_its_weights_once(onednn_products, activation):
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no bfloat16 in oneDNN")
+    layer, x = layer_and_input(SHAPES[1], bias=True)
+    expected = pointwise_conv.ACTIVATIONS[activation](F.conv2d(x, layer.weight, layer.bias))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        y = layer(x, activation)
+        packed = pointwise_conv._packed[layer.weight][1]
+        layer(x, activation)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), expected, rtol=0.02, atol=0.02)  # bfloat16 has 8 bits
+    assert pointwise_conv._packed[layer.weight][1] is packed
+    assert len(onednn_products) == 2
+    with torch.inference_mode():  # float32 again
+        torch.testing.assert_close(layer(x, activation), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gelu_in_the_order_of_memory_is_torchs(dtype):
+    _, x = layer_and_input((4, 64, 1, 16, 16), dtype)  # 16384 values, from which on oneDNN computes it
+    x = (3 * x).requires_grad_()
+    y = pointwise_conv.gelu(x)
+    assert y.is_contiguous(memory_format=CHANNELS_LAST)
+    exact = x.detach().double().requires_grad_()
+    grad = torch.randn_like(y)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02  # bfloat16 has 8 bits
+    for a, b in (
+        (y, F.gelu(exact)),
+        (torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(F.gelu(exact), exact, grad.double())[0]),
+    ):
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)

@@ -1,0 +1,1 @@
+../replknet/downsampling_conv.py
