@@ -5,7 +5,7 @@ augmented and mixed, as consistent teachers do (Beyer et al., arXiv 2106.05237);
 (Furlanello et al., arXiv 1805.04770), and the predictions of several are averaged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Teachers:
         device: torch.device,
     ) -> None:
         self.alpha = arguments.distillation_alpha
-        self.members, self.predictions = [], []
+        self.members = []
         for name in arguments.teacher_model_name_or_path:
             model, own = load_classifier(name)
             found = list_classes(model.config)
@@ -56,6 +56,8 @@ class Teachers:
             )
             scale, shift = deviation / own_deviation, (mean - own_mean) / own_deviation
             self.members.append((model.to(device).requires_grad_(False), order, scale, shift))
+        # Of each one's probabilities: finite as long as all of them were.
+        self.sums = torch.zeros(len(self.members), device=device)
 
     @torch.no_grad()
     def soften(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
@@ -68,21 +70,27 @@ class Teachers:
         Returns:
             (N, num_labels), float32.
         """
-        self.predictions = [
+        predictions = [
             model(pixel_values=pixel_values * scale + shift).logits.float().softmax(-1)[:, order]
             for model, order, scale, shift in self.members
         ]
+        predictions = torch.stack(predictions)  # (teachers, N, num_labels)
+        self.sums += predictions.sum((1, 2))
         if labels.ndim == 1:
-            labels = torch.nn.functional.one_hot(labels, self.predictions[0].shape[1])
-        return (1 - self.alpha) * labels + self.alpha * torch.stack(self.predictions).mean(0)
+            labels = torch.nn.functional.one_hot(labels, predictions.shape[2])
+        return (1 - self.alpha) * labels + self.alpha * predictions.mean(0)
 
-    def check(self) -> None:
-        """Whether a loss that is not finite comes from the last predictions of a teacher.
+    def check(self, gather: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+        """Whether a loss that is not finite may come from a teacher; every process must call it.
 
-        They are not checked one by one, which would have the GPU wait.
+        Predictions are not checked one by one, which would have the host wait for the GPU.
+
+        Args:
+            gather: Joins the tensors of all processes on each of them.
 
         Raises:
-            NonFiniteError: names the teacher.
+            NonFiniteError: on every process; it names the teacher.
         """
-        for (model, *_), predictions in zip(self.members, self.predictions, strict=True):
-            require_finite(predictions, "probabilities", model)
+        sums = gather(self.sums[None])  # (processes, teachers)
+        for (model, *_), of_teacher in zip(self.members, sums.T, strict=True):
+            require_finite(of_teacher, "probabilities", model)

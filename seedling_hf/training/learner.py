@@ -1,6 +1,7 @@
 """What an optimizer step changes: the model, its averaged weights, the optimizer and the schedule."""
 
 import copy
+import math
 import os
 import shutil
 from contextlib import nullcontext
@@ -11,13 +12,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, fsdp2_prepare_model
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.files import share_as_usual, writing
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.distillation import Teachers
-from seedling_hf.training.optimization import ExponentialMovingAverage, build_optimizer, build_scheduler, place_schedule
+from seedling_hf.training.optimization import (
+    ExponentialMovingAverage,
+    build_optimizer,
+    build_scheduler,
+    place_schedule,
+    step_if,
+)
 from seedling_hf.training.resuming import check_same_shape
 from seedling_hf.training.sharding import gather, load_model_state, load_optimizer_state
 
@@ -45,7 +53,7 @@ class Learner:
             self.ema.model.to(accelerator.device)
         if arguments.sync_bn and accelerator.device.type == "cuda" and accelerator.num_processes > 1:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        optimizer = build_optimizer(model, arguments)
+        optimizer = build_optimizer(model, arguments, fused=accelerator.device.type == "cuda")
         self.scheduler = build_scheduler(optimizer, arguments, num_steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
@@ -66,8 +74,11 @@ class Learner:
     def accumulate_gradients(self, batches: list[dict[str, Tensor]]) -> Tensor:
         """Forward and backward passes over the batches of one optimizer step on this process.
 
+        Nothing waits for the device, and a loss that is not finite spoils the gradients of all processes: `update`,
+        which then changes no weight, needs no other news of it.
+
         Returns:
-            The mean loss of each process, (num_processes,).
+            The mean loss of this process, (), on its device.
         """
         self.model.train()
         total = torch.zeros((), device=self.accelerator.device)
@@ -82,16 +93,20 @@ class Learner:
                         labels = self.teachers.soften(pixel_values, labels)
                     loss = self.model(pixel_values=pixel_values, labels=labels).loss / len(batches)
                 total += loss.detach()
+                if is_last:
+                    loss = loss * (1 + 0 * total)  # 1, or NaN: an infinite loss may have finite gradients
                 self.accelerator.backward(loss)
-        return self.accelerator.gather(total[None])  # each process must know of a bad loss
+        return total
 
-    def update(self) -> float | None:
-        """Clips the gradients, updates weights and averages, and returns the norm of the gradients."""
-        grad_norm = None
-        if self.max_grad_norm > 0:
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-            grad_norm = float(gather(norm))
-        self.optimizer.step()
+    def update(self) -> Tensor:
+        """Clips the gradients, and updates weights and averages; the weights only if the gradients are finite.
+
+        Returns:
+            The norm of the gradients before clipping, (), on the device.
+        """
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or math.inf)
+        grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+        step_if(grad_norm.isfinite(), self.optimizer)
         self.optimizer.zero_grad()
         self.scheduler.step()
         if self.ema:
@@ -159,10 +174,7 @@ class Learner:
         if self.ema:
             load_model_state(self.ema.model, checkpoint.tensors["ema"])
             self.ema.updates = state["ema_updates"]
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         load_optimizer_state(self.optimizer, state["optimizer"])
-        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
-            group |= values
         place_schedule(self.scheduler, state["scheduler"]["last_epoch"])
         if scaler and state["scaler"]:
             scaler.load_state_dict(state["scaler"])

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset, IterableDataset
@@ -56,6 +57,7 @@ class TrainingBatches:
     ) -> None:
         self.arguments, self.image_processor, self.timing = arguments, image_processor, timing
         self.device, self.image_size = accelerator.device, image_processor.crop_size["height"]
+        self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.accumulation = arguments.gradient_accumulation_steps
         self.global_batch_size = arguments.per_device_train_batch_size * self.accumulation * accelerator.num_processes
         transform = ExampleTransform(build_train_transform(arguments, image_processor), seed=arguments.seed)
@@ -95,6 +97,9 @@ class TrainingBatches:
     def steps_from(self, step: int) -> Iterator[list[dict[str, Tensor]]]:
         """For each optimizer step from `step` to the end of the run, the batches of this process, on its device.
 
+        A batch is taken from the loader for the step that needs it and not before, so `place` and the random states
+        are those of the steps that were done.
+
         Raises:
             InputError: for an image that cannot be read any more, or workers that died.
             Stopped: if a signal came; no step is half done then.
@@ -117,7 +122,24 @@ class TrainingBatches:
                     f"{str(error).splitlines()[-1]}; restore the image, and resume with "
                     "--resume_from_checkpoint latest"
                 ) from error
-            yield send_to_device(group, self.device, non_blocking=True)
+            yield [self._to_device(batch) for batch in group]
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch on the device of this process, except `index`, which only messages need.
+
+        The host is ahead of a GPU. On a stream of its own the copy, from pinned memory, starts at once, while the
+        steps before are still computed.
+        """
+        tensors, index = {name: tensor for name, tensor in batch.items() if name != "index"}, batch["index"]
+        if self.copying is None:
+            return send_to_device(tensors, self.device) | {"index": index}
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.copying):
+            tensors = send_to_device(tensors, self.device, non_blocking=True)
+        computing.wait_stream(self.copying)
+        for tensor in tensors.values():
+            tensor.record_stream(computing)  # its memory is not used again before
+        return tensors | {"index": index}
 
     def __iter__(self) -> Iterator[BatchKey]:
         """The keys of all batches from the first step to the last: the sampler of the loader."""
@@ -147,10 +169,10 @@ class TrainingBatches:
         grown = int(share * (self.image_size - start)) // GROWTH_STEP * GROWTH_STEP
         return self.image_size if share == 1 else start + grown
 
-    def list_images(self, batches: list[dict[str, Tensor]]) -> list[str]:
-        """The names of the images in the batches of all processes; every process must call it."""
+    def list_images(self, index: list[Tensor]) -> list[str]:
+        """The names of the images in batches of all processes, by their `index`; every process must call it."""
         name = self.stream.describe if self.stream else self.files.__getitem__
-        return gather_object([name(i) for batch in batches for i in batch["index"].tolist()])
+        return gather_object([name(i) for batch in index for i in batch.tolist()])
 
     def gather_places(self) -> list[tuple[int, ...]] | None:
         """Where each process is in the stream; None without a stream. Every process must call it."""

@@ -30,6 +30,7 @@ from seedling_hf.training.checkpointing import CheckpointError, Checkpoints
 from seedling_hf.training.distillation import Teachers
 from seedling_hf.training.learner import Learner
 from seedling_hf.training.loaders import TrainingBatches, build_eval_loader
+from seedling_hf.training.readings import Readings, Step
 from seedling_hf.training.resuming import (
     check_counters,
     check_same_shape,
@@ -47,10 +48,6 @@ from seedling_hf.training.threads import restore_threads
 NO_BEST = {"best_step": None, "best_accuracy": -1.0, "best_loss": math.inf, "evaluations_since_best": 0}
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(InputError):
-    """The loss is infinite or not a number; the message names the images of the batch."""
 
 
 class Training:
@@ -87,6 +84,7 @@ class Training:
         if arguments.teacher_model_name_or_path:
             teachers = Teachers(arguments, self.class_names, image_processor, accelerator.device)
         self.learner = Learner(arguments, model, accelerator, self.batches.num_steps, teachers)
+        self.readings = Readings(accelerator, self.batches.list_images, teachers)
         self.run_log, self.folder = RunLog(self.output_dir, accelerator), RunFolder(arguments, splits, accelerator)
         self.checkpoints = Checkpoints(
             self.output_dir,
@@ -138,12 +136,16 @@ class Training:
         while not self._is_done():
             batches, learning_rate = next(steps), self.learner.learning_rate
             with self.timing.measure("train"):
-                loss, grad_norm = self.optimization_step(batches)
+                self.optimization_step(batches)
             counters["step"] += 1
             self.folder.keep()
             self.timing.images += self.batches.global_batch_size
-            progress.update(note=f"loss {loss:.3f}, {self.timing.images_per_second:.1f} images/s")
 
+            if self.readings.are_due or self._is_due(arguments.logging_steps):
+                self.read_steps()
+            loss, grad_norm = self.readings.loss, self.readings.grad_norm
+            note = "" if loss is None else f"loss {loss:.3f}, "
+            progress.update(note=f"{note}{self.timing.images_per_second:.1f} images/s")
             if self._is_due(arguments.logging_steps):
                 self.log({"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm})
             if self._is_due(arguments.eval_steps or self.batches.steps_per_epoch):
@@ -151,32 +153,23 @@ class Training:
             if self._is_save_due():
                 self.save_checkpoint()
 
-    def optimization_step(self, batches: list[dict[str, Tensor]]) -> tuple[float, float | None]:
-        """One step over the batches of this process.
+    def optimization_step(self, batches: list[dict[str, Tensor]]) -> None:
+        """One step over the batches of this process; nothing waits until a GPU has done it."""
+        loss, grad_norm = self.learner.accumulate_gradients(batches), self.learner.update()
+        index = [batch["index"] for batch in batches]
+        self.readings.add(Step(self.counters["step"] + 1, loss, grad_norm, index))
 
-        Returns:
-            The mean loss over all processes, and the norm of the gradient.
-
-        Raises:
-            NonFiniteLossError: on every process, with the files of the images.
-            NonFiniteError: where it comes from the last predictions of a teacher.
-        """
-        losses = self.learner.accumulate_gradients(batches)
-        if not losses.isfinite().all():
-            if self.learner.teachers:
-                self.learner.teachers.check()
-            raise NonFiniteLossError(
-                f"expected a finite loss, found {losses.tolist()} at step {self.counters['step'] + 1} on the images "
-                f"{', '.join(self.batches.list_images(batches))}; look at these images, lower --learning_rate or use "
-                "--mixed_precision bf16"
-            )
-        return losses.mean().item(), self.learner.update()
+    def read_steps(self) -> None:
+        """Waits for the steps, before anything of them is logged, evaluated or saved; raises as `Readings.read`."""
+        with self.timing.measure("train"):
+            self.readings.read()
 
     def evaluate(self) -> dict[str, float]:
         """Validates the weights that would be saved now, and saves them if they are the best so far.
 
         A signal ends it, and the checkpoint that is then saved says that it is to be repeated.
         """
+        self.read_steps()
         self._forget_lost_model()
         started, self.is_evaluated = time.perf_counter(), False
         self.learner.share_statistics()
@@ -241,6 +234,7 @@ class Training:
 
     def save_checkpoint(self) -> None:
         """Writes everything that the next step depends on; a disk that fails does not end the run."""
+        self.read_steps()
         self._write_best()
         tensors, state = self.learner.state_dicts()
         state |= {

@@ -96,7 +96,7 @@ def estimate_memory(
     *,
     num_processes: int = 1,
     use_fsdp: bool = False,
-    copies_moments: bool = True,
+    fused: bool = True,
 ) -> MemoryEstimate:
     """The memory of a training step on one device.
 
@@ -104,16 +104,15 @@ def estimate_memory(
         image_size: Side of the images in pixels.
         num_processes: Above 1, gradients are exchanged.
         use_fsdp: Whether FSDP shards the weights, and everything of their size, across the processes.
-        copies_moments: Whether AdamW updates all parameters of a group at once with a copy of a moment, as it does on
-            GPUs.
+        fused: Whether AdamW updates the weights in kernels that need no memory of their own, as it does on GPUs.
     """
     with torch.device("meta"):
         model = RepLKNetForImageClassification(config)
     parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     optimizer = build_optimizer(model, arguments)
     moments, update = _observe_update(model, optimizer)
-    if copies_moments and isinstance(optimizer, AdamW):
-        update = max(_bytes(group["params"]) for group in optimizer.param_groups)
+    if fused and isinstance(optimizer, AdamW):
+        update = 0
     exchange, share = parameters if num_processes > 1 else 0, 1
     if use_fsdp:
         exchange, share = _unsharded_blocks(model), num_processes

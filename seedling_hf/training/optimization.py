@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
@@ -57,8 +58,10 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, arguments: OptimizationArguments) -> Optimizer:
+def build_optimizer(model: nn.Module, arguments: OptimizationArguments, *, fused: bool = False) -> Optimizer:
     """AdamW or Muon over `parameter_groups`, with the settings of `arguments`.
+
+    `fused` is AdamW in a single kernel for many parameters, which rounds differently; Muon has none.
 
     Muon (https://kellerjordan.github.io/posts/muon/) is timm's: the update of a matrix is made orthogonal, and scaled
     to the size of AdamW's (arXiv 2502.16982), so that learning rate and decay mean the same. Depthwise kernels, which
@@ -70,7 +73,29 @@ def build_optimizer(model: nn.Module, arguments: OptimizationArguments) -> Optim
         from timm.optim import Muon  # takes a second to import
 
         return Muon(groups, lr=arguments.learning_rate, betas=betas, nesterov=True)
-    return AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon)
+    return AdamW(groups, lr=arguments.learning_rate, betas=betas, eps=arguments.adam_epsilon, fused=fused or None)
+
+
+@torch.no_grad()
+def step_if(is_finite: Tensor, optimizer: AcceleratedOptimizer) -> None:
+    """Updates the weights if the gradients are finite, without asking a GPU whether they are.
+
+    A GradScaler decides that itself. Muon on a GPU, which takes no such order, gets zeros for gradients that are not
+    finite: its weights then move on by their momentum.
+
+    Args:
+        is_finite: (), bool, on the device of the gradients.
+    """
+    bare = optimizer.optimizer
+    if optimizer.scaler is None and bare.defaults.get("fused"):
+        bare.found_inf = (~is_finite).float()  # as GradScaler says it
+    elif optimizer.scaler is None and is_finite.device.type == "cpu":
+        if not is_finite:
+            return
+    elif optimizer.scaler is None:
+        for gradient in (p.grad for group in bare.param_groups for p in group["params"] if p.grad is not None):
+            gradient.masked_fill_(~is_finite, 0)
+    optimizer.step()
 
 
 def learning_rate_factor(step: int, *, num_steps: int, num_warmup_steps: int, kind: str) -> float:
@@ -128,8 +153,8 @@ class ExponentialMovingAverage:
         averages, values = _own_tensors(self.model), _own_tensors(model)
         moving = [name for name, value in values.items() if value.is_floating_point()]
         torch._foreach_lerp_([averages[n] for n in moving], [values[n] for n in moving], 1 - decay)
-        for name in averages.keys() - set(moving):
-            averages[name].copy_(values[name])
+        if counters := averages.keys() - set(moving):
+            torch._foreach_copy_([averages[n] for n in counters], [values[n] for n in counters])
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -98,11 +98,14 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """`optimizer.load_state_dict(state)` for parameters that may be sharded, from full tensors on every process.
 
+    The optimizer keeps its own settings, by which PyTorch also decides where the counters of steps belong.
+
     Raises:
         ValueError, KeyError, IndexError, TypeError, AttributeError: for the state of another optimizer.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    check_same_shape("param_groups", state["param_groups"], optimizer.state_dict()["param_groups"])
+    own = optimizer.state_dict()["param_groups"]
+    check_same_shape("param_groups", state["param_groups"], own)
     for index, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
@@ -111,7 +114,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
         index: {name: _shard_like(value, parameters[index]) for name, value in values.items()}
         for index, values in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": moments})
+    optimizer.load_state_dict({**state, "state": moments, "param_groups": own})
 
 
 def _shard_like(value: Any, like: Tensor | None) -> Any:
