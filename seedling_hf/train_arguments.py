@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedling_hf.arguments import LARGEST_SEED, MOST_WORKERS, ArgumentGroup, option
+from seedling_hf.compiling import CompilingArguments
 from seedling_hf.errors import InputError
 from seedling_hf.paths import expand_home
 
@@ -279,6 +280,7 @@ class HubArguments(ArgumentGroup):
 class TrainArguments(
     HubArguments,
     RunArguments,
+    CompilingArguments,
     OptimizationArguments,
     DistillationArguments,
     AugmentationArguments,

@@ -16,6 +16,8 @@ DROPPED_RECORDS = {
     "datasets.arrow_dataset": r"Setting num_proc",
     "datasets.builder": r"Setting num_proc",
     "datasets.iterable_dataset": r"Setting num_proc",
+    # Of a machine that has CUDA's compiler and no GPU, where none is needed.
+    "torch.utils.cpp_extension": r"No CUDA runtime is found",
 }
 DROPPED_WARNINGS = (
     # Of tags that count as none.

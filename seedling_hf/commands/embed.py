@@ -6,13 +6,13 @@ from pathlib import Path
 
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.inference.classifier import InferenceArguments
+from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
 from seedling_hf.locks import lock_file
 from seedling_hf.origin import check_ours
 
 
 @dataclass(kw_only=True)
-class EmbedArguments(InferenceArguments):
+class EmbedArguments(CompiledInferenceArguments):
     """Write features of images, and find similar images.
 
     Examples:
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if not arguments.no_merge and hasattr(model, "fuse_batch_norms"):
         model.fuse_batch_norms()
     model.to(accelerator.device)
+    arguments.compile(getattr(model, model.base_model_prefix, model), accelerator)
 
     if arguments.images:
         written, failed = write_embeddings(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.inference.classifier import InferenceArguments
+from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
 from seedling_hf.origin import REPORT_FILES, check_outputs
 from seedling_hf.progress import Progress
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(InferenceArguments):
+class EvaluateArguments(CompiledInferenceArguments):
     """Reports how well a model classifies labelled images.
 
     Examples:

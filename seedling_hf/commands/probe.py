@@ -7,13 +7,13 @@ from pathlib import Path
 
 from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.files import write_text
-from seedling_hf.inference.classifier import InferenceArguments
+from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
 
 EXAMPLES_ON_THE_SHEET = 6
 
 
 @dataclass(kw_only=True)
-class ProbeArguments(InferenceArguments):
+class ProbeArguments(CompiledInferenceArguments):
     """Measures what a model relies on and what it is robust to.
 
     Examples:

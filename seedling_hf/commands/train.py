@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 def prepare(arguments: "TrainArguments") -> "Accelerator":
     """Trackers, processes, logging, sharding and the output folder: each may refuse the run before it costs much."""
     from seedling_hf.inference.prediction import build_accelerator
+    from seedling_hf.training.compilation import compile_plugin, configure_compilation
     from seedling_hf.training.output_dir import prepare_output_dir
     from seedling_hf.training.sharding import configure_sharding
     from seedling_hf.training.trackers import check_trackers
@@ -77,7 +78,9 @@ def prepare(arguments: "TrainArguments") -> "Accelerator":
         timeout=arguments.ddp_timeout,
         log_with=arguments.report_to or None,
         project_dir=arguments.output_dir,
+        dynamo_plugin=compile_plugin(arguments),
     )
     configure_sharding(accelerator, arguments)
+    configure_compilation(accelerator, arguments)
     prepare_output_dir(arguments, accelerator)
     return accelerator

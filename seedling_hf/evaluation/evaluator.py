@@ -13,7 +13,8 @@ from datasets import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
-from seedling_hf.inference.classifier import InferenceArguments, list_classes
+from seedling_hf.inference.classifier import list_classes
+from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
 
 
@@ -76,11 +77,13 @@ class Evaluator:
         return LabelledProbabilities(logits.double().softmax(-1).numpy(), labels, files, seconds)
 
 
-def load_evaluator(arguments: InferenceArguments) -> Evaluator:
+def load_evaluator(arguments: CompiledInferenceArguments) -> Evaluator:
     """The classifier that the flags name, ready to predict."""
     accelerator = build_accelerator(arguments.mixed_precision)
     loading = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
-    return Evaluator(*arguments.load(), accelerator, *loading)
+    model, image_processor = arguments.load()
+    arguments.compile(model.to(accelerator.device), accelerator)
+    return Evaluator(model, image_processor, accelerator, *loading)
 
 
 def compute_metrics(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:

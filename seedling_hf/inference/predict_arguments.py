@@ -10,12 +10,12 @@ from seedling_hf.arguments import option
 from seedling_hf.errors import InputError
 from seedling_hf.files import fitting
 from seedling_hf.inference.answers import FORMATS, choose_format
-from seedling_hf.inference.classifier import InferenceArguments
+from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
 from seedling_hf.origin import check_ours
 
 
 @dataclass(kw_only=True)
-class PredictArguments(InferenceArguments):
+class PredictArguments(CompiledInferenceArguments):
     """Predict the class of each image, as CSV, JSON or JSON lines.
 
     Examples:

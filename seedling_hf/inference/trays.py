@@ -183,6 +183,7 @@ def build_predictor(arguments: PredictArguments, accelerator: Accelerator) -> Im
     model.to(accelerator.device)
     images, count = arguments.per_device_eval_batch_size, partial(_count_images, arguments)
     check_memory(model, images, image_side(image_processor), EVAL_ADVICE, count=count)
+    arguments.compile(model, accelerator)
     if arguments.test_time_augmentation:
         model = EightSymmetries(model)
     classify = partial(classify_batch, model, accelerator, class_names, arguments.top_k)

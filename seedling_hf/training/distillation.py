@@ -6,6 +6,7 @@ augmented and mixed, as consistent teachers do (Beyer et al., arXiv 2106.05237);
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,11 @@ class Teachers:
             self.members.append((model.to(device).requires_grad_(False), order, scale, shift))
         # Of each one's probabilities: finite as long as all of them were.
         self.sums = torch.zeros(len(self.members), device=device)
+
+    def compile(self, **options: Any) -> None:
+        """Has the teachers compiled, in place, with these options of `torch.compile`."""
+        for model, *_ in self.members:
+            model.compile(**options)
 
     @torch.no_grad()
     def soften(self, pixel_values: Tensor, labels: Tensor) -> Tensor:

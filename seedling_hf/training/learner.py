@@ -18,6 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from seedling_hf.files import share_as_usual, writing
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
+from seedling_hf.training.compilation import compile_options
 from seedling_hf.training.distillation import Teachers
 from seedling_hf.training.optimization import (
     ExponentialMovingAverage,
@@ -56,6 +57,10 @@ class Learner:
         optimizer = build_optimizer(model, arguments, fused=accelerator.device.type == "cuda")
         self.scheduler = build_scheduler(optimizer, arguments, num_steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if teachers and (
+            options := compile_options(accelerator)
+        ):  # they see the same batches, and may be the larger part
+            teachers.compile(**options)
 
     @property
     def bare_model(self) -> PreTrainedModel:

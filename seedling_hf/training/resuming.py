@@ -36,8 +36,14 @@ FREE_ARGUMENTS = frozenset(
 FIXED_ARGUMENTS = frozenset(
     {"depths", "hidden_sizes", "kernel_sizes", "layer_decay", "optim", "timm_architecture", "variant"}
 )
-# Factors of `global_batch_size`: with the same product they may change, though results then differ in the last bits.
-BATCH_FACTORS = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"})
+# Arguments that may change, though results then differ in the last bits: whether the model is compiled, and the factors
+# of `global_batch_size`, with the same product.
+ROUNDING_ARGUMENTS = frozenset(
+    {
+        "gradient_accumulation_steps", "num_processes", "per_device_train_batch_size", "torch_compile",
+        "torch_compile_mode",
+    }
+)  # fmt: skip
 
 
 @contextmanager
@@ -98,7 +104,7 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, all
         for name in sorted((saved.keys() | current.keys()) - FREE_ARGUMENTS)
         if _shown(saved, name) != _shown(current, name)
     }
-    refused = [change for name, change in changes.items() if name not in BATCH_FACTORS]
+    refused = [change for name, change in changes.items() if name not in ROUNDING_ARGUMENTS]
     if refused and not allow:
         raise InputError(
             f"expected the arguments that the checkpoint was written with, found that {'; '.join(refused)}; restore "

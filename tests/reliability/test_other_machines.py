@@ -151,7 +151,7 @@ def test_a_compiled_run_saves_resumes_and_predicts_under_plain_names(tmp_path, i
 def test_two_compiled_processes_train_as_one(tmp_path, images):
     (tmp_path / "work").mkdir()
     losses = []
-    for number, backend in (("one", "NO"), ("two", "EAGER")):
+    for number, backend in (("one", "NO"), ("two", "AOT_EAGER")):
         flags = f"--output_dir {number} --variant tiny --image_size 32 --max_steps 2 --logging_steps 1".split()
         words = ["train", "--train_dir", images, *flags, "--per_device_train_batch_size", 4]
         outcome = command(words, tmp_path / "work", environment={"ACCELERATE_DYNAMO_BACKEND": backend}, num_processes=2)
