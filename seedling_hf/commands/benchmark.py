@@ -11,12 +11,12 @@ from seedling_hf.escaping import format_count
 from seedling_hf.files import write_text
 from seedling_hf.origin import TEXT_MARK, check_outputs
 
-PARTS = ("layers", "training", "inference", "memory", "growth", "loading")
+PARTS = ("layers", "training", "inference", "profile", "memory", "growth", "loading")
 
 
 @dataclass(kw_only=True)
 class BenchmarkArguments(ArgumentGroup):
-    """Time the convolution, whole models and image loading.
+    """Time the convolution, whole models and image loading, and profile a training step.
 
     Examples:
         seedling-hf benchmark --variant nano --image_size 96 --batch_size 4 --output_dir outputs/benchmark
@@ -94,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         results["rows"].append(measurements.training_row(setting))
     if "inference" in parts:
         results["rows"].append(measurements.inference_row(setting))
+    if "profile" in parts:
+        from seedling_hf.speed.profile import profile_training
+
+        results["profile"] = profile_training(setting)
     if "memory" in parts:
         results["memory"] = measurements.memory_row(setting)
     if "growth" in parts:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from seedling_hf.machine import time_in_turns
 from seedling_hf.replknet import RepLKNetConfig
@@ -43,12 +44,16 @@ GROWTH = {
 }
 
 
-def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Forward and backward on arbitrary labels; returns the loss."""
+def training_step(
+    model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32, optimizer: Optimizer | None = None
+) -> Tensor:
+    """Forward and backward on arbitrary labels, and the optimizer if there is one; returns the loss."""
     labels = torch.arange(len(images), device=images.device) % model.config.num_labels
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         loss = model(images, labels=labels).loss
     loss.backward()
+    if optimizer is not None:
+        optimizer.step()
     model.zero_grad(set_to_none=True)  # a model that waits for its turn holds no gradients
     return loss.detach()
 
@@ -102,12 +107,11 @@ def training_row(setting: Setting) -> dict[str, Any]:
     if setting.torch_compile_mode:
         compiled = torch.compile(model, mode=setting.torch_compile_mode)
         runs[COMPILED] = partial(training_step, compiled, images, setting.dtype)
-    runs[PRODUCTS] = _pointwise_products(model, images, setting.dtype)
+    runs[PRODUCTS] = pointwise_products(model, images, setting.dtype)
     return row(setting.describe("training step"), setting.time(runs), setting.batch_size)
 
 
-@torch.no_grad()
-def _pointwise_products(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], None]:
+def pointwise_products(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], None]:
     """The matrix products of a training step: the output and both gradients of each 1×1 convolution.
 
     Each is computed by the faster of BLAS and, on a CPU, oneDNN.
@@ -118,12 +122,7 @@ def _pointwise_products(model: nn.Module, images: Tensor, dtype: torch.dtype) ->
         n, _, h, w = output.shape
         shapes.append((n * h * w, module.in_channels, module.out_channels))
 
-    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, PointwiseConv2d)]
-    was_training = model.training
-    model.eval()(images)
-    model.train(was_training)
-    for hook in hooks:
-        hook.remove()
+    visit(model, images, (PointwiseConv2d,), note)
     options = {"device": images.device, "dtype": dtype}
     products = {}
     for shape in set(shapes):
@@ -148,6 +147,17 @@ def _fastest_product(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
         ways["onednn, transposed"] = lambda: torch.ops.mkldnn._linear_pointwise(b.T, a, None, "none", [], "").T
     times = time_in_turns(ways, repeats=3, device=a.device.type)
     return ways[min(times, key=lambda name: min(times[name]))]
+
+
+@torch.no_grad()
+def visit(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...], note: Callable[..., None]) -> None:
+    """Calls `note` with each module of these kinds, its inputs and its output, in one pass in evaluation mode."""
+    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kinds)]
+    was_training = model.training
+    model.eval()(images)
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
 
 
 def inference_row(setting: Setting) -> dict[str, Any]:

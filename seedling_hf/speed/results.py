@@ -47,6 +47,8 @@ def format_results(results: dict[str, Any]) -> str:
     ]
     if results["rows"]:
         blocks.append(_format_rows(results["rows"]))
+    if "profile" in results:
+        blocks.append(_format_profile(results["profile"]))
     if "memory" in results:
         memory = results["memory"]
         figures = ", ".join(f"{name} {value:,.0f} MB" for name, value in memory["megabytes"].items())
@@ -56,6 +58,30 @@ def format_results(results: dict[str, Any]) -> str:
         table += [f"| {line['value']} | {line['milliseconds_per_image']:.1f} |" for line in lines]
         blocks.append("\n".join(table))
     return "\n\n".join(blocks)
+
+
+def _format_profile(profile: dict[str, Any]) -> str:
+    """The table as Markdown, with the bounds beneath."""
+    lines = [f"| {profile['what']} | ms | share | operations |", "|:--|--:|--:|--:|"]
+    lines += [
+        f"| {row['name']} | {row['milliseconds']:,.1f} | {row['share']:.1%} | {row['operations']:,} |"
+        for row in profile["rows"]
+    ]
+    overhead = profile["milliseconds_profiled"] / profile["milliseconds"] - 1
+    lines += [
+        f"| sum, under the profiler ({overhead:+.1%}) | {profile['milliseconds_profiled']:,.1f} | 100.0% | |",
+        f"| the step without the profiler | {profile['milliseconds']:,.1f} | | |",
+    ]
+    if profile["milliseconds_gpu_busy"] is not None:
+        lines.append(f"| of it, the GPU is busy | {profile['milliseconds_gpu_busy']:,.1f} | | |")
+    lines += [
+        f"| bound of the matrix products alone | {profile['milliseconds_products']:,.1f} | | |",
+        f"| bound of memory traffic ({profile['traffic_gigabytes']:,.2f} GB at "
+        f"{profile['copy_gigabytes_per_second']:,.1f} GB/s) | {profile['milliseconds_traffic']:,.1f} | | |",
+        f"| host waits for the device in a step | {profile['milliseconds_host_waits']:,.2f} | | "
+        f"{profile['host_waits']:,} |",
+    ]
+    return "\n".join(lines)
 
 
 def _format_rows(rows: list[dict[str, Any]]) -> str:

@@ -121,6 +121,6 @@ def test_an_unknown_part_is_refused(tmp_path, capsys):
 
     assert run(main, [*TINY[1:], "--parts", "layers,lunch", "--output_dir", str(tmp_path)]) == 2
     assert (
-        "expected --parts of layers, training, inference, memory, growth, loading, found lunch"
+        "expected --parts of layers, training, inference, profile, memory, growth, loading, found lunch"
         in capsys.readouterr().err
     )
