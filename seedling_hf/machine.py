@@ -27,6 +27,11 @@ def precision_name(mixed_precision: str | None) -> str:
     return "float32" if mixed_precision in (None, "no") else f"mixed precision {mixed_precision}"
 
 
+def has_bfloat16_instructions() -> bool:
+    """Whether the CPU multiplies bfloat16 numbers itself (AVX512_BF16, AMX)."""
+    return any(is_there for name, is_there in torch.cpu.get_capabilities().items() if "bf16" in name)
+
+
 def memory_size(device: torch.device | str = "cpu") -> int:
     """Bytes of memory of a GPU; or of the machine with its swap, or of the container where that is less."""
     device = torch.device(device)

@@ -27,7 +27,7 @@ from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Outbox
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.locks import lock_folder
-from seedling_hf.machine import precision_name
+from seedling_hf.machine import has_bfloat16_instructions, precision_name
 from seedling_hf.origin import REPORT_FILES, check_outputs
 from seedling_hf.plots.curves import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
@@ -127,6 +127,8 @@ def describe_run(training: Training) -> str:
         share = num_cores() // accelerator.num_processes
         if torch.get_num_threads() == 1 < share and VARIABLE in os.environ:  # accelerate's default
             hint = f"\nfaster with more threads: accelerate launch --num_cpu_threads_per_process {share}"
+        if accelerator.mixed_precision == "no" and arguments.mixed_precision is None and has_bfloat16_instructions():
+            hint += "\nfaster on this CPU, which multiplies bfloat16 numbers itself: --mixed_precision bf16"
     return (
         f"{arguments.variant or arguments.timm_architecture or arguments.model_name_or_path or 'nano'}: "
         f"{sum(p.numel() for p in training.learner.model.parameters()) / 1e6:.1f} M parameters, "

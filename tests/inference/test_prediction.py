@@ -119,6 +119,23 @@ def test_fp16_without_a_gpu_is_refused(unsettled_precision):
         build_accelerator("fp16")
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="on a GPU the processor's instructions do not matter")
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "warns"),
+    [
+        ("bf16", {"avx512_bf16": False, "amx_bf16": False, "avx2": True}, True),
+        ("bf16", {"avx512_bf16": True}, False),
+        ("no", {"avx512_bf16": False}, False),
+    ],
+)
+def test_bf16_is_said_to_be_slow_on_cpus_without_its_instructions(
+    unsettled_precision, monkeypatch, caplog, precision, capabilities, warns
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    build_accelerator(precision)
+    assert ("use --mixed_precision no" in caplog.text) == warns
+
+
 def predict_on_this_rank(rank: int, folder: Path) -> None:
     accelerator = build_accelerator("no")
     answers = []
