@@ -142,7 +142,7 @@ def profile_training(setting: Setting) -> dict[str, Any]:
 
         config.cpp.enable_kernel_profile = True  # else what it compiles for a CPU has no name
         form = torch.compile(model, mode=setting.torch_compile_mode)
-    run = partial(training_step, form, images, setting.dtype, AdamW(model.parameters()))
+    run = partial(training_step, form, images, setting.dtype, AdamW(model.parameters(), fused=True))
     steps: list[Step] = []
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=setting.device)
     runs = {

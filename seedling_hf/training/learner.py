@@ -54,7 +54,7 @@ class Learner:
             self.ema.model.to(accelerator.device)
         if arguments.sync_bn and accelerator.device.type == "cuda" and accelerator.num_processes > 1:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        optimizer = build_optimizer(model, arguments, fused=accelerator.device.type == "cuda")
+        optimizer = build_optimizer(model, arguments, fused=accelerator.device.type in ("cpu", "cuda"))
         self.scheduler = build_scheduler(optimizer, arguments, num_steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if teachers and (
