@@ -161,17 +161,16 @@ def visit(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...], 
 
 
 def inference_row(setting: Setting) -> dict[str, Any]:
-    """Inference of the merged and folded model, the plain forms and, on a CPU in float32, other runtimes."""
+    """Inference of the merged and folded model, the plain forms and, on a CPU, other runtimes."""
     model, images = setting.build_model().eval(), setting.random_images().to(setting.dtype)
     forms = {OURS: copy.deepcopy(model).fuse_batch_norms(), **plain_forms(model)}
     forms = {name: form.to(setting.dtype) for name, form in forms.items()}
     runs = {name: lambda form=form: form(images).logits for name, form in forms.items()}
-    if setting.device == "cpu" and setting.dtype == torch.float32:
-        runs |= other_runtimes(forms[OURS], images)
+    if setting.device == "cpu":
+        runs |= other_runtimes(copy.deepcopy(model).fuse_batch_norms(), images.float(), setting.dtype)
     with torch.inference_mode():
-        if setting.dtype == torch.float32:
-            results = {name: torch.as_tensor(run()) for name, run in runs.items()}
-            check_equal(results, f"the logits of {setting.variant}")
+        results = {name: torch.as_tensor(run()) for name, run in runs.items()}
+        check_equal(results, f"the logits of {setting.variant}")
         if setting.torch_compile_mode:
             compiled = torch.compile(forms[OURS], mode=setting.torch_compile_mode)
             runs[COMPILED] = lambda: compiled(images).logits

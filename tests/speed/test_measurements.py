@@ -11,7 +11,7 @@ from seedling_hf.commands import main as seedling_hf
 from seedling_hf.replknet.large_kernel_conv import DepthwiseConv2d
 from seedling_hf.replknet.pointwise_conv import PointwiseConv2d
 from seedling_hf.speed import measurements
-from seedling_hf.speed.forms import OURS, PLAIN, build_model, check_equal, plain_form
+from seedling_hf.speed.forms import OURS, PLAIN, PLAIN_CHANNELS_LAST, build_model, check_equal, plain_form
 
 TINY = [
     "benchmark", "--variant", "tiny", "--image_size", "32", "--batch_size", "2", "--repeats", "2", "--device", "cpu"
@@ -46,6 +46,20 @@ def test_a_ratio_is_the_quotient_of_the_medians(results):
 def test_the_matrix_products_are_measured_in_the_same_run(results):
     (training,) = [line for line in results["rows"] if "training" in line["what"]]
     assert 0 < training["milliseconds_median"][measurements.PRODUCTS] < training["milliseconds_median"][OURS]
+
+
+def test_inference_in_bfloat16_is_compared_with_the_other_runtimes_in_what_they_can(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    flags = ["--parts", "inference", "--dtype", "bfloat16"]
+    assert seedling_hf([*TINY, *flags, "--output_dir", str(tmp_path)]) == 0
+    (line,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    has_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert {*line["milliseconds_median"]} == {
+        OURS, PLAIN, PLAIN_CHANNELS_LAST, "ONNX Runtime, float32",
+        "OpenVINO" if has_bfloat16 else "OpenVINO, float32",
+    }  # fmt: skip
 
 
 def test_the_peak_memory_of_each_form_is_reported(results):
