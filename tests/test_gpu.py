@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from training_runs import NUM_STEPS, Run
 
 from seedling_hf.replknet import RepLKNetConfig
+from seedling_hf.replknet import large_kernel_conv as conv
 from seedling_hf.replknet.large_kernel_conv import CANDIDATES, depthwise_conv2d
 from seedling_hf.speed.forms import build_model
 from seedling_hf.train_arguments import OptimizationArguments
@@ -50,6 +51,24 @@ def test_a_candidate_on_the_gpu_is_the_convolution_in_float64_on_the_cpu(name, s
         assert found.dtype == dtype and found.shape == wanted.shape
         error = (found.double().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
         assert error <= TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("name", ["plain", "fft"])
+def test_a_choice_is_used_without_timing_and_gives_the_same_bits(name, monkeypatch):
+    monkeypatch.setattr(conv, "_timings", {})
+    monkeypatch.setattr(conv, "_chosen", {})
+    x, weight = torch.randn(2, 8, 14, 14, device="cuda"), torch.randn(8, 1, 13, 13, device="cuda", requires_grad=True)
+    depthwise_conv2d(x, weight).sum().backward()
+    conv.set_choices([choice | {"name": name} for choice in conv.choices()])
+    monkeypatch.setattr(conv, "_timings", {})
+    results = []
+    for implementation in (None, name):
+        weight.grad = None
+        y = depthwise_conv2d(x, weight, implementation=implementation)
+        y.sum().backward()
+        results.append((y.detach(), weight.grad))
+    assert not conv._timings
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("variant", ["tiny", "nano"])

@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.hub_dataset import load_streamed
     from seedling_hf.hub.pusher import HubPusher
     from seedling_hf.training.batch_size import fit_batch_size
+    from seedling_hf.training.conv_choices import settle_choices
     from seedling_hf.training.finetuning import fit_batch_to_images
     from seedling_hf.training.loop import Training
     from seedling_hf.training.memory import check_step_memory
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     set_seed(arguments.seed, device_specific=True)
     if arguments.resume_from_checkpoint:
         training.resume(arguments.resume_from_checkpoint)
+    settle_choices(training)
     with advising_to_resume():
         finished = training.run()
         if finished:

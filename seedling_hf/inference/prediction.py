@@ -1,6 +1,7 @@
 """A model and images in, logits out: each image once, in order, on any number of processes."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -20,9 +21,12 @@ from seedling_hf.data.loading import Loader
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError, require_finite
 from seedling_hf.inference.answers import Ranking
+from seedling_hf.inference.model_files import first_line
 from seedling_hf.inference.waiting import WaitingTogether, deal
 from seedling_hf.machine import has_bfloat16_instructions
 from seedling_hf.progress import Progress
+
+CHOICES_VARIABLE = "SEEDLING_HF_CONV_CHOICES"
 
 T = TypeVar("T")
 
@@ -37,8 +41,9 @@ def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **
         timeout: Seconds that processes wait for one that hangs.
 
     Raises:
-        InputError: for fp16 on a CPU, which accelerate would accept and ignore.
+        InputError: for fp16 on a CPU, which accelerate would accept and ignore, or choices that cannot be read.
     """
+    _read_choices()
     cpu = not torch.accelerator.is_available()
     # Not by InitProcessGroupKwargs, which empties `os.environ` for a moment: threads of native libraries may read it.
     PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
@@ -52,6 +57,22 @@ def build_accelerator(mixed_precision: str | None = None, timeout: int = 600, **
             "float32 here; use --mixed_precision no"
         )
     return accelerator
+
+
+def _read_choices() -> None:
+    """Takes the choices of the large convolution from the file of the environment variable, if there is one already."""
+    path = os.environ.get(CHOICES_VARIABLE)
+    if not path or not os.path.lexists(path):
+        return
+    from seedling_hf.replknet.large_kernel_conv import load_choices
+
+    try:
+        load_choices(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"expected choices of the large convolution in {path}, which {CHOICES_VARIABLE} names, found "
+            f"{first_line(error)}; delete the file, and train writes it again"
+        ) from error
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:

@@ -41,15 +41,18 @@ machines of two AVX-512 cores each, torch 2.14.1, a point cost as much as 350 an
 and in float32 as in bfloat16. The rule takes 600, since fft also needs memory for its spectra: so with K = 31 fft from
 maps of 94 upwards, with K = 51 from 48, and direct below. Kernels up to 3 × 3 are left to PyTorch. oneDNN has no
 float64, nor float16 on most CPUs: there fft. On CUDA plain, fft, triton and implicit_gemm are timed, once for each
-device,  The environment variable SEEDLING_HF_CONV, or
-`conv_implementation` of the model's configuration, forces one.
+device, dtype, shape and direction, unless `set_choices` or `load_choices` has said which one to take: timings vary, and
+another candidate rounds differently. The environment variable SEEDLING_HF_CONV, or `conv_implementation` of the model's
+configuration, forces one.
 """
 
+import json
 import math
 import os
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -480,6 +483,7 @@ CANDIDATES = {
 }
 
 _timings: dict[tuple, dict[str, float]] = {}
+_chosen: dict[tuple, str] = {}  # by `set_choices`, with the name of the device's kind in place of its number
 _trusted: dict[tuple, bool] = {}  # whether triton was right, on a device, in a dtype, for a shape
 
 
@@ -489,9 +493,50 @@ def timings() -> list[dict]:
     return [{**dict(zip(names, key, strict=True)), "milliseconds": dict(times)} for key, times in _timings.items()]
 
 
+def choices() -> list[dict]:
+    """The candidates that CUDA devices use so far, set or timed: device, dtype, shape, kernel_size, direction, name."""
+    timed = {_choice_key(key): min(times, key=times.get) for key, times in _timings.items()}
+    names = ("device", "dtype", "shape", "kernel_size", "direction")
+    return [{**dict(zip(names, key, strict=True)), "name": name} for key, name in (timed | _chosen).items()]
+
+
+def set_choices(values: list[dict]) -> None:
+    """Has CUDA devices of the same kinds use what `choices` has returned, in this process or in another one.
+
+    A candidate that does not work here is not used; then, and for other shapes, timing decides.
+
+    Raises:
+        ValueError: for what `choices` does not return.
+    """
+    try:
+        found = {
+            (c["device"], c["dtype"], tuple(c["shape"]), tuple(c["kernel_size"]), c["direction"]): c["name"]
+            for c in values
+        }
+        unknown = [name for name in found.values() if name not in CANDIDATES]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"expected choices of the large-kernel convolution, found {values!r:.80}") from error
+    if unknown:
+        raise ValueError(f"expected {', '.join(CANDIDATES)} as choices, found {unknown[0]!r}")
+    _chosen.update(found)
+
+
+def save_choices(path: str | Path) -> None:
+    """Writes `choices()` as JSON."""
+    Path(path).write_text(json.dumps(choices(), indent=1) + "\n", encoding="utf-8")
+
+
+def load_choices(path: str | Path) -> None:
+    """Reads what `save_choices` has written; see `set_choices`, whose ValueError it raises for another file."""
+    set_choices(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
 def _choose(x: Tensor, weight: Tensor, direction: str) -> str:
     if x.device.type != "cuda":
         return _static_choice(x, weight)
+    chosen = _chosen.get(_choice_key(_timing_key(x, weight, direction))) if _chosen else None
+    if chosen in ("plain", "fft") or (chosen and chosen in _possible(x, weight)):
+        return chosen
     is_timed = _timing_key(x, weight, direction) in _timings
     if torch.are_deterministic_algorithms_enabled() or (torch.cuda.is_current_stream_capturing() and not is_timed):
         # Another process might choose another candidate, and what is captured cannot be timed.
@@ -533,6 +578,15 @@ def _timed(x: Tensor, weight: Tensor, direction: str, milliseconds: Callable) ->
 
 def _timing_key(x: Tensor, weight: Tensor, direction: str) -> tuple:
     return str(x.device), str(x.dtype), tuple(x.shape), tuple(weight.shape[2:]), direction
+
+
+def _choice_key(key: tuple) -> tuple:
+    return _device_kind(key[0]), *key[1:]
+
+
+@cache
+def _device_kind(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _possible(x: Tensor, weight: Tensor) -> list[str]:

