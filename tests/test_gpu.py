@@ -1,10 +1,12 @@
-"""What only a GPU can show: the ways of the convolution there, half precision, and the memory that is estimated."""
+"""What only a GPU can show: the ways of the convolution there, half precision, waiting, and the estimated memory."""
 
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from training_runs import NUM_STEPS, Run
 
 from seedling_hf.replknet import RepLKNetConfig
@@ -12,8 +14,10 @@ from seedling_hf.replknet import large_kernel_conv as conv
 from seedling_hf.replknet.large_kernel_conv import CANDIDATES, depthwise_conv2d
 from seedling_hf.speed.forms import build_model
 from seedling_hf.train_arguments import OptimizationArguments
+from seedling_hf.training.loaders import TrainingBatches
+from seedling_hf.training.loop import Training
 from seedling_hf.training.memory import estimate_memory
-from seedling_hf.training.optimization import ExponentialMovingAverage, parameter_groups
+from seedling_hf.training.optimization import ExponentialMovingAverage, build_optimizer, parameter_groups, step_if
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -94,6 +98,60 @@ def test_a_run_trains_on_the_gpu_in_every_precision(tmp_path, images, precision)
     losses = [json.loads(line) for line in (run.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in losses if "loss" in line]
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def forbid_waits() -> None:
+    """An error where the host waits for the GPU in a step, after the first ones, which time the convolutions."""
+
+    def guard(owner: type, name: str) -> None:
+        method, calls = getattr(owner, name), []
+
+        def guarded(self, values):
+            calls.append(None)
+            torch.cuda.set_sync_debug_mode("error" if len(calls) > 4 else "default")
+            try:
+                return method(self, values)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        setattr(owner, name, guarded)
+
+    guard(Training, "optimization_step")
+    guard(TrainingBatches, "_to_device")
+    to_device = TrainingBatches._to_device
+
+    def from_pinned_memory(self, batch):
+        assert batch["pixel_values"].is_pinned()
+        return to_device(self, batch)
+
+    TrainingBatches._to_device = from_pinned_memory
+
+
+@pytest.mark.parametrize(
+    ("precision", "optim"), [("no", "adamw"), ("bf16", "adamw"), ("fp16", "adamw"), ("no", "muon")]
+)
+def test_no_step_waits_for_the_gpu(tmp_path, images, precision, optim):
+    run = Run(tmp_path / "run", images, mixed_precision=precision, optim=optim, num_workers=1)
+    run.finish(before=forbid_waits)
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_gradients_that_are_not_finite_are_not_learned_from_on_the_gpu(optim):
+    Accelerator()
+    model = build_model("tiny", "cuda", 0)
+    optimizer = AcceleratedOptimizer(build_optimizer(model, OptimizationArguments(optim=optim), fused=True))
+    for value in (1.0, torch.nan):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        step_if(torch.tensor(value == 1, device="cuda"), optimizer)
+        after = list(model.parameters())
+        assert all(parameter.isfinite().all() for parameter in after)
+        same = [torch.equal(*pair) for pair in zip(before, after, strict=True)]
+        if value == 1:
+            assert not all(same)
+        elif optim == "adamw":  # Muon's momentum goes on
+            assert all(same)
 
 
 @pytest.mark.parametrize("settings", [

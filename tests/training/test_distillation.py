@@ -69,10 +69,16 @@ def test_a_teacher_that_answers_nan_is_named(model_dir, pixels):
     teachers = Teachers(teaching([str(model_dir)], 1.0), names, image_processor, CPU)
     teachers.soften(pixels, torch.tensor([0, 1, 2]))
     teachers.check()
-    with torch.no_grad():
-        teachers.members[0][0].classifier.weight.fill_(3e38)
+    message = f"expected finite probabilities of the model {re.escape(str(model_dir))}"
+    with pytest.raises(InputError, match=message):  # of another process
+        teachers.check(lambda sums: torch.cat([sums, torch.full_like(sums, torch.nan)]))
+    weight = teachers.members[0][0].classifier.weight
+    good = weight.clone()
+    weight.fill_(3e38)
     assert not teachers.soften(pixels, torch.tensor([0, 1, 2])).isfinite().all()
-    with pytest.raises(InputError, match=f"expected finite probabilities of the model {re.escape(str(model_dir))}"):
+    weight.copy_(good)
+    teachers.soften(pixels, torch.tensor([0, 1, 2]))
+    with pytest.raises(InputError, match=message):  # though it is found some steps later
         teachers.check()
 
 

@@ -6,6 +6,7 @@ follows, `fully_shard` and what travels between the processes, is as it is there
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,6 +167,30 @@ def test_accumulation_clipping_checkpointing_and_bfloat16_give_what_they_give_wi
     counts = [name for name in expected if name.endswith("num_batches_tracked")]
     assert counts
     assert all(2 * found[name] == expected[name] for name in counts)  # each process sees half of the batches, once
+
+
+def shard_and_spoil() -> None:
+    """One process gets an image that is NaN at step 2."""
+    shard_on_cpus()
+    step = Training.optimization_step
+
+    def step_on_bad_image(self, batches) -> None:
+        if self.counters["step"] == 1 and self.accelerator.process_index == 1:
+            batches[0]["pixel_values"][1] = torch.nan
+        before = [parameter.to_local().detach().clone() for parameter in self.learner.model.parameters()]
+        step(self, batches)
+        after = [parameter.to_local() for parameter in self.learner.model.parameters()]
+        changed = not all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+        assert changed == (self.counters["step"] != 1)
+
+    Training.optimization_step = step_on_bad_image
+
+
+def test_a_step_that_is_not_finite_on_one_process_changes_the_shards_of_none(tmp_path, images):
+    run = ShardedRun(tmp_path / "run", images, logging_steps=3, eval_steps=1000, save_steps=1000)
+    run.finish(before=shard_and_spoil, expected=2)
+    assert re.search(r"error: expected a finite loss, found \[\d+\.\d+, nan\] at step 2 on the images ", run.output)
+    assert not list((run.folder / "run").glob("checkpoints/step-*"))
 
 
 @pytest.mark.slow
