@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "seedling_hf"
 GROUND = {
-    "allocator", "arguments", "compiling", "errors", "escaping", "files", "locks", "machine", "network", "origin",
-    "paths", "plots", "progress", "signals", "spelling", "train_arguments", "verbosity", "words",
+    "allocator", "arguments", "compiling", "errors", "escaping", "files", "locks", "machine", "machine_code", "network",
+    "origin", "paths", "plots", "progress", "signals", "spelling", "train_arguments", "verbosity", "words",
 }  # fmt: skip
 FLOORS = [
     GROUND, {"replknet"}, {"data"}, {"inference", "interpretation"}, {"demo", "evaluation"},

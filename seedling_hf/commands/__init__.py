@@ -22,6 +22,7 @@ from seedling_hf.errors import HubError, InputError, WriteError
 from seedling_hf.escaping import one_line, visible_output
 from seedling_hf.files import ONLY_OF_WRITING, write_error, write_failure, writing
 from seedling_hf.locks import release_locks
+from seedling_hf.machine_code import bound_machine_code
 from seedling_hf.progress import heartbeat
 from seedling_hf.signals import EndSignal, Terminated, ending_with_launcher
 from seedling_hf.verbosity import is_verbose, set_verbosity
@@ -86,8 +87,10 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
 @visible_output()
 def _run(main: Callable[[Sequence[str] | None], int | None], argv: list[str]) -> int:
     wants_traceback = bool(os.environ.get(TRACEBACK_VARIABLE)) or "--traceback" in argv
+    words = [word for word in argv if word not in FLAGS_OF_ALL]
     _tolerate_encodings()
     keep_freed_memory()
+    bound_machine_code(words[0] if main is _dispatch and words else main.__module__.rpartition(".")[2])
     set_verbosity(verbose=is_verbose() or "--verbose" in argv)
     former_hook = threading.excepthook
     if not wants_traceback:
@@ -95,7 +98,7 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: list[str]) ->
     with EndSignal() as end, heartbeat():
         try:
             with end.raising(), ending_with_launcher():
-                code = main([word for word in argv if word not in FLAGS_OF_ALL]) or 0
+                code = main(words) or 0
                 with writing("standard output"):
                     sys.stdout.flush()
             return code
