@@ -105,8 +105,10 @@ def training_row(setting: Setting) -> dict[str, Any]:
     if setting.dtype == torch.float32:
         check_equal({name: run() for name, run in runs.items()}, f"the loss of {setting.variant}")
     if setting.torch_compile_mode:
-        compiled = torch.compile(model, mode=setting.torch_compile_mode)
+        compiled = torch.compile(model, mode=setting.torch_compile_mode, fullgraph=True)
         runs[COMPILED] = partial(training_step, compiled, images, setting.dtype)
+        if setting.dtype == torch.float32:
+            check_equal({PLAIN: runs[OURS](), COMPILED: runs[COMPILED]()}, f"the loss of {setting.variant}")
     runs[PRODUCTS] = pointwise_products(model, images, setting.dtype)
     return row(setting.describe("training step"), setting.time(runs), setting.batch_size)
 

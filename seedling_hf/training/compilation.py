@@ -46,6 +46,7 @@ def configure_compilation(accelerator: Accelerator, arguments: TrainArguments) -
         "--gradient_checkpointing": (arguments.gradient_checkpointing, "whose layers would stay uncompiled"),
         "--sync_bn": (arguments.sync_bn and accelerator.num_processes > 1, "whose exchange cannot be compiled"),
         "FSDP": (accelerator.is_fsdp2, "which is not tried"),
+        "--image_size_start": (arguments.image_size_start is not None, "whose every size would be compiled anew"),
     }
     if plugin.mode in REPLAYING_MODES and accelerator.device.type == "cuda":
         refused |= {  # pytorch/pytorch#169545 and #96693: an error, or the gradients of the last batch alone
@@ -54,7 +55,6 @@ def configure_compilation(accelerator: Accelerator, arguments: TrainArguments) -
                 "whose sums CUDA graphs overwrite",
             ),
             "--auto_find_batch_size": (arguments.auto_find_batch_size, "which may add up gradients"),
-            "--image_size_start": (arguments.image_size_start is not None, "which needs a CUDA graph for each size"),
         }
     for found, (is_there, reason) in refused.items():
         if is_there:
@@ -64,7 +64,6 @@ def configure_compilation(accelerator: Accelerator, arguments: TrainArguments) -
             )
     check_compiler(accelerator, plugin.backend.value.lower())
     logger.info(
-        "compiling by torch.compile (%s, %s): the first step, and the first one of another size, take one to five "
-        "minutes longer",
+        "compiling by torch.compile (%s, %s): the first step takes one to five minutes longer",
         plugin.backend.value.lower(), plugin.mode,
     )  # fmt: skip

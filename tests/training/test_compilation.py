@@ -44,7 +44,7 @@ def test_a_run_is_compiled_on_request_only(tmp_path):
         ({}, {"sync_bn": True}, {"num_processes": 2}, "--sync_bn"),
         ({}, {}, {"is_fsdp2": True}, "FSDP"),
         ({"mode": "max-autotune"}, {"gradient_accumulation_steps": 2}, {"device": "cuda"}, "in mode max-autotune"),
-        ({"mode": "reduce-overhead"}, {"image_size_start": 32}, {"device": "cuda"}, "--image_size_start"),
+        ({}, {"image_size_start": 32}, {}, "--image_size_start"),
         ({"mode": "reduce-overhead"}, {"auto_find_batch_size": True}, {"device": "cuda"}, "--auto_find_batch_size"),
     ],
 )  # fmt: skip
