@@ -132,7 +132,7 @@ class TrainingBatches:
         """
         tensors, index = {name: tensor for name, tensor in batch.items() if name != "index"}, batch["index"]
         if self.copying is None:
-            return send_to_device(tensors, self.device) | {"index": index}
+            return send_to_device(tensors, self.device, non_blocking=True) | {"index": index}
         computing = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self.copying):
             tensors = send_to_device(tensors, self.device, non_blocking=True)

@@ -96,7 +96,6 @@ def estimate_memory(
     *,
     num_processes: int = 1,
     use_fsdp: bool = False,
-    fused: bool = True,
 ) -> MemoryEstimate:
     """The memory of a training step on one device.
 
@@ -104,15 +103,14 @@ def estimate_memory(
         image_size: Side of the images in pixels.
         num_processes: Above 1, gradients are exchanged.
         use_fsdp: Whether FSDP shards the weights, and everything of their size, across the processes.
-        fused: Whether AdamW updates the weights in kernels that need no memory of their own, as it does on GPUs.
     """
     with torch.device("meta"):
         model = RepLKNetForImageClassification(config)
     parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     optimizer = build_optimizer(model, arguments)
     moments, update = _observe_update(model, optimizer)
-    if fused and isinstance(optimizer, AdamW):
-        update = 0
+    if isinstance(optimizer, AdamW):
+        update = 0  # fused, which it cannot be on tensors without content
     exchange, share = parameters if num_processes > 1 else 0, 1
     if use_fsdp:
         exchange, share = _unsharded_blocks(model), num_processes

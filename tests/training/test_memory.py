@@ -22,7 +22,7 @@ from seedling_hf.training.optimization import ExponentialMovingAverage, paramete
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 OPTIMIZERS = {
-    "adamw": lambda model: AdamW(parameter_groups(model, 1e-3, 0.05)),
+    "adamw": lambda model: AdamW(parameter_groups(model, 1e-3, 0.05), fused=True),
     "muon": lambda model: Muon(parameter_groups(model, 1e-3, 0.05), nesterov=True),
 }
 
@@ -75,7 +75,7 @@ def test_a_step_takes_the_estimated_memory(variant, image_size, batch_size, opti
     with FORKS.Pool(1, initializer=gc.freeze) as pool:
         measured = pool.apply(measure, (variant, image_size, batch_size, checkpointing, optim))
     estimated = estimate(
-        variant, image_size, batch_size, {"fused": False},
+        variant, image_size, batch_size,
         ema_decay=0.9, gradient_checkpointing=checkpointing, optim=optim,
     ).peak  # fmt: skip
     print(f"{variant}: measured {measured / 1e6:,.0f} MB, {measured / estimated:.2f} of the estimate")

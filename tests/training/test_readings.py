@@ -1,7 +1,7 @@
 """Between two lines of the log no step waits for the device or for other processes, and a bad one is found and undone.
 
 On a CPU nothing shows that a GPU would have been waited for. So every way in which numbers come out of tensors is
-watched while a real run trains, with AdamW as it is on a GPU.
+watched while a real run trains.
 """
 
 import json
@@ -22,7 +22,6 @@ from training_runs import Run
 
 from seedling_hf.data.loading import Loader
 from seedling_hf.inference.waiting import WaitingTogether
-from seedling_hf.training import learner
 from seedling_hf.training.learner import Learner
 from seedling_hf.training.loop import Training
 from seedling_hf.training.readings import MOST_UNREAD, NonFiniteLossError, Readings, Step
@@ -89,9 +88,7 @@ class Operators(TorchDispatchMode):
 
 
 def behave_as_on_a_gpu() -> None:
-    """AdamW is fused, and reading is not free."""
-    build = learner.build_optimizer
-    learner.build_optimizer = lambda model, arguments, fused: build(model, arguments, fused=True)
+    """Reading is not free."""
     Readings.are_due = property(lambda self: len(self.unread) >= MOST_UNREAD)
 
 
