@@ -64,6 +64,7 @@ def configure_compilation(accelerator: Accelerator, arguments: TrainArguments) -
             )
     check_compiler(accelerator, plugin.backend.value.lower())
     logger.info(
-        "compiling by torch.compile (%s, %s): the first step takes one to five minutes longer",
+        "compiling by torch.compile (%s, %s): the first step takes one to five minutes longer%s",
         plugin.backend.value.lower(), plugin.mode,
+        "; on a CPU the others are seldom faster" if accelerator.device.type == "cpu" else "",
     )  # fmt: skip
