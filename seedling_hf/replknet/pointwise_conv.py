@@ -42,7 +42,7 @@ class PointwiseConv2d(nn.Conv2d):
             dtype = _computed_dtype(hidden_states)
             weight, bias = _packed_weight(self.weight, dtype), self.bias.to(dtype)
             rows = _onednn_linear(rows.to(dtype), weight, bias, activation)
-        elif is_for_onednn and not needs_grad:
+        elif is_for_onednn and not needs_grad and not torch.compiler.is_compiling():
             rows = _onednn_linear(rows, self.weight.flatten(1), self.bias, activation)
         else:
             rows = ACTIVATIONS[activation](_linear(rows, self.weight.flatten(1), self.bias))
@@ -80,7 +80,6 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # which calls oneDNN itself
     )
 
 
@@ -88,7 +87,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(..., in), (out, in), (out,) -> (..., out), with derivatives."""
     if not _is_for_onednn(x, weight):
         return F.linear(x, weight, bias)
-    y = _OneDNNLinear.apply(x, weight)
+    y = _product(x, weight)
     return y if bias is None else y + bias
 
 
@@ -105,23 +104,31 @@ def _packed_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return _packed[weight][1]
 
 
-class _OneDNNLinear(torch.autograd.Function):
-    """The product; its gradients are products of the same kind, so they have derivatives too."""
+# An operator: compilers see one operation, which they would give to BLAS otherwise. Each copy of this file, as models
+# carry it, has an operator of its own.
+@torch.library.custom_op(f"{__name__.replace('.', '_')}::product", mutates_args=())
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """(..., in), (out, in) -> (..., out); its gradients are products of the same kind, so they have derivatives too."""
+    return _onednn_linear(x, weight)
 
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor) -> Tensor:
-        return _onednn_linear(x, weight)
 
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+@_product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        grad_x = _linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        grad_weight = _product_over_rows(grad.flatten(0, -2), x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight
+
+def _save_inputs(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    grad_x = _linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
+    grad_weight = _product_over_rows(grad.flatten(0, -2), x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
+    return grad_x, grad_weight
+
+
+_product.register_autograd(_backward, setup_context=_save_inputs)
 
 
 def _product_over_rows(grad: Tensor, x: Tensor) -> Tensor:
