@@ -43,7 +43,8 @@ def check_compiler(accelerator: "Accelerator", backend: str = INDUCTOR) -> None:
     with Progress("trying torch.compile"):
         try:
             if backend == INDUCTOR and device.type == "cpu":  # what is in the compiler's cache needs none
-                from torch._inductor.cpp_builder import get_cpp_compiler  # private: it has no public name
+                # Private: it has no public name.
+                from torch._inductor.cpp_builder import get_cpp_compiler
 
                 get_cpp_compiler()
             torch.compile(_one_line, backend=backend)(torch.zeros(8, device=device))

@@ -60,14 +60,19 @@ def _container_limits() -> Iterator[int]:
                 yield int(limit.read_text(encoding="utf-8"))
 
 
-def time_in_turns(runs: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
+def time_in_turns(
+    runs: dict[str, Callable[[], object]], repeats: int, device: str = "cpu", pause: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of each run, `repeats` of them; on a GPU by its own clock.
+
+    Before each run it waits for `pause` seconds: threads of other runtimes use the cores for a while after their work.
 
     Each round runs every entry once, so a machine that slows down slows all of them. A first round warms up.
     """
     seconds = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
+            time.sleep(pause)
             took = _seconds(run, device)
             if turn > 0:
                 seconds[name].append(took)

@@ -49,7 +49,7 @@ def test_a_private_import_has_a_reason_next_to_it():
         if "._" in module:
             lines = path.read_text(encoding="utf-8").splitlines()
             above = next(text for text in reversed(lines[: line - 1]) if not text.startswith("from torch"))
-            assert above.startswith("# Private: "), f"{path.name}:{line} imports {module}"
+            assert above.strip().startswith("# Private: "), f"{path.name}:{line} imports {module}"
 
 
 def test_a_wheel_holds_the_card_template_the_pages_and_the_shipped_model(tmp_path):

@@ -57,9 +57,8 @@ class Learner:
         optimizer = build_optimizer(model, arguments, fused=accelerator.device.type in ("cpu", "cuda"))
         self.scheduler = build_scheduler(optimizer, arguments, num_steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        if teachers and (
-            options := compile_options(accelerator)
-        ):  # they see the same batches, and may be the larger part
+        options = compile_options(accelerator)
+        if teachers and options:  # they see the same batches, and may be the larger part
             teachers.compile(**options)
 
     @property
