@@ -138,7 +138,8 @@ def profile_training(setting: Setting) -> dict[str, Any]:
     model, images = setting.build_model().train(), setting.random_images()
     form = model
     if setting.torch_compile_mode:
-        from torch._inductor import config  # takes long to import
+        # Private: the setting has no public name. It takes long to import.
+        from torch._inductor import config
 
         config.cpp.enable_kernel_profile = True  # else what it compiles for a CPU has no name
         form = torch.compile(model, mode=setting.torch_compile_mode)
