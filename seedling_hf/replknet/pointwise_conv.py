@@ -58,7 +58,12 @@ def gelu(x: Tensor) -> Tensor:
 
 def _is_for_convolution(x: Tensor) -> bool:
     # A single thread's convolution of fewer than 16 images is PyTorch's own, which takes twice as long.
-    return len(x) * x[0, 0].numel() >= ROWS_FOR_CONVOLUTION and (len(x) >= 16 or torch.get_num_threads() > 1)
+    return len(x) * x[0, 0].numel() >= ROWS_FOR_CONVOLUTION and (len(x) >= 16 or _num_threads() > 1)
+
+
+@torch.compiler.assume_constant_result  # compilers cannot trace a function of torch that returns a number
+def _num_threads() -> int:
+    return torch.get_num_threads()
 
 
 def _computed_dtype(x: Tensor) -> torch.dtype:
