@@ -86,6 +86,15 @@ def assert_equal(found: dict, expected: dict, exact: dict, precision: str) -> No
         assert error <= TOLERANCES[precision], f"{name} differ by {error:.1e}"
 
 
+def assert_as_exact(found: dict, expected: dict, exact: dict) -> None:
+    """In bfloat16 fused operations round less often: results differ by as much as both differ from float32."""
+    for name in ("logits", "gradients", "statistics"):
+        error, usual = ((result[name] - exact[name]).norm().item() for result in (found, expected))
+        assert 0 < error <= 1.25 * usual, f"{name} are {error:.1e} from float32, uncompiled {usual:.1e}"
+    # A single number may be right by chance; bfloat16 has 8 bits, and many roundings add up to some steps of them.
+    torch.testing.assert_close(found["loss"], exact["loss"], rtol=2**-6, atol=0)
+
+
 def assert_one_fast_graph(operations: Counter, calls: Counter) -> None:
     """The graph has our operators as often as they are called uncompiled."""
     assert calls
@@ -134,7 +143,11 @@ def test_compiled_training_is_that_of_the_model(variant, precision):
     compiled = copy.deepcopy(model)
     compiled.compile(fullgraph=True)
     exact = train(copy.deepcopy(model), variant, "float32")
-    assert_equal(train(compiled, variant, precision), train(model, variant, precision), exact, precision)
+    found, expected = train(compiled, variant, precision), train(model, variant, precision)
+    if precision == "float32":
+        assert_equal(found, expected, exact, precision)
+    else:
+        assert_as_exact(found, expected, exact)
 
 
 @pytest.mark.parametrize("bias", [False, True])
