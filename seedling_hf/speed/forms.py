@@ -22,7 +22,6 @@ from seedling_hf.replknet.pointwise_conv import PointwiseConv2d
 
 OURS, PLAIN, PLAIN_CHANNELS_LAST = "ours", "plain NCHW", "plain channels_last"
 COMPILED = "ours, compiled"
-PAUSE = 0.2  # seconds: threads of ONNX Runtime and OpenVINO wait for more work on cores that ours would use
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
 # Sums of some hundred float32 products, through up to 24 blocks, rounded in another order.
 TOLERANCE = 1e-3
@@ -49,8 +48,8 @@ class Setting:
     def random_images(self) -> Tensor:
         return torch.randn(self.batch_size, 3, self.image_size, self.image_size, device=self.device)
 
-    def time(self, runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-        return time_in_turns(runs, self.repeats, self.device, pause=PAUSE)
+    def time(self, runs: dict[str, Callable[[], object]], pause: float = 0.0) -> dict[str, list[float]]:
+        return time_in_turns(runs, self.repeats, self.device, pause)
 
     def describe(self, part: str) -> str:
         return f"{self.variant}, {part}, {self.image_size} px, batch {self.batch_size}"
