@@ -33,17 +33,14 @@ class PointwiseConv2d(nn.Conv2d):
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return ACTIVATIONS[activation](super().forward(hidden_states))
         needs_grad = torch.is_grad_enabled() and (hidden_states.requires_grad or self.weight.requires_grad)
-        is_for_onednn = _is_for_onednn(hidden_states, self.weight)
-        if is_for_onednn and needs_grad and _is_for_convolution(hidden_states):
+        if needs_grad and _is_for_onednn(hidden_states, self.weight) and _is_for_convolution(hidden_states):
             return ACTIVATIONS[activation](super().forward(hidden_states))
         rows = hidden_states.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         if not needs_grad and self.bias is not None and _can_pack(hidden_states):
             # Only a model folded for inference has biases here, so these weights no longer change.
-            dtype = _computed_dtype(hidden_states)
+            dtype = computed_dtype(hidden_states)
             weight, bias = _packed_weight(self.weight, dtype), self.bias.to(dtype)
             rows = _onednn_linear(rows.to(dtype), weight, bias, activation)
-        elif is_for_onednn and not needs_grad and not torch.compiler.is_compiling():
-            rows = _onednn_linear(rows, self.weight.flatten(1), self.bias, activation)
         else:
             rows = ACTIVATIONS[activation](_linear(rows, self.weight.flatten(1), self.bias))
         return rows.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
@@ -66,15 +63,16 @@ def _num_threads() -> int:
     return torch.get_num_threads()
 
 
-def _computed_dtype(x: Tensor) -> torch.dtype:
-    is_cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
-    return torch.get_autocast_dtype("cpu") if is_cast else x.dtype
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a convolution of `x` is computed: that of autocast, if it is enabled."""
+    is_cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if is_cast else x.dtype
 
 
 def _can_pack(x: Tensor) -> bool:
     if not HAS_ONEDNN or x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling():
         return False
-    dtype = _computed_dtype(x)
+    dtype = computed_dtype(x)
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
