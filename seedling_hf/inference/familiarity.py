@@ -1,0 +1,136 @@
+"""How far an image lies from those that a classifier was trained on, and whether that is too far for an answer.
+
+The measure is the squared Mahalanobis distance to the nearest class mean (Lee et al., arXiv 1807.03888), of the
+features of all stages together: early stages tell light, soil and texture, late ones shapes. One covariance is shared
+by the classes, shrunk as by Ledoit and Wolf (2004), so that it can be inverted with few images too.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from seedling_hf.errors import InputError
+from seedling_hf.files import replacing
+from seedling_hf.inference.model_files import check_finite, find_misfits, read_forms, read_tensors
+
+if TYPE_CHECKING:
+    from seedling_hf.inference.classifier import Pretrained
+
+FAMILIARITY = "familiarity.safetensors"
+TENSORS = ("center", "whitening", "class_means", "threshold")
+FAMILIAR_SHARE = 0.97  # of images like those of the training, which were not in it
+LEAST_SCALE = 1e-6  # of a feature that never changes
+
+
+class Familiarity(nn.Module):
+    """Distances of images to the training images of a classifier.
+
+    Args:
+        center: Mean of the features, (D).
+        whitening: Makes features minus `center` uncorrelated within the classes, with variance 1; (D, D).
+        class_means: Of the whitened features, for each class that had images; (K, D).
+        threshold: The largest distance of a familiar image, ().
+    """
+
+    def __init__(self, center: Tensor, whitening: Tensor, class_means: Tensor, threshold: Tensor) -> None:
+        super().__init__()
+        for name, tensor in zip(TENSORS, (center, whitening, class_means, threshold), strict=True):
+            self.register_buffer(name, tensor.float())
+
+    @classmethod
+    def fit(cls, features: np.ndarray, labels: np.ndarray) -> "Familiarity":
+        """Fits features (N, D) of training images with labels (N,); the threshold is still infinite."""
+        from sklearn.covariance import ledoit_wolf
+
+        features = features.astype(np.float64)
+        center, scale = features.mean(0), np.maximum(features.std(0), LEAST_SCALE)
+        standardized = (features - center) / scale
+        classes, numbers = np.unique(labels, return_inverse=True)
+        means = np.stack([standardized[numbers == k].mean(0) for k in range(len(classes))])
+        covariance, _ = ledoit_wolf(standardized - means[numbers], assume_centered=True)
+        # A ridge for features that never change within the classes.
+        covariance += LEAST_SCALE * np.eye(len(covariance))
+        unmixing = np.linalg.inv(np.linalg.cholesky(covariance)).T
+        arrays = center, unmixing / scale[:, None], means @ unmixing, np.inf
+        return cls(*(torch.as_tensor(array) for array in arrays))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The squared distance (N,) to the nearest class mean of features (N, D), in float32."""
+        whitened = (features.float() - self.center) @ self.whitening
+        products = whitened @ self.class_means.T
+        squares = whitened.square().sum(1, keepdim=True) + self.class_means.square().sum(1)
+        return (squares - 2 * products).amin(1).clamp(min=0)
+
+    def unfamiliarity(self, features: Tensor) -> Tensor:
+        """The distance (N,) of features (N, D) as a multiple of the threshold: above 1, an image is unfamiliar."""
+        return self(features) / self.threshold
+
+    def set_threshold(self, distances: np.ndarray) -> None:
+        """Sets the threshold, at which `FAMILIAR_SHARE` of images (N,) like those of the training are familiar."""
+        self.threshold.fill_(float(np.quantile(distances, FAMILIAR_SHARE)))
+
+    def save(self, folder: Path) -> None:
+        """Writes the file of the folder, complete or not at all.
+
+        Raises:
+            WriteError: if the disk is full, or refuses the file.
+        """
+        from safetensors.torch import save_file
+
+        with replacing(folder / FAMILIARITY) as temporary:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}, temporary)
+
+
+def load_familiarity(source: "Pretrained", num_features: int, num_classes: int) -> Familiarity | None:
+    """The measure of a model folder or repository; None where it has none.
+
+    Raises:
+        InputError: for a file that is damaged, or that belongs to another network.
+    """
+    if (path := source.find(FAMILIARITY)) is None:
+        return None
+    forms = read_forms([path])
+    means = forms["class_means"].shape if "class_means" in forms else ()
+    classes = min(means[0], num_classes) if means else num_classes  # one that had no images has no mean
+    shapes = ((num_features,), (num_features, num_features), (classes, num_features), ())
+    if misfits := find_misfits(forms, dict(zip(TENSORS, shapes, strict=True))):
+        raise InputError(
+            f"expected the distances of this network in {path}, found {misfits[0]} of another; copy all files of the "
+            "model again"
+        )
+    tensors = read_tensors([path])
+    check_finite(tensors, str(path))
+    return Familiarity(**{name: tensors[name] for name in TENSORS})
+
+
+def stage_features(hidden_states: Sequence[Tensor]) -> Tensor:
+    """The spatial means of the outputs of all stages side by side, (N, D) in float32.
+
+    Args:
+        hidden_states: Outputs of the stem, which is left out, and of the stages, (N, C, H, W) each.
+    """
+    return torch.cat([state.float().mean((-2, -1)) for state in hidden_states[1:]], dim=1)
+
+
+def num_stage_features(config: Any) -> int | None:
+    """D of `stage_features`; None for a network whose stages are not known here."""
+    return sum(config.hidden_sizes) if config.model_type == "replknet" else None
+
+
+class WithFeatures(nn.Module):
+    """Gives logits and stage features side by side, (N, C + D), from one pass, so that they are gathered as one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.name_or_path = model, getattr(model, "name_or_path", "")
+        self.train(model.training)
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        outputs = self.model(pixel_values=pixel_values, output_hidden_states=True)
+        both = torch.cat([outputs.logits.float(), stage_features(outputs.hidden_states)], dim=1)
+        return ImageClassifierOutput(logits=both)
