@@ -188,6 +188,30 @@ class AugmentationArguments(ArgumentGroup):
     randaugment_num_ops: int = option(0, "RandAugment operations per image; 0 is off", least=0, most=100)
     randaugment_magnitude: int = option(7, "RandAugment magnitude, 0 to 30", least=0, most=30)
     jpeg_prob: float = option(0.0, "probability of JPEG compression with a quality of 50 to 100", least=0, most=1)
+    zoom_in_prob: float = option(0.0, "probability of a crop of 6 to 40%% of the area around a plant", least=0, most=1)
+    zoom_out_prob: float = option(
+        0.0,
+        "probability of the image at 25 to 85%% of its side, amid ground or its mirror images",
+        least=0,
+        most=1,
+    )
+    background_prob: float = option(
+        0.0,
+        "probability of another background behind the green: ground of other training images, drawn soil, gradients, "
+        "flat colours",
+        least=0,
+        most=1,
+    )
+    shadow_prob: float = option(0.0, "probability of a shadow with soft edges", least=0, most=1)
+    white_balance: float = option(
+        0.0, "strength of colour temperature (1: 200 mireds either way) and of gains of channels", least=0, most=1
+    )
+    gamma: float = option(0.0, "values are raised to a power between 2^-gamma and 2^gamma", least=0, most=2)
+    levels_prob: float = option(
+        0.0, "probability of other black and white points: half stretched to 0 and 1, half darker", least=0, most=1
+    )
+    blur_prob: float = option(0.0, "probability of blur: Gaussian, out of focus, or moved", least=0, most=1)
+    noise_prob: float = option(0.0, "probability of a sensor's noise", least=0, most=1)
     random_erasing: float = option(0.0, "probability of Random Erasing", least=0, most=1)
     cutout_size: int = option(0, "side of Cutout's square in pixels; 0 is off", least=0)
     mixup_alpha: float = option(0.8, "alpha of MixUp's beta distribution; 0 is off", least=0, most=1000)

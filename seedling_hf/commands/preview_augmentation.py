@@ -22,6 +22,8 @@ IMAGES_OF_A_CLASS, MOST_CLASSES_ON_A_SHEET = 4, 12
 OFF = {
     "min_crop_scale": 1.0, "horizontal_flip": 0.0, "vertical_flip": 0.0, "quarter_turns": 0.0, "rotation_degrees": 0.0,
     "color_jitter": 0.0, "randaugment_num_ops": 0, "jpeg_prob": 0.0, "random_erasing": 0.0, "cutout_size": 0,
+    "zoom_in_prob": 0.0, "zoom_out_prob": 0.0, "background_prob": 0.0, "shadow_prob": 0.0, "white_balance": 0.0,
+    "gamma": 0.0, "levels_prob": 0.0, "blur_prob": 0.0, "noise_prob": 0.0,
 }  # fmt: skip
 
 
@@ -170,6 +172,15 @@ def each_augmentation(image_size: int) -> dict[str, dict]:
         "rotation": {"rotation_degrees": 180.0},
         "color jitter": {"color_jitter": 0.5},
         "RandAugment": {"randaugment_num_ops": 2, "randaugment_magnitude": 15},
+        "zoom in": {"zoom_in_prob": 1.0},
+        "zoom out": {"zoom_out_prob": 1.0},
+        "background": {"background_prob": 1.0},
+        "shadow": {"shadow_prob": 1.0},
+        "white balance": {"white_balance": 1.0},
+        "gamma": {"gamma": 1.0},
+        "levels": {"levels_prob": 1.0},
+        "blur": {"blur_prob": 1.0},
+        "noise": {"noise_prob": 1.0},
         "JPEG": {"jpeg_prob": 1.0},
         "Random Erasing": {"random_erasing": 1.0},
         "Cutout": {"cutout_size": image_size // 3},

@@ -4,7 +4,8 @@ In reading order: `formats` says what is an image, `listing` lists images in fol
 without their broken `metadata`, `folders` and `hub_dataset`, whose `shards` are checked, list a `pool` of them with
 classes, `duplicates` compares their pixels, `splits` draws which of them validate, and `dataset` takes these steps from
 a folder to a DatasetDict; `statistics` and `inspection` describe the images, `recognition` finds those that a model was
-trained on. `transforms` prepares an image, `image_cache` keeps decoded ones, `sampler` orders them by `seeds`, `stream`
-reads them from the Hub, `collator` makes and mixes batches, which `training_images` gives by their keys and `loading`
-brings from workers, through a `handover` of memory.
+trained on. `transforms` prepares an image, with `geometry`, `light`, `camera` and
+`backgrounds`, for which `greenness` tells plants from ground; `image_cache` keeps decoded images, `sampler` orders them
+by `seeds`, `stream` reads them from the Hub, `collator` makes and mixes batches, which `training_images` gives by their
+keys and `loading` brings from workers, through a `handover` of memory.
 """

@@ -1,75 +1,25 @@
 """How an image is prepared for the model: augmentation in training, the image processor in evaluation."""
 
-import math
 import random
 from collections.abc import Callable
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor
 
+from seedling_hf.data.backgrounds import Backgrounds, RandomBackground
+from seedling_hf.data.camera import RandomBlur, RandomJPEG, RandomNoise
+from seedling_hf.data.geometry import RandomQuarterTurn, RandomRotation, RandomZoom
 from seedling_hf.data.images import to_rgb
+from seedling_hf.data.light import RandomGamma, RandomLevels, RandomShadow, RandomWhiteBalance
 from seedling_hf.data.seeds import mix
 from seedling_hf.train_arguments import AugmentationArguments
 
 Transform = Callable[[Image.Image | Tensor], Tensor]  # of an image in RGB, or its (3, H, W) bytes
-
-
-class RandomQuarterTurn(nn.Module):
-    """With this probability rotates a square image by 0, 90, 180 or 270 degrees, without interpolation."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Rotates an `image` (C, size, size)."""
-        if torch.rand(()) >= self.probability:
-            return image
-        return torch.rot90(image, int(torch.randint(4, ())), (-2, -1))
-
-
-class RandomRotation(nn.Module):
-    """Rotates a square image about its centre with bicubic interpolation, faster than torchvision's `RandomRotation`.
-
-    One grid is kept and rotated, by up to `degrees` in either direction. Pixels outside count as `fill`, one value per
-    channel, in the interpolation at the edge too, where torchvision leaves a dark seam.
-    """
-
-    def __init__(self, degrees: float, size: int, fill: tuple[float, ...]) -> None:
-        super().__init__()
-        self.degrees = degrees
-        self.fill = torch.tensor(fill)[:, None, None]
-        # (1, size, size, 2): x and y of each pixel from -1 to 1, and the same rotated by a quarter turn.
-        self.grid = F.affine_grid(torch.eye(2, 3)[None], [1, 1, size, size], align_corners=False)
-        self.quarter = torch.stack((-self.grid[..., 1], self.grid[..., 0]), dim=-1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Rotates a float `image` (C, size, size) of values from 0 to 1."""
-        angle = math.radians(torch.empty(1).uniform_(-self.degrees, self.degrees).item())
-        grid = torch.add(self.grid * math.cos(angle), self.quarter, alpha=math.sin(angle))
-        # Outside the image, grid_sample takes zeros.
-        turned = F.grid_sample((image - self.fill)[None], grid, mode="bicubic", align_corners=False)[0] + self.fill
-        return turned.clamp_(0, 1)  # bicubic interpolation overshoots
-
-
-class RandomJPEG(nn.Module):
-    """Compresses an image as JPEG with Pillow's encoder, at a random quality of 50 to 100.
-
-    torchvision's `v2.JPEG` gives the same bytes, but its encoder is deprecated since torchvision 0.29.
-    """
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Compresses the bytes of an `image` (3, H, W)."""
-        quality, file = int(torch.randint(50, 101, ())), BytesIO()
-        v2.functional.to_pil_image(image).save(file, "JPEG", quality=quality)
-        return v2.functional.pil_to_tensor(Image.open(file, formats=["JPEG"]))
 
 
 class Cutout(nn.Module):
@@ -89,49 +39,94 @@ class Cutout(nn.Module):
 
 
 def build_train_transform(
-    augmentation: AugmentationArguments, image_processor: BaseImageProcessor, image_size: int | None = None
+    augmentation: AugmentationArguments,
+    image_processor: BaseImageProcessor,
+    image_size: int | None = None,
+    backgrounds: Backgrounds | None = None,
 ) -> Transform:
     """The augmentation of one image: PIL image or its bytes in, normalised (3, image_size, image_size) float32 out.
 
     Training must resize as evaluation does, with the interpolation of `image_processor`: a network trained on softer
     images than it is evaluated on takes sharpness for a property of a class. `image_size` defaults to the side of the
-    image processor, which `cutout_size` is relative to.
+    image processor, which `cutout_size` is relative to; `backgrounds` to drawn ones only.
     """
     final_size = image_processor.crop_size["height"]
     size, mean = image_size or final_size, image_processor.image_mean
-    # Tensors cannot be resized by Lanczos and the other filters of PIL.
-    resample = {Image.Resampling.NEAREST: "nearest", Image.Resampling.BILINEAR: "bilinear"}
-    how = {"interpolation": InterpolationMode(resample.get(image_processor.resample, "bicubic")), "antialias": True}
+    if backgrounds is None and uses_backgrounds(augmentation):
+        backgrounds = Backgrounds()
     steps: list[nn.Module] = [v2.PILToTensor()]
-    if augmentation.jpeg_prob:
-        steps.append(v2.RandomApply([RandomJPEG()], augmentation.jpeg_prob))  # first, as in a camera
-    if augmentation.min_crop_scale < 1:
-        steps.append(v2.RandomResizedCrop(size, scale=(augmentation.min_crop_scale, 1.0), **how))
-    else:
-        steps.append(v2.Resize((size, size), **how))
-    if augmentation.horizontal_flip:
-        steps.append(v2.RandomHorizontalFlip(augmentation.horizontal_flip))
-    if augmentation.vertical_flip:
-        steps.append(v2.RandomVerticalFlip(augmentation.vertical_flip))
-    if augmentation.quarter_turns:
-        steps.append(RandomQuarterTurn(augmentation.quarter_turns))
+    steps += _steps_on_bytes(augmentation, image_processor, size, backgrounds)
     # From here on in float, in which colour jitter is faster.
     steps.append(v2.ToDtype(torch.float32, scale=True))
     if augmentation.rotation_degrees:
         steps.append(RandomRotation(augmentation.rotation_degrees, size, mean))
-    if augmentation.color_jitter:
-        steps.append(v2.ColorJitter(*3 * [augmentation.color_jitter]))
-    if augmentation.randaugment_num_ops:
-        operations, magnitude = augmentation.randaugment_num_ops, augmentation.randaugment_magnitude
-        steps.append(v2.ToDtype(torch.uint8, scale=True))
-        steps.append(v2.RandAugment(operations, magnitude, fill=[round(255 * value) for value in mean]))
-        steps.append(v2.ToDtype(torch.float32, scale=True))
+    steps += _steps_on_light(augmentation, mean, backgrounds)
     steps.append(v2.Normalize(mean, image_processor.image_std))
     if augmentation.random_erasing:
         steps.append(v2.RandomErasing(augmentation.random_erasing))
     if cutout := augmentation.cutout_size * size // final_size:
         steps.append(Cutout(cutout))
     return v2.Compose(steps)
+
+
+def uses_backgrounds(augmentation: AugmentationArguments) -> bool:
+    """Whether `build_train_transform` takes backgrounds."""
+    return augmentation.background_prob > 0 or augmentation.zoom_out_prob > 0
+
+
+def _steps_on_bytes(
+    augmentation: AugmentationArguments, image_processor: BaseImageProcessor, size: int,
+    backgrounds: Backgrounds | None,
+) -> list[nn.Module]:  # fmt: skip
+    # Tensors cannot be resized by Lanczos and the other filters of PIL.
+    resample = {Image.Resampling.NEAREST: "nearest", Image.Resampling.BILINEAR: "bilinear"}
+    how = {"interpolation": InterpolationMode(resample.get(image_processor.resample, "bicubic")), "antialias": True}
+    steps: list[nn.Module] = []
+    if augmentation.jpeg_prob:
+        steps.append(v2.RandomApply([RandomJPEG()], augmentation.jpeg_prob))  # first, as in a camera
+    if augmentation.min_crop_scale < 1:
+        crop = v2.RandomResizedCrop(size, scale=(augmentation.min_crop_scale, 1.0), **how)
+    else:
+        crop = v2.Resize((size, size), **how)
+    if augmentation.zoom_in_prob or augmentation.zoom_out_prob:
+        crop = RandomZoom(augmentation.zoom_in_prob, augmentation.zoom_out_prob, size, crop, backgrounds, **how)
+    steps.append(crop)
+    if augmentation.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip(augmentation.horizontal_flip))
+    if augmentation.vertical_flip:
+        steps.append(v2.RandomVerticalFlip(augmentation.vertical_flip))
+    if augmentation.quarter_turns:
+        steps.append(RandomQuarterTurn(augmentation.quarter_turns))
+    return steps
+
+
+def _steps_on_light(
+    augmentation: AugmentationArguments, mean: list[float], backgrounds: Backgrounds | None
+) -> list[nn.Module]:
+    """From the plant through the air to the sensor; each flag that is 0 has no step and draws no random numbers."""
+    operations, magnitude = augmentation.randaugment_num_ops, augmentation.randaugment_magnitude
+    steps: list[nn.Module] = []
+    if augmentation.background_prob:
+        steps.append(RandomBackground(augmentation.background_prob, backgrounds))
+    if augmentation.shadow_prob:
+        steps.append(RandomShadow(augmentation.shadow_prob))
+    if augmentation.white_balance:
+        steps.append(RandomWhiteBalance(augmentation.white_balance))
+    if augmentation.gamma:
+        steps.append(RandomGamma(augmentation.gamma))
+    if augmentation.blur_prob:
+        steps.append(RandomBlur(augmentation.blur_prob))
+    if augmentation.noise_prob:
+        steps.append(RandomNoise(augmentation.noise_prob))
+    if augmentation.color_jitter:
+        steps.append(v2.ColorJitter(*3 * [augmentation.color_jitter]))
+    if augmentation.levels_prob:
+        steps.append(RandomLevels(augmentation.levels_prob))  # last, as copies are stretched
+    if operations:
+        steps.append(v2.ToDtype(torch.uint8, scale=True))
+        steps.append(v2.RandAugment(operations, magnitude, fill=[round(255 * value) for value in mean]))
+        steps.append(v2.ToDtype(torch.float32, scale=True))
+    return steps
 
 
 class EvalTransform:

@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
+from seedling_hf.data.backgrounds import cover_plant
+from seedling_hf.data.greenness import plant_mask
 from seedling_hf.errors import InputError
-from seedling_hf.inference.greenness import excess_green, otsu_threshold
 
 GREY = 128
-MARGIN = 0.03  # of the side: leaves have pale edges below any threshold
 
 Alteration = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -44,12 +44,6 @@ class Probe:
     patches: int = 1
 
 
-def plant_mask(image: Image.Image) -> np.ndarray:
-    """Where the plant is: (H, W) of bool."""
-    green = excess_green(np.asarray(image.convert("RGB").filter(ImageFilter.GaussianBlur(1))))
-    return green > otsu_threshold(green)
-
-
 def keep_plant(image: Image.Image, generator: np.random.Generator) -> Image.Image:
     pixels = np.array(image)
     pixels[~plant_mask(image)] = GREY
@@ -57,20 +51,7 @@ def keep_plant(image: Image.Image, generator: np.random.Generator) -> Image.Imag
 
 
 def keep_background(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Covers the plant by the image itself, shifted at random again and again until no plant is seen."""
-    pixels = np.array(image)
-    hidden = _widen(plant_mask(image), max(1, round(MARGIN * min(image.size))))
-    original, open_ground = pixels.copy(), ~hidden
-    mean = original[open_ground].mean(0) if open_ground.any() else np.full(3, GREY)
-    for _ in range(100):
-        if not hidden.any():
-            break
-        shift = tuple(int(generator.integers(side)) for side in hidden.shape)
-        covered = hidden & np.roll(open_ground, shift, (0, 1))
-        pixels[covered] = np.roll(original, shift, (0, 1))[covered]
-        hidden &= ~covered
-    pixels[hidden] = mean
-    return Image.fromarray(pixels)
+    return Image.fromarray(cover_plant(np.array(image), plant_mask(image), generator))
 
 
 def keep_silhouette(image: Image.Image, generator: np.random.Generator) -> Image.Image:
@@ -184,11 +165,6 @@ PROBES = (
     Probe("rotation_90", "rotation by 90°", "geometry", turn(90)),
     Probe("rotation_180", "rotation by 180°", "geometry", turn(180)),
 )
-
-
-def _widen(mask: np.ndarray, pixels: int) -> np.ndarray:
-    image = Image.fromarray(mask.astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
 
 
 def _border_color(image: Image.Image) -> tuple[int, ...]:

@@ -11,15 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from seedling_hf.data.greenness import LEAST_EXCESS_GREEN, MOST_EXCESS_GREEN, excess_green, otsu_bin
 from seedling_hf.errors import require_package
-from seedling_hf.inference.greenness import excess_green, otsu_bin
 from seedling_hf.plots.fonts import split_by_font
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, as PIL's crop takes it
 MIN_SIDE = 0.02
 MARGIN = 0.1  # ground on each side of a plant, as a fraction of its longer side
-# Below the first nothing is green (grey ground lies within ±0.05, leaves above 0.1), above the second everything.
-LEAST_EXCESS_GREEN, MOST_EXCESS_GREEN = 0.08, 0.2
 # Turquoise pots have excess green too; the dullest leaves of wheat have a third more green than blue.
 LEAST_GREEN_TO_BLUE = 1.25
 # Plants are found in a copy of at most this size: within a second and 100 MB, whatever the camera.

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
 
+from seedling_hf.data.backgrounds import Backgrounds, find_grounds
 from seedling_hf.data.collator import Collator
 from seedling_hf.data.image_cache import (
     FromCache,
@@ -26,7 +27,7 @@ from seedling_hf.data.loading import Loader, Waiting
 from seedling_hf.data.sampler import EpochSampler
 from seedling_hf.data.stream import Place, TrainingStream, pop_place
 from seedling_hf.data.training_images import BatchKey, TrainingImages
-from seedling_hf.data.transforms import EvalTransform, ExampleTransform, build_train_transform
+from seedling_hf.data.transforms import EvalTransform, ExampleTransform, build_train_transform, uses_backgrounds
 from seedling_hf.errors import InputError
 from seedling_hf.inference.waiting import WaitingTogether, deal
 from seedling_hf.train_arguments import TrainArguments
@@ -60,7 +61,8 @@ class TrainingBatches:
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.accumulation = arguments.gradient_accumulation_steps
         self.global_batch_size = arguments.per_device_train_batch_size * self.accumulation * accelerator.num_processes
-        transform = ExampleTransform(build_train_transform(arguments, image_processor), seed=arguments.seed)
+        build = partial(build_train_transform, arguments, image_processor, backgrounds=_backgrounds(arguments, train))
+        transform = ExampleTransform(build(), seed=arguments.seed)
         collator = Collator(num_labels, arguments, seed=arguments.seed)
         # These deal the images to the processes, so accelerate must not divide them again.
         shares = {
@@ -84,7 +86,6 @@ class TrainingBatches:
             else:
                 images = cache_training_images(train, arguments.cache_images, image_processor)
                 images = images.with_transform(FromCache(transform))
-            build = partial(build_train_transform, arguments, image_processor)
             images = TrainingImages(images, transform, collator, build)
             self.steps_per_epoch = self.sampler.steps_per_epoch
         self.loader = _loader(
@@ -239,6 +240,13 @@ def build_eval_loader(
         validation.with_transform(transform), arguments, accelerator, WaitingTogether(accelerator), **options
     )
     return TimedLoader(deal(loader, accelerator), timing)
+
+
+def _backgrounds(arguments: TrainArguments, train: Dataset | IterableDataset) -> Backgrounds | None:
+    """With the grounds of training images, unless these are streamed."""
+    if not uses_backgrounds(arguments):
+        return None
+    return Backgrounds(None if arguments.streaming else find_grounds(train))
 
 
 def _loader(

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from seedling_hf.data.transforms import RandomQuarterTurn, RandomRotation, build_train_transform, to_rgb
+from seedling_hf.data.geometry import RandomQuarterTurn, RandomRotation
+from seedling_hf.data.transforms import build_train_transform, to_rgb
 from seedling_hf.replknet import RepLKNetImageProcessor
 from seedling_hf.train_arguments import AugmentationArguments
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from processes import command_on_two_processes
 from sample import copy_sample
 from small_models import SPECIES
@@ -13,12 +13,13 @@ from small_models import SPECIES
 from seedling_hf.commands import run
 from seedling_hf.commands.probe import main
 from seedling_hf.data.dataset import load_folder
+from seedling_hf.data.greenness import excess_green, otsu_threshold, plant_mask
 from seedling_hf.data.transforms import EvalTransform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation import probes, probing
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import wilson_interval
-from seedling_hf.evaluation.probes import PROBES, Probe, plant_mask, shuffle_patches
+from seedling_hf.evaluation.probes import PROBES, Probe, shuffle_patches
 from seedling_hf.evaluation.probing import ProbeTransform, probe
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
@@ -103,12 +104,12 @@ def test_otsus_threshold_has_the_least_variance_within():
 
     best = min(map(variance_within, edges))
     # 1e-3: Otsu's method sees the bins' centres, not the values.
-    assert variance_within(probes.otsu_threshold(values)) == pytest.approx(best, rel=1e-3)
+    assert variance_within(otsu_threshold(values)) == pytest.approx(best, rel=1e-3)
 
 
 def test_excess_green_is_that_of_the_chromatic_coordinates():
     colors = np.array([[[0, 255, 0], [200, 100, 100], [90, 90, 90], [0, 0, 0]]], np.uint8)
-    assert probes.excess_green(colors)[0].tolist() == [2.0, -0.25, 0.0, 0.0]
+    assert excess_green(colors)[0].tolist() == [2.0, -0.25, 0.0, 0.0]
 
 
 def test_a_drawn_plant_is_found():
@@ -129,10 +130,10 @@ def test_the_plant_of_a_real_image_is_kept_and_the_rest_is_grey(charlock):
 
 def test_the_background_of_a_real_image_has_no_green_left_and_is_otherwise_the_same(charlock):
     pixels, mask = altered("background_only", charlock), plant_mask(charlock)
-    threshold = probes.otsu_threshold(probes.excess_green(np.asarray(charlock)))
-    green = probes.excess_green(pixels) > threshold
+    threshold = otsu_threshold(excess_green(np.asarray(charlock)))
+    green = excess_green(pixels) > threshold
     assert green.mean() < 0.02 < mask.mean()
-    far = ~probes._widen(mask, 8)
+    far = ~np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(17)), bool)
     assert np.array_equal(pixels[far], np.asarray(charlock)[far])
 
 

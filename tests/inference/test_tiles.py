@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from seedling_hf.inference.greenness import excess_green
+from seedling_hf.data.greenness import excess_green
 from seedling_hf.inference.tiles import draw_boxes, find_plants, in_reading_order
 
 pytest.importorskip("skimage", reason="scikit-image finds the plants: pip install 'seedling-hf[all]'")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seedling_hf.inference.greenness import excess_green, otsu_bin, otsu_threshold
+from seedling_hf.data.greenness import excess_green, otsu_bin, otsu_threshold
 
 
 def test_excess_green_is_2_for_green_and_0_for_grey_and_black():
