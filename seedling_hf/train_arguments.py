@@ -276,6 +276,9 @@ class RunArguments(ArgumentGroup):
     save_steps: int | None = option(
         None, "steps between checkpoints (default: every epoch if saving takes under 2%%)", least=1
     )
+    no_calibration: bool = option(
+        False, "leave the probabilities as training made them, without a temperature fitted on validation images"
+    )
     save_total_limit: int | None = option(2, "checkpoints to keep besides the best", least=1)
     logging_steps: int = option(10, "steps between lines of metrics.jsonl", least=1)
     report_to: list[str] = option(list, "trackers of accelerate, such as tensorboard or wandb")

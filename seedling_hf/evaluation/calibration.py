@@ -16,6 +16,9 @@ from seedling_hf.progress import follow
 
 BOOTSTRAP_RESAMPLES = 2000
 LARGEST_LOG_TEMPERATURE = 5.0
+# Of the prior of a temperature's logarithm, a normal distribution around 0: it decides where a few images cannot.
+PRIOR_DEVIATION = 0.5
+SURE_SHARE = 0.95  # of the images, where nearly every answer is right
 CURVE_POINTS = 101
 
 
@@ -91,20 +94,19 @@ def scale_probabilities(probabilities: np.ndarray, temperature: float) -> np.nda
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature at which the true classes (N,) are most probable, given (N, C) (arXiv 1706.04599, section 4.2).
+    """The most probable temperature, given (N, C) and the true classes (N,) (arXiv 1706.04599, section 4.2).
 
-    A number from 1/148 to 148: above 1 where the model was overconfident. Where every prediction is right there is no
-    optimum, and the lower end is returned.
+    A number from 1/148 to 148: above 1 where the model was overconfident. Where every one of a few predictions is
+    right, the images alone would ask for a temperature of 0; the prior keeps it near 1.
     """
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(
-        lambda log: negative_log_likelihood(scale_probabilities(probabilities, np.exp(log)), labels),
-        bounds=(-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    return float(np.exp(found.x))
+    def loss(log: float) -> float:
+        prior = (log / PRIOR_DEVIATION) ** 2 / 2 / len(labels)
+        return negative_log_likelihood(scale_probabilities(probabilities, np.exp(log)), labels) + prior
+
+    bounds = (-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE)
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
 
 
 def halves(num_examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,6 +193,26 @@ def not_sure_threshold(confidence: np.ndarray, correct: np.ndarray, target_accur
         return NotSure(target_accuracy)
     threshold, coverage, risk = (float(curve[name][enough[-1]]) for name in ("threshold", "coverage", "risk"))
     return NotSure(target_accuracy, threshold, coverage, 1 - risk)
+
+
+def sure_threshold(
+    confidence: np.ndarray, correct: np.ndarray, familiar: np.ndarray, target_accuracy: float = 0.95
+) -> float:
+    """The confidence (N,) from which on a familiar (N,) answer counts as sure, so that most of these are right (N,).
+
+    The lowest at which the target is reached; 1 if none does. Where all familiar answers together reach it although
+    some are wrong, the least confident ones are withheld, so that `SURE_SHARE` of all images remain: otherwise nothing
+    would ever be "not sure".
+    """
+    if not familiar.any():
+        return 1.0
+    found = not_sure_threshold(confidence[familiar], correct[familiar], target_accuracy)
+    if found.threshold is None:
+        return 1.0
+    if not found.keeps_all or correct[familiar].all():
+        return found.threshold
+    ordered = np.sort(confidence[familiar])[::-1]
+    return float(ordered[min(round(SURE_SHARE * len(confidence)), len(ordered)) - 1])
 
 
 def cross_fit_not_sure(confidence: np.ndarray, correct: np.ndarray, target_accuracy: float, seed: int) -> Kept:

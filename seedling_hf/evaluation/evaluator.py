@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
 from seedling_hf.inference.classifier import list_classes
 from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
+from seedling_hf.inference.familiarity import WithFeatures
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
 
 
@@ -57,6 +59,22 @@ class Evaluator:
             model: Predicts in place of the classifier.
             transform: Makes `pixel_values` and `index` of rows, in place of the image processor.
         """
+        started = time.perf_counter()
+        logits = self._compute(dataset, model or self.model, transform)
+        seconds = time.perf_counter() - started
+        # In float64 a small probability does not become zero, whose logarithm is infinite.
+        return LabelledProbabilities(logits.double().softmax(-1).numpy(), *_list_labels(dataset), seconds)
+
+    def measure(self, dataset: Dataset) -> tuple[LabelledProbabilities, Tensor]:
+        """Predicts a dataset as `predict` does, and gives the stage features (N, D) of the same pass."""
+        started = time.perf_counter()
+        both = self._compute(dataset, WithFeatures(self.model))
+        seconds, num_classes = time.perf_counter() - started, len(self.class_names)
+        probabilities = both[:, :num_classes].double().softmax(-1).numpy()
+        return LabelledProbabilities(probabilities, *_list_labels(dataset), seconds), both[:, num_classes:]
+
+    def _compute(self, dataset: Dataset, model: torch.nn.Module, transform: Callable[..., Any] | None = None) -> Tensor:
+        """The logits of a model, in the order of the numbers of the images."""
         self.model.to(self.accelerator.device)
         check_memory(self.model, min(self.batch_size, len(dataset)), image_side(self.image_processor), EVAL_ADVICE)
         dataloader = build_dataloader(
@@ -67,14 +85,14 @@ class Evaluator:
             num_workers=self.num_workers,
             transform=transform,
         )
-        started = time.perf_counter()
         with closing(dataloader.base_dataloader):
-            logits, _ = predict(model or self.model, dataloader, self.accelerator)
-        seconds = time.perf_counter() - started
-        order = np.argsort(dataset["index"])
-        labels, files = np.array(dataset["label"])[order], np.array(dataset["file"])[order].tolist()
-        # In float64 a small probability does not become zero, whose logarithm is infinite.
-        return LabelledProbabilities(logits.double().softmax(-1).numpy(), labels, files, seconds)
+            return predict(model, dataloader, self.accelerator)[0]
+
+
+def _list_labels(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
+    """Labels and files of a dataset, in the order of the numbers of its images."""
+    order = np.argsort(dataset["index"])
+    return np.array(dataset["label"])[order], np.array(dataset["file"])[order].tolist()
 
 
 def load_evaluator(arguments: CompiledInferenceArguments) -> Evaluator:

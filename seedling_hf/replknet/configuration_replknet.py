@@ -51,8 +51,8 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
         reparameterized: Whether the small kernels are merged into the large ones, for inference.
         fused: Whether every BatchNorm next to a convolution is folded into it, for inference.
         conv_implementation: How the large depthwise convolutions are computed; None chooses for each shape and device.
-        temperature: What the logits were divided by, in the classifier's weights, so that the probabilities are right;
-            None for a model that was not calibrated.
+        calibration_temperature: What the logits were divided by, in the classifier's weights, so that probabilities are
+            right; None for a model that was not calibrated.
         confidence_threshold: The probability from which on an answer counts as sure; None where nothing is known.
         source_sha256: SHA-256 of the checkpoint file that the weights were converted from.
         format_version: Version of the names of weights and fields, so that later versions can read older folders.
@@ -79,7 +79,7 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
     reparameterized: bool = False
     fused: bool = False
     conv_implementation: str | None = None
-    temperature: float | int | None = None
+    calibration_temperature: float | int | None = None
     confidence_threshold: float | int | None = None
     source_sha256: str | None = None
     format_version: int = FORMAT_VERSION
@@ -156,8 +156,9 @@ class RepLKNetConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"expected {name} to leave at least one channel, found {value}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"expected drop_path_rate to be at least 0 and below 1, found {self.drop_path_rate}")
-        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"expected temperature to be a positive number or None, found {self.temperature}")
+        temperature = self.calibration_temperature
+        if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"expected calibration_temperature to be a positive number or None, found {temperature}")
         if self.confidence_threshold is not None and not 0 <= self.confidence_threshold <= 1:
             raise ValueError(
                 f"expected confidence_threshold to be from 0 to 1 or None, found {self.confidence_threshold}"

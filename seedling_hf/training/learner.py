@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.files import share_as_usual, writing
+from seedling_hf.inference.familiarity import FAMILIARITY
+from seedling_hf.inference.model_files import CONFIG
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.compilation import compile_options
@@ -29,6 +31,11 @@ from seedling_hf.training.optimization import (
 )
 from seedling_hf.training.resuming import check_same_shape
 from seedling_hf.training.sharding import gather, load_model_state, load_optimizer_state
+
+CERTAINTY = (
+    "calibration_temperature",
+    "confidence_threshold",
+)  # fields of a configuration that belong to certain weights
 
 
 class Learner:
@@ -126,8 +133,13 @@ class Learner:
         """The state dict of the evaluated model, on the main process; every process must call it."""
         return gather(self.evaluated_model().state_dict(), keep=self.accelerator.is_main_process)
 
-    def write_model(self, weights: dict[str, Tensor], output_dir: Path, image_processor: BaseImageProcessor) -> None:
+    def write_model(
+        self, weights: dict[str, Tensor], output_dir: Path, image_processor: BaseImageProcessor, **certainty: float
+    ) -> None:
         """Puts the model with these weights and its processor into the output folder, file by file, each complete.
+
+        Its configuration gets temperature and confidence threshold of these weights, `certainty`, or neither; what
+        tells unfamiliar images from those that other weights were trained on is deleted.
 
         Raises:
             WriteError: if the disk fails; the files that were there before are then still complete.
@@ -137,11 +149,16 @@ class Learner:
             shutil.rmtree(staging, ignore_errors=True)
             try:
                 staging.mkdir()  # not its parents: a missing disk must not be replaced by a folder
+                model = self.blank or self.evaluated_model()
+                for name in CERTAINTY:
+                    setattr(model.config, name, certainty.get(name))
                 # A copy of the dict, which save_pretrained empties.
-                (self.blank or self.evaluated_model()).save_pretrained(staging, state_dict=dict(weights))
+                model.save_pretrained(staging, state_dict=dict(weights))
                 image_processor.save_pretrained(staging)
                 share_as_usual(staging)
-                for file in staging.iterdir():
+                (output_dir / FAMILIARITY).unlink(missing_ok=True)
+                # The configuration last: it says what the weights hold already.
+                for file in sorted(staging.iterdir(), key=lambda file: file.name == CONFIG):
                     os.replace(file, output_dir / file.name)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)

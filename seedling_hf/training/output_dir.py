@@ -32,6 +32,7 @@ from seedling_hf.origin import REPORT_FILES, check_outputs
 from seedling_hf.plots.curves import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
 from seedling_hf.train_arguments import TrainArguments
+from seedling_hf.training.certainty import describe_certainty, settle_certainty
 from seedling_hf.training.checkpointing import (
     LATEST,
     UNSAVED_EXIT_CODE,
@@ -158,6 +159,7 @@ def report_run(training: Training) -> None:
     arguments, accelerator, output_dir = training.arguments, training.accelerator, training.output_dir
     validation = training.splits["validation"]
     training.keep_best_model()
+    certainty = settle_certainty(training)
     batch_size, num_workers = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
     report = evaluate_model(
         Evaluator(*load_classifier(str(output_dir)), accelerator, batch_size, num_workers),
@@ -168,12 +170,13 @@ def report_run(training: Training) -> None:
         return
     write_report(report, output_dir, validation)
     plot_curves(training.run_log.read(), output_dir / "curves.png")
-    training.run_log.write_results(training.timing, training.counters, training.resumed_at_step)
+    training.run_log.write_results(training.timing, training.counters, training.resumed_at_step, certainty)
     try:
         write_card(output_dir)
     except ValueError as error:  # a model without a card is still a model
         print(f"warning: no card could be written into {output_dir}: {error}", file=sys.stderr)
     print(format_report(report))
+    print(f"\n{describe_certainty(certainty)}")
     print(f"\n{training.timing.share_waiting:.1%} of the training time was spent waiting for images.")
     print(f"\nThe model and its report are in {output_dir}: open {output_dir / 'report.html'}.")
     print(f"Classify an image with\n\n  {predict_command(output_dir, example_image(validation))}\n")

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from seedling_hf.errors import WriteError
 from seedling_hf.files import replacing, write_text, writing
 from seedling_hf.machine import device_name
+from seedling_hf.training.certainty import Certainty
 from seedling_hf.training.trackers import Trackers
 
 # Of a line.
@@ -153,7 +154,9 @@ class RunLog:
         names = (self.path.with_name(f"metrics.damaged-{i}.jsonl") for i in itertools.count(1))
         return next(path for path in names if not path.exists())
 
-    def write_results(self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int) -> None:
+    def write_results(
+        self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int, certainty: Certainty
+    ) -> None:
         """Writes train_results.json: what depends on the machine and the day, separate from the figures that do not."""
         self.flush()
         device = self.accelerator.device
@@ -173,5 +176,6 @@ class RunLog:
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "timm")},
             "date": time.strftime("%Y-%m-%d"),
             **counters,
+            "certainty": asdict(certainty),
         }
         write_text(self.path.with_name("train_results.json"), json.dumps(results, indent=2) + "\n")

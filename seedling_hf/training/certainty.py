@@ -1,0 +1,143 @@
+"""What makes the answers of a finished model trustworthy: calibrated probabilities, and a measure of the unfamiliar."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from seedling_hf.evaluation.calibration import calibrate, scale_probabilities, sure_threshold
+from seedling_hf.evaluation.evaluator import Evaluator, LabelledProbabilities
+from seedling_hf.evaluation.metrics import expected_calibration_error, reliability_bins
+from seedling_hf.inference.batch_memory import image_side
+from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.familiarity import Familiarity, num_stage_features
+
+if TYPE_CHECKING:
+    from seedling_hf.training.loop import Training
+
+MOST_MEASURED = 20_000  # training images: more change the distances little, and take minutes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """What was found on the validation images.
+
+    Attributes:
+        temperature: What the logits are divided by; None for a model that is not calibrated.
+        calibration_error: Expected calibration error before.
+        calibrated_error: The same after, each half of the images scaled by the temperature of the other half.
+        confidence_threshold: The probability from which on a familiar answer is sure.
+        familiarity_threshold: The largest distance of a familiar image; None for a network without this measure.
+        num_images: On which all this was found.
+    """
+
+    temperature: float | None
+    calibration_error: float
+    calibrated_error: float | None
+    confidence_threshold: float
+    familiarity_threshold: float | None
+    num_images: int
+
+
+def settle_certainty(training: "Training") -> Certainty:
+    """Calibrates the saved model of a finished run, and writes how unfamiliar images are told.
+
+    The temperature is folded into the classifier (W / T, b / T), so that whoever loads the model gets calibrated
+    probabilities; the weights of a run whose end is repeated are not changed again. Every process must call it.
+    """
+    arguments, output_dir = training.arguments, training.output_dir
+    model, image_processor = load_classifier(str(output_dir), merge=False)
+    loading = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
+    evaluator = Evaluator(model, image_processor, training.accelerator, *loading)
+    found, familiarity, distances = _measure(evaluator, training)
+    is_familiar = np.full(len(found.labels), True) if familiarity is None else distances <= float(familiarity.threshold)
+
+    folded = getattr(model.config, "calibration_temperature", None)
+    raw = found.probabilities if folded is None else scale_probabilities(found.probabilities, 1 / folded)
+    error = expected_calibration_error(reliability_bins(raw.max(1), found.correct))
+    temperature = scaled_error = None
+    if not arguments.no_calibration and len(found.labels) > 1:
+        calibration = calibrate(raw, found.labels, seed=arguments.seed, fitted_on="the validation images")
+        temperature, scaled_error = folded or calibration.temperature, calibration.after.expected_calibration_error
+        if not folded and not scale_logits(model, temperature, image_side(image_processor)):
+            logger.warning(
+                "%s does not end in one linear layer: its probabilities stay as they are", type(model).__name__
+            )
+            temperature = scaled_error = None
+    confidence = (scale_probabilities(raw, temperature) if temperature else raw).max(1)
+    threshold = sure_threshold(confidence, found.correct, is_familiar)
+    if training.accelerator.is_main_process:
+        if folded is None:
+            training.learner.write_model(
+                model.state_dict(),
+                output_dir,
+                image_processor,
+                calibration_temperature=temperature,
+                confidence_threshold=threshold,
+            )
+        if familiarity:
+            familiarity.save(output_dir)
+    return Certainty(
+        temperature, error, scaled_error, threshold, familiarity and float(familiarity.threshold), len(found.labels)
+    )
+
+
+def describe_certainty(certainty: Certainty) -> str:
+    """What was found, for a terminal."""
+    lines, found = [], certainty
+    if found.temperature:
+        lines.append(
+            f"Calibrated: the weights hold a temperature of {found.temperature:.2f}, and the calibration error falls "
+            f"from {found.calibration_error:.3f} to {found.calibrated_error:.3f} (each half of the images by the "
+            "temperature of the other)."
+        )
+    if found.confidence_threshold == 1:
+        return "\n".join([*lines, "No answer counts as sure: not enough of the validation images are right."])
+    unfamiliar = "" if found.familiarity_threshold is None else ", if the image is not unfamiliar"
+    lines.append(f"From a probability of {found.confidence_threshold:.2f} on, an answer is sure{unfamiliar}.")
+    return "\n".join(lines)
+
+
+def _measure(
+    evaluator: Evaluator, training: "Training"
+) -> tuple[LabelledProbabilities, Familiarity | None, np.ndarray | None]:
+    """The predictions of the validation images, and their distances (N,) from the training images."""
+    train, validation = training.splits["train"], training.splits["validation"]
+    if num_stage_features(evaluator.model.config) is None or training.arguments.streaming:
+        return evaluator.predict(validation), None, None
+    step = math.ceil(len(train) / MOST_MEASURED)
+    known, features = evaluator.measure(train.select(range(0, len(train), step)))
+    familiarity = Familiarity.fit(features.numpy(), known.labels)
+    found, features = evaluator.measure(validation)
+    distances = familiarity(features).numpy()
+    familiarity.set_threshold(distances)
+    return found, familiarity, distances
+
+
+@torch.no_grad()
+def scale_logits(model: PreTrainedModel, temperature: float, side: int) -> bool:
+    """Divides the logits of a classifier for images of `side` pixels by `temperature`, in its last layer's weights.
+
+    Returns:
+        Whether that was possible, since the network ends in one linear layer; otherwise it is unchanged.
+    """
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == model.config.num_labels]
+    if not heads:
+        return False
+    kept = {name: tensor.clone() for name, tensor in heads[-1].state_dict().items()}
+    generator, channels = torch.Generator().manual_seed(0), getattr(model.config, "num_channels", 3)
+    images = torch.randn(2, channels, side, side, generator=generator).to(model.device)
+    before = model(pixel_values=images).logits
+    for parameter in heads[-1].parameters():
+        parameter /= temperature
+    is_scaled = torch.allclose(temperature * model(pixel_values=images).logits, before, rtol=1e-2, atol=1e-3)
+    if not is_scaled:  # another layer follows, or a second head is added
+        heads[-1].load_state_dict(kept)
+    return is_scaled
