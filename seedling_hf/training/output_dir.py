@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -170,7 +171,7 @@ def report_run(training: Training) -> None:
         return
     write_report(report, output_dir, validation)
     plot_curves(training.run_log.read(), output_dir / "curves.png")
-    training.run_log.write_results(training.timing, training.counters, training.resumed_at_step, certainty)
+    training.run_log.write_results(training.timing, training.counters, training.resumed_at_step, asdict(certainty))
     try:
         write_card(output_dir)
     except ValueError as error:  # a model without a card is still a model

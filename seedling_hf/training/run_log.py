@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from seedling_hf.errors import WriteError
 from seedling_hf.files import replacing, write_text, writing
 from seedling_hf.machine import device_name
-from seedling_hf.training.certainty import Certainty
 from seedling_hf.training.trackers import Trackers
 
 # Of a line.
@@ -155,7 +154,7 @@ class RunLog:
         return next(path for path in names if not path.exists())
 
     def write_results(
-        self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int, certainty: Certainty
+        self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int, certainty: Mapping[str, Any]
     ) -> None:
         """Writes train_results.json: what depends on the machine and the day, separate from the figures that do not."""
         self.flush()
@@ -176,6 +175,6 @@ class RunLog:
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "timm")},
             "date": time.strftime("%Y-%m-%d"),
             **counters,
-            "certainty": asdict(certainty),
+            "certainty": certainty,
         }
         write_text(self.path.with_name("train_results.json"), json.dumps(results, indent=2) + "\n")
