@@ -36,6 +36,7 @@ class SplitArguments(ArgumentGroup):
         0.3, "fraction of the images used for validation, above 0 and below 1", above=0, below=1
     )
     fold: str | None = option(None, "i/n: validate on fold i of n instead of a fraction; stratified or grouped")
+    _takes_all_folds = False  # all/n
     split_seed: int = option(42, "seed of the split, separate from that of the run", least=0, most=LARGEST_SEED)
     split_file: str | None = option(None, "split.csv of an earlier run, to use exactly its split")
     max_train_samples: int | None = option(
@@ -54,9 +55,17 @@ class SplitArguments(ArgumentGroup):
             raise InputError(
                 f"expected --fold with --split_strategy stratified or grouped, found {self.split_strategy}; drop one"
             )
-        i, slash, n = self.fold.partition("/")
-        if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) >= 2):
-            raise InputError(f"expected --fold i/n with i from 1 to n and n at least 2, such as 1/5, found {self.fold}")
+        i, _, n = self.fold.partition("/")
+        several = n.isdecimal() and int(n) >= 2
+        if not (several and i.isdecimal() and 1 <= int(i) <= int(n)) and not (several and self._trains_all):
+            also = " or all/5" if self._takes_all_folds else ""
+            raise InputError(
+                f"expected --fold i/n with i from 1 to n and n at least 2, such as 1/5{also}, found {self.fold}"
+            )
+
+    @property
+    def _trains_all(self) -> bool:
+        return self._takes_all_folds and self.fold is not None and self.fold.startswith("all/")
 
 
 @dataclass(kw_only=True)
@@ -318,9 +327,22 @@ class TrainArguments(
 
     Examples:
         seedling-hf train --train_dir mine
+        seedling-hf train --train_dir mine --split_strategy grouped --fold all/5
         seedling-hf train --config scripts/recipes/quickstart.yaml
         seedling-hf train --config scripts/recipes/nano_cpu.yaml --train_dir mine --output_dir outputs/mine
     """
+
+    fold: str | None = option(
+        None,
+        "i/n: validate on fold i of n instead of a fraction; all/n: train each of the n folds, one after another, and "
+        "report on all images; stratified or grouped",
+    )
+    _takes_all_folds = True
+
+    @property
+    def num_folds(self) -> int | None:
+        """How many folds are to be trained one after another; None for an ordinary run."""
+        return int(self.fold.partition("/")[2]) if self._trains_all else None
 
     def __post_init__(self) -> None:
         images = self.dataset_name if self.train_dir is None else expand_home(self.train_dir)
@@ -340,3 +362,20 @@ class TrainArguments(
                 "expected no teachers with --auto_find_batch_size, which does not count their memory, found "
                 "--teacher_model_name_or_path; give --per_device_train_batch_size yourself"
             )
+        if self.num_folds is not None:
+            self._check_all_folds()
+
+    def _check_all_folds(self) -> None:
+        refused = {
+            "--streaming": self.streaming,
+            "--validation_dir": self.validation_dir is not None,
+            "--split_file": self.split_file is not None,
+            "--push_to_hub": self.push_to_hub,
+            f"--resume_from_checkpoint {self.resume_from_checkpoint}": self.resume_from_checkpoint
+            not in (None, "latest"),
+        }
+        for found, is_there in refused.items():
+            if is_there:
+                remedy = {"--push_to_hub": "; push the folder of a fold with push_to_hub afterwards"}.get(found, "")
+                remedy = remedy or ("; give latest" if "resume" in found else "; remove one of them")
+                raise InputError(f"expected what all folds share with --fold {self.fold}, found {found}{remedy}")

@@ -26,6 +26,7 @@ from seedling_hf.evaluation.calibration import (
 )
 from seedling_hf.evaluation.evaluator import Evaluator, LabelledProbabilities, compute_metrics
 from seedling_hf.evaluation.metrics import HARD_PAIR, CropWeedCosts, HardPair, confused_pair, crop_weed_costs
+from seedling_hf.evaluation.out_of_fold import FoldFigures
 from seedling_hf.evaluation.probing import Probing
 from seedling_hf.evaluation.training_data import TrainedOn, judge_others
 from seedling_hf.inference.prediction import EightSymmetries
@@ -116,6 +117,7 @@ class Report:
         probabilities: (N, C); not part of the JSON.
         probing: None, and not part of the JSON, unless it was requested.
         trained_on: None, and not part of the JSON, where it is unknown which images the model was trained on.
+        folds: None, and not part of the JSON, unless each image was predicted by the fold that has not seen it.
     """
 
     accuracy: float
@@ -141,13 +143,14 @@ class Report:
     probabilities: np.ndarray = field(repr=False, compare=False)
     probing: Probing | None = None
     trained_on: TrainedOn | None = None
+    folds: list[FoldFigures] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain dicts, lists, numbers and strings."""
         # Emptied first: `asdict` copies what it meets, and there is a prediction for every image.
         figures = asdict(replace(self, predictions=[], probabilities=np.empty(0)))
         skipped = {"predictions", "probabilities"}
-        skipped |= {name for name in ("probing", "trained_on") if getattr(self, name) is None}
+        skipped |= {name for name in ("probing", "trained_on", "folds") if getattr(self, name) is None}
         return {name: value for name, value in figures.items() if name not in skipped}
 
 
@@ -178,28 +181,52 @@ def evaluate_model(
         seed: Of the bootstrap and of the halves.
     """
     class_names, found = evaluator.class_names, evaluator.predict(dataset)
+    report = make_report(
+        found,
+        class_names,
+        _describe_run(evaluator, data_name, found),
+        calibration=_calibrate(evaluator, found, calibration, data_name, seed),
+        target_accuracy=target_accuracy,
+        seed=seed,
+    )
+    turned = evaluator.predict(dataset, model=EightSymmetries(evaluator.model)) if test_time_augmentation else None
+    return replace(
+        report,
+        test_time_augmentation=_compare_augmented(turned, found, report) if turned else None,
+        trained_on=training_images and judge_others(training_images, found, excluded=excluded),
+    )
+
+
+def make_report(
+    found: LabelledProbabilities,
+    class_names: Sequence[str],
+    provenance: Provenance,
+    *,
+    calibration: Calibration | None,
+    target_accuracy: float = 0.95,
+    seed: int = 42,
+) -> Report:
+    """The report on predictions that have been made; arguments as of `evaluate_model`."""
     figures = compute_metrics(found.probabilities, found.labels, class_names)
     matrix, confidence = figures["confusion_matrix"], found.probabilities.max(1)
     predictions = list_predictions(found, class_names)
-    turned = evaluator.predict(dataset, model=EightSymmetries(evaluator.model)) if test_time_augmentation else None
     return Report(
         **figures,
-        class_names=class_names,
+        class_names=list(class_names),
         bootstrap=bootstrap_intervals(matrix, seed),
         top_confusions=top_confusions(matrix, class_names),
         hard_pair=confused_pair(matrix, class_names, HARD_PAIR),
         crop_weed_costs=crop_weed_costs(matrix, class_names),
-        calibration=_calibrate(evaluator, found, calibration, data_name, seed),
+        calibration=calibration,
         coverage_risk=CoverageRisk(
             area_under_risk(confidence, found.correct), thin_curve(coverage_risk(confidence, found.correct))
         ),
         not_sure=_find_not_sure(confidence, found.correct, target_accuracy, seed),
-        test_time_augmentation=_compare_augmented(turned, found, figures, class_names) if turned else None,
+        test_time_augmentation=None,
         worst_mistakes=worst_mistakes(predictions),
-        provenance=_describe_run(evaluator, data_name, found),
+        provenance=provenance,
         predictions=predictions,
         probabilities=found.probabilities,
-        trained_on=training_images and judge_others(training_images, found, excluded=excluded),
     )
 
 
@@ -230,14 +257,12 @@ def top_confusions(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) 
     return sorted(mistakes, key=lambda m: (-m.count, -m.share))[:TOP_CONFUSIONS]
 
 
-def _compare_augmented(
-    augmented: LabelledProbabilities, plain: LabelledProbabilities, before: dict[str, Any], class_names: Sequence[str]
-) -> Augmentation:
-    after = compute_metrics(augmented.probabilities, augmented.labels, class_names)
+def _compare_augmented(augmented: LabelledProbabilities, plain: LabelledProbabilities, before: Report) -> Augmentation:
+    after = compute_metrics(augmented.probabilities, augmented.labels, before.class_names)
     return Augmentation(
         **{name: after[name] for name in ("accuracy", "macro_f1", "loss", "expected_calibration_error")},
-        accuracy_gain=after["accuracy"] - before["accuracy"],
-        macro_f1_gain=after["macro_f1"] - before["macro_f1"],
+        accuracy_gain=after["accuracy"] - before.accuracy,
+        macro_f1_gain=after["macro_f1"] - before.macro_f1,
         fixed=int((augmented.correct & ~plain.correct).sum()),
         broken=int((~augmented.correct & plain.correct).sum()),
         seconds=round(augmented.seconds, 2),

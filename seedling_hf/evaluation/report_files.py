@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import astuple, fields
 from pathlib import Path
 from textwrap import wrap
@@ -37,12 +38,17 @@ WHOLE_WORDS = {"break_on_hyphens": False, "break_long_words": False}
 
 
 def write_report(
-    report: Report, output_dir: str | os.PathLike, dataset: Dataset | None = None, saliency: Saliency | None = None
+    report: Report,
+    output_dir: str | os.PathLike,
+    dataset: Dataset | None = None,
+    saliency: Saliency | None = None,
+    arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes report.html, report.md, report.json, predictions.csv, probabilities.npz and figures, each atomically.
 
     probabilities.npz (`probabilities` in float64, `labels`, `files`, `class_names`) reproduces every figure of the
-    report; predictions.csv those without temperature. `dataset` and `saliency` are as for `render_report`.
+    report; predictions.csv those without temperature. `dataset` and `saliency` are as for `render_report`;
+    `arrays` (N, …) are added to probabilities.npz.
 
     Raises:
         InputError: if somebody has put another file into the place of one of them; nothing is written then.
@@ -54,6 +60,7 @@ def write_report(
     write_csv(output_dir / "predictions.csv", header, map(astuple, report.predictions))
     number_of = {name: number for number, name in enumerate(report.class_names)}
     arrays = {
+        **(arrays or {}),
         "probabilities": report.probabilities,
         "labels": np.array([number_of[row.label] for row in report.predictions]),
         "files": np.array([row.file for row in report.predictions]),
@@ -91,6 +98,7 @@ def format_report(report: Report) -> str:
         "",
         *(f"  {name:<17} {value:>8}   {remark}".rstrip() for name, value, remark in headline(report)),
         *_format_trained_on(report),
+        *_format_folds(report),
         "",
         f"  {pad('class', width)}  precision   recall      F1    images",
     ]
@@ -121,6 +129,18 @@ def _format_trained_on(report: Report) -> list[str]:
     named = f"{what}: {a_few(report.trained_on.files)}; report.json lists all."
     lines = [line for text in (describe_trained_on(report), named) for line in wrap(text, 98, **WHOLE_WORDS)]
     return ["", *(f"  {line}" for line in lines)]
+
+
+def _format_folds(report: Report) -> list[str]:
+    if report.folds is None:
+        return []
+    lines = ["", "  fold   images  accuracy  95% interval       macro-F1  calibration error"]
+    return lines + [
+        f"  {fold.fold:>4}  {fold.num_examples:>7,}  {fold.accuracy:>8.1%}  "
+        f"{'{:.1%} to {:.1%}'.format(*fold.accuracy_interval):<17}  {fold.macro_f1:>8.3f}  "
+        f"{fold.expected_calibration_error:>17.3f}"
+        for fold in report.folds
+    ]
 
 
 def format_comparison(comparison: Comparison) -> str:

@@ -85,6 +85,14 @@ def describe_trained_on(report: Report) -> str:
     )
 
 
+def describe_folds(report: Report) -> str:
+    """Which network predicted which image."""
+    return (
+        f"The images were split into {len(report.folds)} folds, and a network was trained without each of them. Each "
+        "image is predicted by the one network that was not trained on it."
+    )
+
+
 def describe_not_sure(not_sure: NotSure) -> str:
     """Which predictions to withhold, and how accurate the rest is."""
     target = f"{not_sure.target_accuracy:.0%}"

@@ -26,6 +26,8 @@ from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.hub.model_card import write_card
 from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Outbox
 from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.members import fold_folder, list_folds
+from seedling_hf.inference.model_files import CONFIG
 from seedling_hf.inference.prediction import on_main_process
 from seedling_hf.locks import lock_folder
 from seedling_hf.machine import has_bfloat16_instructions, precision_name
@@ -43,7 +45,10 @@ from seedling_hf.training.checkpointing import (
 )
 from seedling_hf.training.finetuning import describe_start
 from seedling_hf.training.loop import Training
+from seedling_hf.training.run_log import RESULTS
 from seedling_hf.training.threads import VARIABLE
+
+ARGUMENTS = "arguments.yaml"
 
 
 def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> None:
@@ -53,17 +58,61 @@ def prepare_output_dir(arguments: TrainArguments, accelerator: Accelerator) -> N
         InputError: if it holds another run, or one that still writes to it, or cannot be written to.
     """
     output_dir = Path(arguments.output_dir)
-    # A run that was stopped before its first entry and its first evaluation has a checkpoint only.
-    holds_a_run = any((output_dir / name).exists() for name in ("metrics.jsonl", "config.json"))
-    holds_a_run = holds_a_run or holds_checkpoint(output_dir / "checkpoints", output_dir / LAST_CHECKPOINT)
+    holds_a_run = any(map(_holds_a_run, (output_dir, *list_folds(output_dir))))
+    former = _former_folds(output_dir)
     accelerator.wait_for_everyone()  # every process has looked before the main process writes
     if holds_a_run and not (arguments.overwrite_output_dir or arguments.resume_from_checkpoint):
         raise InputError(
             f"expected a new folder for --output_dir, found a run in {output_dir}; continue it with "
             "--resume_from_checkpoint latest, or discard it with --overwrite_output_dir"
         )
+    if holds_a_run and arguments.resume_from_checkpoint and former != arguments.num_folds:
+        raise InputError(
+            f"expected to resume {_describe_folds(former)}, as begun in {output_dir}, found "
+            f"{_describe_folds(arguments.num_folds)}; give the same --fold, or another --output_dir"
+        )
     clear = arguments.overwrite_output_dir and not arguments.resume_from_checkpoint
-    on_main_process(accelerator, partial(_take, output_dir, clear))
+    on_main_process(accelerator, partial(_take_all, arguments, output_dir, clear))
+
+
+def _holds_a_run(output_dir: Path) -> bool:
+    # A run that was stopped before its first entry and its first evaluation has a checkpoint only.
+    return any((output_dir / name).exists() for name in ("metrics.jsonl", CONFIG)) or holds_checkpoint(
+        output_dir / "checkpoints", output_dir / LAST_CHECKPOINT
+    )
+
+
+def _former_folds(output_dir: Path) -> int | None:
+    """How many folds the run in a folder trains one after another; None for an ordinary run."""
+    try:
+        fold = str(yaml.safe_load((output_dir / ARGUMENTS).read_text(encoding="utf-8"))["fold"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        return None
+    _, is_all, number = fold.partition("all/")
+    return int(number) if is_all and number.isdecimal() else None
+
+
+def _describe_folds(number: int | None) -> str:
+    return "an ordinary run" if number is None else f"--fold all/{number}"
+
+
+def _take_all(arguments: TrainArguments, output_dir: Path, clear: bool) -> None:
+    """Takes the folder, and those of its folds, which are locked and checked before the first of them is trained."""
+    _take(output_dir, clear)
+    if clear and arguments.num_folds is not None:
+        _discard_model(output_dir)
+    folds = [fold_folder(output_dir, number) for number in range(1, (arguments.num_folds or 0) + 1)]
+    for fold in sorted({*folds, *(list_folds(output_dir) if clear else [])}):
+        _take(fold, clear)
+        if clear:
+            _discard_model(fold)
+
+
+def _discard_model(output_dir: Path) -> None:
+    """Deletes what a run leaves at its end; not a card, in which the text of people stays."""
+    if _holds_our_run(output_dir):
+        for name in _run_files(output_dir):
+            (output_dir / name).unlink()
 
 
 def _take(output_dir: Path, clear: bool) -> None:
@@ -77,7 +126,8 @@ def _take(output_dir: Path, clear: bool) -> None:
     check_outputs(output_dir, [*REPORT_FILES, "curves.png"], "--output_dir")
     lock_folder(output_dir)
     if clear and is_ours:
-        (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+        for name in ("metrics.jsonl", RESULTS):
+            (output_dir / name).unlink(missing_ok=True)
         discard_checkpoints(output_dir / "checkpoints")
         Outbox(output_dir).clear(keep=None)
 
@@ -85,7 +135,7 @@ def _take(output_dir: Path, clear: bool) -> None:
 def _holds_our_run(output_dir: Path) -> bool:
     """Whether a run of ours has written to the folder: its arguments, its log or a checkpoint is there."""
     return (
-        _parses(output_dir / "arguments.yaml", yaml.safe_load, {"output_dir", "train_val_split", "learning_rate"})
+        _parses(output_dir / ARGUMENTS, yaml.safe_load, {"output_dir", "train_val_split", "learning_rate"})
         or _parses(output_dir / "metrics.jsonl", lambda text: json.loads(text.partition("\n")[0]), {"step", "epoch"})
         or holds_checkpoint(output_dir / "checkpoints", output_dir / LAST_CHECKPOINT)
     )
@@ -100,11 +150,16 @@ def _parses(path: Path, parse: Callable[[str], Any], keys: set[str]) -> bool:
 
 
 def _files_in_the_way(output_dir: Path) -> list[str]:
-    """What a run would replace; not a card, in which the text of people stays."""
-    patterns = {*PUSHED, "report.html", "probabilities.npz", "train_results.json"} - {CARD}
-    found = [path.name for path in output_dir.glob("*") if any(fnmatchcase(path.name, each) for each in patterns)]
     pointer = output_dir / "checkpoints" / LATEST
-    return sorted(found) + ([f"checkpoints/{LATEST}"] if pointer.exists() and not holds_pointer(pointer) else [])
+    return _run_files(output_dir) + (
+        [f"checkpoints/{LATEST}"] if pointer.exists() and not holds_pointer(pointer) else []
+    )
+
+
+def _run_files(output_dir: Path) -> list[str]:
+    """What a run would replace; not a card, in which the text of people stays."""
+    patterns = {*PUSHED, "report.html", "probabilities.npz", RESULTS} - {CARD}
+    return sorted(path.name for path in output_dir.glob("*") if any(fnmatchcase(path.name, each) for each in patterns))
 
 
 def report_start(training: Training) -> None:
@@ -142,13 +197,13 @@ def describe_run(training: Training) -> str:
     )
 
 
-def report_stop(training: Training) -> int:
-    """Prints how to continue a run that a signal stopped, and returns its exit code."""
+def report_stop(training: Training, output_dir: Path) -> int:
+    """Prints how to continue a run that a signal stopped, alone or among the folds in `output_dir`; its exit code."""
     if training.unsaved:
         return UNSAVED_EXIT_CODE
     if training.accelerator.is_main_process:
         print(f"Stopped at step {training.counters['step']} of {training.batches.num_steps}. Continue with\n")
-        print(f"  {resume_command(training.output_dir)}\n")
+        print(f"  {resume_command(output_dir)}\n")
     return RESUMABLE_EXIT_CODE
 
 
@@ -200,7 +255,7 @@ def predict_command(output_dir: Path, image: str) -> str:
 def resume_command(output_dir: Path) -> str:
     """The command that continues a stopped run."""
     words = ["accelerate", "launch", "scripts/train.py"] if _is_script() else ["seedling-hf", "train"]
-    return shlex.join([*words, "--config", str(output_dir / "arguments.yaml"), "--resume_from_checkpoint", "latest"])
+    return shlex.join([*words, "--config", str(output_dir / ARGUMENTS), "--resume_from_checkpoint", "latest"])
 
 
 def _is_script() -> bool:

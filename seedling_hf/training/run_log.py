@@ -20,6 +20,7 @@ from seedling_hf.files import replacing, write_text, writing
 from seedling_hf.machine import device_name
 from seedling_hf.training.trackers import Trackers
 
+RESULTS = "train_results.json"
 # Of a line.
 BEGINNING = b'{"step": '
 
@@ -177,4 +178,4 @@ class RunLog:
             **counters,
             "certainty": certainty,
         }
-        write_text(self.path.with_name("train_results.json"), json.dumps(results, indent=2) + "\n")
+        write_text(self.path.with_name(RESULTS), json.dumps(results, indent=2) + "\n")

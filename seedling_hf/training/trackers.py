@@ -50,12 +50,11 @@ class Trackers:
                 self.in_a_row[name] = 0
 
     def finish(self) -> None:
-        """Closes the trackers and the group of processes, and says again which trackers lack entries."""
+        """Closes the trackers, and says again which of them lack entries."""
         for tracker in self.accelerator.trackers:
             with self._tolerating(tracker.name, "the end of the run"):
                 tracker.finish()
         self.accelerator.trackers.clear()
-        self.accelerator.end_training()
         for name, reason in self.reasons.items():
             logger.warning(
                 "%s failed during this run, and lacks %d or more of its %d entries (%s); metrics.jsonl has all of them",
