@@ -26,6 +26,7 @@ from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.hub.model_card import write_card
 from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Outbox
 from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.familiarity import FAMILIARITY
 from seedling_hf.inference.members import fold_folder, list_folds
 from seedling_hf.inference.model_files import CONFIG
 from seedling_hf.inference.prediction import on_main_process
@@ -158,7 +159,7 @@ def _files_in_the_way(output_dir: Path) -> list[str]:
 
 def _run_files(output_dir: Path) -> list[str]:
     """What a run would replace; not a card, in which the text of people stays."""
-    patterns = {*PUSHED, "report.html", "probabilities.npz", RESULTS} - {CARD}
+    patterns = {*PUSHED, FAMILIARITY, "report.html", "probabilities.npz"} - {CARD}
     return sorted(path.name for path in output_dir.glob("*") if any(fnmatchcase(path.name, each) for each in patterns))
 
 
