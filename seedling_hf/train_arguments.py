@@ -193,6 +193,11 @@ class AugmentationArguments(ArgumentGroup):
     vertical_flip: float = option(0.5, "probability of a vertical flip", least=0, most=1)
     quarter_turns: float = option(0.0, "probability of a rotation by 0, 90, 180 or 270 degrees", least=0, most=1)
     rotation_degrees: float = option(180.0, "largest rotation in either direction", least=0, most=180)
+    rotation_fill: str = option(
+        "mean",
+        "what fills the corners of rotated images: the mean colour, or the mirrored image",
+        choices=["mean", "mirror"],
+    )
     color_jitter: float = option(0.2, "strength of brightness, contrast and saturation jitter", least=0, most=1)
     randaugment_num_ops: int = option(0, "RandAugment operations per image; 0 is off", least=0, most=100)
     randaugment_magnitude: int = option(7, "RandAugment magnitude, 0 to 30", least=0, most=30)

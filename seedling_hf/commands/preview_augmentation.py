@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
+    from seedling_hf.data.backgrounds import Backgrounds
     from seedling_hf.data.transforms import ExampleTransform
 
 IMAGES_OF_A_CLASS, MOST_CLASSES_ON_A_SHEET = 4, 12
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """One sheet for each class, one of the single augmentations, and one of mixed batches with their labels."""
     arguments = parse_arguments(PreviewArguments, argv, prog="preview_augmentation")
     arguments.lock_outputs()
+    from seedling_hf.data.backgrounds import Backgrounds, find_grounds
     from seedling_hf.data.dataset import load_folders
     from seedling_hf.inference.batch_memory import refuse_beyond
     from seedling_hf.machine import memory_size
@@ -66,40 +68,48 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     labels = dict(zip(members, draw_names([*members]), strict=True))
     check_outputs(arguments.output_dir, (fitting(name, ".png") for name in members), "--output_dir")
+    with Progress("finding the ground of images"):
+        backgrounds = Backgrounds(find_grounds(images))
     for name, rows in follow(members.items(), "drawing a sheet of each class", unit="sheet"):
         rows = rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS]
-        draw_class(name, labels[name], images, rows, arguments)
+        draw_class(name, labels[name], images, rows, arguments, backgrounds)
     names = [*members][:: -(-len(members) // MOST_CLASSES_ON_A_SHEET)]
     rows = [members[name][0] for name in names]
     with Progress("drawing the single augmentations"):
-        draw_each_augmentation([labels[name] for name in names], images, rows, arguments)
+        draw_each_augmentation([labels[name] for name in names], images, rows, arguments, backgrounds)
     with Progress("drawing mixed batches"):
         draw_mixed_batches([*labels.values()], images, rows, arguments)
     print(f"{len(members) + 2} contact sheets are in {arguments.output_dir}")
 
 
-def draw_class(name: str, label: str, images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+def draw_class(
+    name: str, label: str, images: "Dataset", rows: list[int], arguments: PreviewArguments, backgrounds: "Backgrounds"
+) -> None:
     """Images of one class, whose name figures show as `label`, and their augmented versions in each epoch."""
     from seedling_hf.data.images import to_rgb
     from seedling_hf.plots.images import plot_contact_sheet
 
     size = arguments.image_size
-    versions = augment(images, rows, arguments, epochs=arguments.num_examples)
+    versions = augment(images, rows, arguments, backgrounds, epochs=arguments.num_examples)
     sheet = [[to_rgb(images[row]["image"]).resize((size, size)), *augmented]
              for row, augmented in zip(rows, versions, strict=True)]  # fmt: skip
     columns = ["original", *(f"epoch {i + 1}" for i in range(arguments.num_examples))]
     plot_contact_sheet(sheet, Path(arguments.output_dir, fitting(name, ".png")), title=label, columns=columns)
 
 
-def draw_each_augmentation(labels: list[str], images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
+def draw_each_augmentation(
+    labels: list[str], images: "Dataset", rows: list[int], arguments: PreviewArguments, backgrounds: "Backgrounds"
+) -> None:
     """One image of each class under each single augmentation."""
     from seedling_hf.plots.images import plot_contact_sheet
 
     changes = each_augmentation(arguments.image_size)
-    columns = [augment(images, rows, replace(arguments, **flags)) for flags in changes.values()]
-    sheet = [[column[place][0] for column in columns] for place in range(len(rows))]
+    sheet = [
+        [image for (image,) in augment(images, rows, replace(arguments, **flags), backgrounds)]
+        for flags in changes.values()
+    ]
     path = Path(arguments.output_dir, "each_augmentation.png")
-    plot_contact_sheet(sheet, path, title="Single augmentations", columns=[*changes], rows=labels)
+    plot_contact_sheet(sheet, path, title="Single augmentations", rows=[*changes], columns=labels)
 
 
 def draw_mixed_batches(labels: list[str], images: "Dataset", rows: list[int], arguments: PreviewArguments) -> None:
@@ -130,21 +140,21 @@ def draw_mixed_batches(labels: list[str], images: "Dataset", rows: list[int], ar
     )  # fmt: skip
 
 
-def build_transform(arguments: PreviewArguments) -> "ExampleTransform":
+def build_transform(arguments: PreviewArguments, backgrounds: "Backgrounds | None" = None) -> "ExampleTransform":
     """The training transform at the preview's size and seed."""
     from seedling_hf.data.transforms import ExampleTransform, build_train_transform
     from seedling_hf.replknet import RepLKNetImageProcessor
 
     side = {"height": arguments.image_size, "width": arguments.image_size}
-    transform = build_train_transform(arguments, RepLKNetImageProcessor(crop_size=side))
+    transform = build_train_transform(arguments, RepLKNetImageProcessor(crop_size=side), backgrounds=backgrounds)
     return ExampleTransform(transform, seed=arguments.seed)
 
 
 def augment(
-    images: "Dataset", rows: list[int], arguments: PreviewArguments, epochs: int = 1
+    images: "Dataset", rows: list[int], arguments: PreviewArguments, backgrounds: "Backgrounds", epochs: int = 1
 ) -> list[list["np.ndarray"]]:
     """The image of each row in each epoch, (H, W, 3) of 8 bits."""
-    transform = build_transform(arguments)
+    transform = build_transform(arguments, backgrounds)
     view, versions = images.with_transform(transform), [[] for _ in rows]
     for epoch in range(epochs):
         transform.set_epoch(epoch)
@@ -170,6 +180,7 @@ def each_augmentation(image_size: int) -> dict[str, dict]:
         "flips": {"horizontal_flip": 1.0, "vertical_flip": 1.0},
         "quarter turns": {"quarter_turns": 1.0},
         "rotation": {"rotation_degrees": 180.0},
+        "rotation, mirrored corners": {"rotation_degrees": 180.0, "rotation_fill": "mirror"},
         "color jitter": {"color_jitter": 0.5},
         "RandAugment": {"randaugment_num_ops": 2, "randaugment_magnitude": 15},
         "zoom in": {"zoom_in_prob": 1.0},

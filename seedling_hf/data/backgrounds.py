@@ -7,12 +7,13 @@ second or two.
 
 import colorsys
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor, nn
 
 from seedling_hf.data.greenness import plant_mask, soft_plant_mask
@@ -141,6 +142,7 @@ def cover_plant(pixels: np.ndarray, mask: np.ndarray, generator: np.random.Gener
     return pixels
 
 
+@cache
 def make_textures(count: int, side: int) -> Tensor:
     """Noise of several sizes of grain, from clouds to gravel: (count, side, side) bytes, always the same."""
     generator, textures = torch.Generator().manual_seed(0), []
@@ -158,8 +160,9 @@ def make_textures(count: int, side: int) -> Tensor:
 
 
 def _widen(mask: np.ndarray) -> np.ndarray:
-    pixels = max(1, round(MARGIN * min(mask.shape)))
-    return np.asarray(Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
+    from scipy.ndimage import maximum_filter
+
+    return maximum_filter(mask, 2 * max(1, round(MARGIN * min(mask.shape))) + 1)
 
 
 def _shrink(image: Image.Image, side: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """Where the plant is in the frame, which way it is turned, and how large it is, at random."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,13 +37,14 @@ class RandomRotation(nn.Module):
     """Rotates a square image about its centre with bicubic interpolation, faster than torchvision's `RandomRotation`.
 
     One grid is kept and rotated, by up to `degrees` in either direction. Pixels outside count as `fill`, one value per
-    channel, in the interpolation at the edge too, where torchvision leaves a dark seam.
+    channel, in the interpolation at the edge too, where torchvision leaves a dark seam; with None as its mirror image.
     """
 
-    def __init__(self, degrees: float, size: int, fill: tuple[float, ...]) -> None:
+    def __init__(self, degrees: float, size: int, fill: Sequence[float] | None) -> None:
         super().__init__()
         self.degrees = degrees
-        self.fill = torch.tensor(fill)[:, None, None]
+        self.padding = "reflection" if fill is None else "zeros"
+        self.fill = torch.tensor(fill or [0.0])[:, None, None]
         # (1, size, size, 2): x and y of each pixel from -1 to 1, and the same rotated by a quarter turn.
         self.grid = F.affine_grid(torch.eye(2, 3)[None], [1, 1, size, size], align_corners=False)
         self.quarter = torch.stack((-self.grid[..., 1], self.grid[..., 0]), dim=-1)
@@ -51,9 +53,11 @@ class RandomRotation(nn.Module):
         """Rotates a float `image` (C, size, size) of values from 0 to 1."""
         angle = math.radians(torch.empty(1).uniform_(-self.degrees, self.degrees).item())
         grid = torch.add(self.grid * math.cos(angle), self.quarter, alpha=math.sin(angle))
-        # Outside the image, grid_sample takes zeros.
-        turned = F.grid_sample((image - self.fill)[None], grid, mode="bicubic", align_corners=False)[0] + self.fill
-        return turned.clamp_(0, 1)  # bicubic interpolation overshoots
+        # Outside the image, `padding` "zeros" takes zeros.
+        turned = F.grid_sample(
+            (image - self.fill)[None], grid, mode="bicubic", padding_mode=self.padding, align_corners=False
+        )[0]
+        return (turned + self.fill).clamp_(0, 1)  # bicubic interpolation overshoots
 
 
 class RandomZoom(nn.Module):

@@ -59,7 +59,8 @@ def build_train_transform(
     # From here on in float, in which colour jitter is faster.
     steps.append(v2.ToDtype(torch.float32, scale=True))
     if augmentation.rotation_degrees:
-        steps.append(RandomRotation(augmentation.rotation_degrees, size, mean))
+        fill = mean if augmentation.rotation_fill == "mean" else None
+        steps.append(RandomRotation(augmentation.rotation_degrees, size, fill))
     steps += _steps_on_light(augmentation, mean, backgrounds)
     steps.append(v2.Normalize(mean, image_processor.image_std))
     if augmentation.random_erasing:
