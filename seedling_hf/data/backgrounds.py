@@ -27,7 +27,7 @@ BANK_SIZE, BANK_SIDE, NUM_TEXTURES = 96, 160, 48
 LEAST_GROUND = 0.3  # of an image: with less, the same piece would be seen again and again
 LEAST_PLANT, MOST_PLANT = 0.002, 0.9  # of an image whose background is replaced
 CONTRASTS = 0.4, 1.3  # of one ground to another that takes its place
-GREEN_HUES = 0.17, 0.5  # a plant could not be told from them
+GREEN_HUES = 0.1, 0.57  # from yellow to azure, which have excess green: a plant could not be told from them
 
 
 class Backgrounds:

@@ -66,7 +66,7 @@ class RandomGamma(nn.Module):
 def stretch(image: Tensor, black: float = 0.0, white: float = 1.0) -> Tensor:
     """Moves the smallest value of all channels together to `black` and the largest to `white`."""
     low, high = image.aminmax()
-    return (image - low) * ((white - black) / (high - low).clamp(min=1 / 255)) + black
+    return ((image - low) * ((white - black) / (high - low).clamp(min=1 / 255)) + black).clamp_(0, 1)
 
 
 class RandomLevels(nn.Module):
