@@ -35,6 +35,7 @@ HEADINGS = {
     ),
     "failed files": (b"file,reason\n",),
     "predictions.csv": (b"file,label,prediction,probability,", b"file,label,prediction: ", b'file,label,"prediction: '),
+    "labels.csv": (b"file,label,suggestion,margin\n",),
     "erf.csv": (b"model,image_size,num_images,threshold,side,",),
 }
 JSON_KEYS = {
@@ -53,6 +54,7 @@ OLDER_PAGES = {
     "probes.md": b" altered in one way at a time; seed ", "benchmark.md": b" threads, torch ",
 }  # fmt: skip
 OLDER_ARRAYS = {"probabilities.npy", "labels.npy", "files.npy", "class_names.npy"}
+LABELS = "labels.csv"
 HEAD, TAIL = 8192, 1 << 20
 
 

@@ -39,6 +39,10 @@ class SplitArguments(ArgumentGroup):
     _takes_all_folds = False  # all/n
     split_seed: int = option(42, "seed of the split, separate from that of the run", least=0, most=LARGEST_SEED)
     split_file: str | None = option(None, "split.csv of an earlier run, to use exactly its split")
+    label_file: str | None = option(
+        None,
+        "CSV with columns file and label: labels of training images to correct, or to leave out where label is empty",
+    )
     max_train_samples: int | None = option(
         None, "use at most this many training images, evenly from the classes", least=1
     )
@@ -103,6 +107,11 @@ class DataArguments(SplitArguments):
             raise InputError(
                 f"expected --dataloader_num_workers of 0 or 1 with --streaming, found {self.dataloader_num_workers}; "
                 "start more processes instead"
+            )
+        if self.streaming and self.label_file is not None:
+            raise InputError(
+                "expected --label_file without --streaming, whose images are not known before they come, found both; "
+                "drop one"
             )
         if self.streaming and self.cache_images is not None:
             raise InputError(

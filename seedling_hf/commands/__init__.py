@@ -34,7 +34,7 @@ REPORTED_VERSIONS = ("torch", "transformers", "datasets", "accelerate", "timm", 
 GROUPS = {
     "Data": {
         "describe_dataset": "count and measure images: classes, sizes, channel mean and std",
-        "inspect_dataset": "find corrupt, duplicate and unusual images",
+        "inspect_dataset": "find corrupt, duplicate and unusual images, and labels that look wrong",
         "make_split": "copy class folders into train/ and val/",
         "preview_augmentation": "show what the training transforms do to images",
     },

@@ -1,31 +1,38 @@
-"""`inspect_dataset`: finds corrupt files, duplicates and outliers in a tree, and writes them as a page and as JSON."""
+"""`inspect_dataset`: finds corrupt files, duplicates, outliers and wrong labels in a tree, and writes page and JSON."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from seedling_hf.arguments import MOST_WORKERS, ArgumentGroup, option, parse_arguments
+from seedling_hf.origin import LABELS
 
 FOUND_EXIT_CODE = 1
 
 
 @dataclass(kw_only=True)
 class InspectArguments(ArgumentGroup):
-    """Finds corrupt files, duplicates, near-duplicates and outliers.
+    """Finds corrupt files, duplicates, near-duplicates, outliers and, from predictions, labels that look wrong.
 
-    Exit code: 0 if all images can be decoded and there are no duplicates, 1 if not (outliers do not count), 2 for
-    wrong flags.
+    Exit code: 0 if all images can be decoded and there are no duplicates, 1 if not (outliers and labels do not count),
+    2 for wrong flags.
 
     Examples:
         seedling-hf inspect_dataset --train_dir seedlings --output_dir outputs/inspection
+        seedling-hf inspect_dataset --train_dir seedlings --output_dir outputs/inspection --predictions outputs/run
     """
 
     train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)
     output_dir: str = option(
         MISSING,
-        "folder for inspection.html and inspection.json",
+        "folder for inspection.html, inspection.json and labels.csv",
         writable=True,
         files=("inspection.html", "inspection.json"),
+    )
+    predictions: str | None = option(
+        None,
+        "predictions.csv or probabilities.npz of a run or of evaluate, or their folder: finds labels that look wrong",
+        path=True,
     )
     num_threads: int | None = option(
         None, "threads that decode (default: one for each core)", least=1, most=MOST_WORKERS
@@ -33,13 +40,19 @@ class InspectArguments(ArgumentGroup):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Images → fingerprints → findings → page, JSON and exit code."""
+    """Images, predictions → fingerprints → findings → page, JSON, list of labels and exit code."""
     arguments = parse_arguments(InspectArguments, argv, prog="inspect_dataset")
     arguments.lock_outputs()
     from seedling_hf.data.inspection import format_inspection, inspect_folder, write_inspection
+    from seedling_hf.data.suspects import check_candidates
 
-    inspection = inspect_folder(arguments.train_dir, arguments.num_threads)
+    labels = Path(arguments.output_dir, LABELS)
+    if arguments.predictions is not None:
+        check_candidates(labels)
+    inspection = inspect_folder(arguments.train_dir, arguments.num_threads, arguments.predictions)
     write_inspection(inspection, arguments.output_dir)
     print(format_inspection(inspection))
     print(f"\nThe images are shown in {Path(arguments.output_dir) / 'inspection.html'}.")
+    if inspection.suspects:
+        print(f"Look at the labels, edit the column label of {labels}, and train with --label_file {labels}.")
     return 0 if inspection.is_clean else FOUND_EXIT_CODE

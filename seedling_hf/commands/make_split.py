@@ -7,12 +7,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError, WriteError
 from seedling_hf.files import replacing, temporary_path
 from seedling_hf.locks import is_lock, lock_folder
 from seedling_hf.train_arguments import SplitArguments
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
@@ -32,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Copies the split that `train` would use into folders; existing files are never changed or deleted."""
     arguments = parse_arguments(MakeSplitArguments, argv, prog="make_split")
     from seedling_hf.data.dataset import describe_splits, load_splits
-    from seedling_hf.data.pool import image_sources
     from seedling_hf.data.splits import write_split_csv
 
     target = Path(arguments.output_dir)
@@ -40,16 +43,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = load_splits(arguments)
     with tempfile.TemporaryDirectory() as folder:
         write_split_csv(splits, Path(folder, "split.csv"))
-        originals = {
-            target / FOLDERS[split] / file: path
-            for split, rows in splits.items()
-            for file, path in zip(rows["file"], image_sources(rows), strict=True)
-        }
+        originals = list_copies(splits, target)
         originals[target / "split.csv"] = Path(folder, "split.csv")
         check_target(target, originals)
         copy_files(originals)
     print(describe_splits(splits))
     print(f"\nTrain on it with --train_dir {target}")
+
+
+def list_copies(splits: "DatasetDict", target: Path) -> dict[Path, Path]:
+    """Where each image is copied to, into the folder of its class, and what it is a copy of.
+
+    Raises:
+        InputError: if corrected labels bring two images of one name together.
+    """
+    from seedling_hf.data.pool import image_sources
+
+    originals = {}
+    for split, rows in splits.items():
+        labels = rows.features["label"].int2str(rows["label"])
+        for file, label, original in zip(rows["file"], labels, image_sources(rows), strict=True):
+            copy = target / FOLDERS[split] / label / Path(file).name
+            if copy in originals:
+                raise InputError(
+                    f"expected images of different names in the class {label}, found that --label_file brings "
+                    f"{originals[copy]} and {original} together; rename one of them"
+                )
+            originals[copy] = original
+    return originals
 
 
 def check_target(target: Path, originals: dict[Path, Path]) -> None:

@@ -1,8 +1,8 @@
 """Class folders, or a Hub dataset, become a DatasetDict, in named steps.
 
-list the images → name the classes → check that they can be decoded → find duplicates → split → build. Classes are named
-before anything is decoded, because a wrong folder is then reported at once. The columns are `image`, `label`, `file`
-and `index`, wherever the images come from.
+list the images → name the classes → check that they can be decoded → find duplicates → split → correct labels → build.
+Classes are named before anything is decoded, because a wrong folder is then reported at once. The columns are `image`,
+`label`, `file` and `index`, wherever the images come from.
 """
 
 import logging
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
+from seedling_hf.data.corrections import correct_training_images, read_corrections
 from seedling_hf.data.duplicates import cluster_duplicates
 from seedling_hf.data.folders import list_class_folders, list_folders
 from seedling_hf.data.hub_dataset import list_hub
@@ -36,20 +37,23 @@ def load_splits(arguments: SplitArguments) -> DatasetDict:
         and `index` (row number in its split).
 
     Raises:
-        InputError: for a missing folder, fewer than two classes, an empty class, a class that is in validation only, or
-            images that cannot be decoded, with their names.
+        InputError: for a missing folder, fewer than two classes, an empty class, a class that is in validation only,
+            images that cannot be decoded, or corrections of unknown images or classes, with their names.
     """
     if arguments.train_dir is None:
         pools = list_hub(arguments)
     else:
         pools = list_folders(arguments.train_dir, arguments.validation_dir)
     class_names = name_classes(pools)
+    corrections = read_corrections(arguments.label_file, pools, class_names)
     members = _check(pools, skip_bad_images=arguments.skip_bad_images)
     if "validation" not in pools:
-        members |= _split(pools["train"], members["train"], arguments, has_test="test" in pools)
+        members |= _split(pools["train"], members["train"], arguments, corrections, has_test="test" in pools)
     elif arguments.split_file is not None or arguments.fold is not None:
         flag = "--split_file" if arguments.split_file is not None else "--fold"
         raise InputError(f"expected {flag} for images without a validation split, found one; leave {flag} out")
+    if arguments.label_file is not None:
+        pools, members = correct_training_images(corrections, pools, members, arguments.label_file)
     limits = {"train": arguments.max_train_samples, "validation": arguments.max_eval_samples}
     for split, limit in limits.items():
         rows = pools.get(split, pools["train"]).rows
@@ -117,11 +121,13 @@ def _check(pools: Mapping[str, ImagePool], *, skip_bad_images: bool) -> Members:
     return members
 
 
-def _split(pool: ImagePool, good: list[int], arguments: SplitArguments, *, has_test: bool) -> Members:
+def _split(
+    pool: ImagePool, good: list[int], arguments: SplitArguments, corrections: Mapping[str, str], *, has_test: bool
+) -> Members:
     """Training and validation images among `good`, and test images if a split.csv names them."""
     rows = [pool.rows[i] for i in good]
     if arguments.split_file is not None:
-        split_of = split_as_written(rows, arguments.split_file, ignore_test=has_test)
+        split_of = split_as_written(rows, arguments.split_file, corrections, ignore_test=has_test)
     else:
         clusters = None
         if arguments.split_strategy == "grouped":

@@ -1,4 +1,4 @@
-"""Problems in a tree of images, as a page: corrupt files, duplicates, images in two classes, outliers.
+"""Problems in a tree of images, as a page: corrupt files, duplicates, images in two classes, outliers, wrong labels.
 
 The page is self-contained, with small copies of the images inside.
 """
@@ -9,7 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ from seedling_hf.data.folders import list_folders
 from seedling_hf.data.images import a_few, find_bad_images, read_image, to_rgb
 from seedling_hf.data.listing import MISNAMED
 from seedling_hf.data.pool import image_sources
+from seedling_hf.data.suspects import Suspect, look_at_labels, write_candidates
 from seedling_hf.escaping import finish_html
 from seedling_hf.files import write_text, writing
+from seedling_hf.origin import LABELS
 from seedling_hf.progress import Progress
 
 MAX_DEVIATIONS = 6.0  # robust standard deviations from the median beyond which an image is an outlier
@@ -57,21 +59,31 @@ class Inspection:
     in_two_splits: list[list[str]]  # the same for splits that have folders of their own
     # `file`, `what` (width, height, red, green, blue), `value`, `median`, robust `deviations`; hints
     outliers: list[dict[str, Any]]
+    num_predicted: int | None = None  # images whose labels were compared with predictions
+    suspects: list[Suspect] = field(default_factory=list)  # labels that look wrong; hints
 
     @property
     def is_clean(self) -> bool:
-        """Whether all images can be decoded and there are no duplicates; outliers do not count."""
+        """Whether all images can be decoded and there are no duplicates; hints do not count."""
         return not (self.corrupt or self.exact_duplicates or self.near_duplicates)
 
 
-def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) -> Inspection:
+def inspect_folder(
+    folder: str | os.PathLike, num_threads: int | None = None, predictions: str | os.PathLike | None = None
+) -> Inspection:
     """Decodes and compares all images of class folders, or of `train/`, `val/` and `test/` with class folders inside.
 
+    Args:
+        predictions: What a model answers to them, as `read_predictions` takes it, for labels that look wrong.
+
     Raises:
-        InputError: for a missing folder, or a class folder without images.
+        InputError: for a missing folder, a class folder without images, or predictions for others.
     """
     folder = Path(folder)
     pools = list_folders(folder)
+    num_predicted, suspects = None, []
+    if predictions is not None:
+        num_predicted, suspects = look_at_labels(predictions, folder, pools)
     found = [
         (path, label, split)
         for split, pool in pools.items()
@@ -83,6 +95,7 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
     files = [str(path.relative_to(folder)) for path, _, _ in good]
     labels, splits = [label for _, label, _ in good], [split for _, _, split in good]
 
+    known = set(files)
     fingerprints = fingerprint_images((path for path, _, _ in good), num_threads, len(good))
     exact, near = find_exact_duplicates(fingerprints.digests), find_near_duplicates(fingerprints)
     clusters: dict[int, list[int]] = {}
@@ -110,12 +123,16 @@ def inspect_folder(folder: str | os.PathLike, num_threads: int | None = None) ->
         in_two_classes=in_several(labels),
         in_two_splits=in_several(splits),
         outliers=_find_outliers(files, fingerprints),
+        num_predicted=num_predicted,
+        suspects=[suspect for suspect in suspects if suspect.file in known],
     )
 
 
 def write_inspection(inspection: Inspection, output_dir: str | os.PathLike) -> None:
-    """Writes inspection.json with all findings, and inspection.html with the images."""
+    """Writes inspection.json with all findings, inspection.html with the images, and labels.csv with the suspects."""
     output_dir = Path(output_dir)
+    if inspection.num_predicted is not None:
+        write_candidates(inspection.suspects, output_dir / LABELS)
     values = asdict(inspection) | {"is_clean": inspection.is_clean}
     write_text(output_dir / "inspection.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     with Progress("drawing the page"):
@@ -133,6 +150,8 @@ def format_inspection(inspection: Inspection) -> str:
         "clusters in two splits": len(inspection.in_two_splits),
         "outliers in size or colour": len({outlier["file"] for outlier in inspection.outliers}),
     }
+    if inspection.num_predicted is not None:
+        counts[f"labels that look wrong (of {inspection.num_predicted:,} predicted)"] = len(inspection.suspects)
     return "\n".join(f"{name:50} {count:7,}" for name, count in counts.items())
 
 

@@ -130,21 +130,33 @@ def hash_split(path: str | os.PathLike) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def split_as_written(rows: list[Row], split_file: str | os.PathLike, *, ignore_test: bool) -> dict[Row, str]:
+def split_as_written(
+    rows: list[Row], split_file: str | os.PathLike, corrections: Mapping[str, str], *, ignore_test: bool
+) -> dict[Row, str]:
     """The split that a split.csv gives each of `rows`; rows that it does not list are skipped, with a warning.
+
+    Args:
+        corrections: Labels of files that may stand in split.csv instead of those in `rows`; empty for no image.
 
     Raises:
         InputError: if one of its images is missing, or has another class.
     """
-    split_of = {row: s for row, s in read_split_csv(split_file).items() if not (ignore_test and s == "test")}
+    given = {(file, corrections[file]): (file, label) for file, label in rows if corrections.get(file)}
+    split_of = {
+        given.get(row, row): split
+        for row, split in read_split_csv(split_file).items()
+        if not (ignore_test and split == "test")
+    }
     label_of = dict(rows)
     missing = sorted(split_of.keys() - set(rows))
     if missing:
         relabelled = [f"{file} ({label}, now {label_of[file]})" for file, label in missing if file in label_of]
-        what, found = ("with another class", relabelled) if relabelled else ("missing", [file for file, _ in missing])
+        what, found, advice = "missing", [file for file, _ in missing], "restore them"
+        if relabelled:
+            what, found, advice = "with another class", relabelled, "restore them, give the --label_file of its run,"
         raise InputError(
-            f"expected every image of {split_file}, found {len(found)} {what}: {a_few(found)}; restore them or draw "
-            "a new split"
+            f"expected every image of {split_file}, found {len(found)} {what}: {a_few(found)}; {advice} or draw a new "
+            "split"
         )
     new = sorted(file for file, label in set(rows) - split_of.keys())
     if new:

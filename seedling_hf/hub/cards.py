@@ -118,6 +118,8 @@ def describe_split(arguments: dict[str, Any]) -> Markdown:
         for key, split in (("max_train_samples", "training"), ("max_eval_samples", "validation"))
         if arguments.get(key)
     ]
+    if arguments.get("label_file"):
+        how += " Labels of training images were corrected, or images left out, by a file; validation images were not."
     return Markdown(how + (f" At most {' and '.join(limits)} were used." if limits else ""))
 
 

@@ -22,14 +22,14 @@ from seedling_hf.origin import ForeignFileError
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.checkpoint_files import DamageError, RunState
 
-# Arguments that do not change the resulting weights.
+# Arguments that do not change the resulting weights, or change them by images and labels, which are compared.
 FREE_ARGUMENTS = frozenset(
     {
         "allow_changed_arguments", "auto_find_batch_size", "dataloader_num_workers", "ddp_timeout", "fold",
-        "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout", "logging_steps",
-        "no_duplicate_check", "output_dir", "overwrite_output_dir", "per_device_eval_batch_size", "push_to_hub",
-        "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit", "split_file",
-        "trust_remote_code",
+        "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout", "label_file",
+        "logging_steps", "no_duplicate_check", "output_dir", "overwrite_output_dir", "per_device_eval_batch_size",
+        "push_to_hub", "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
+        "split_file", "trust_remote_code",
     }
 )  # fmt: skip
 # Arguments that decide which state there is, so that not even `--allow_changed_arguments` can change them.
@@ -44,6 +44,8 @@ ROUNDING_ARGUMENTS = frozenset(
         "torch_compile_mode",
     }
 )  # fmt: skip
+# What is compared and is no argument by itself.
+MEANINGS = {"split": "split (the images and their labels, after --split_file and --label_file)"}
 
 
 @contextmanager
@@ -100,7 +102,7 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, all
     """
     saved, current = (json.loads(json.dumps(dict(arguments), default=str)) for arguments in (saved, current))
     changes = {
-        name: f"{name} was {_shown(saved, name)} and is {_shown(current, name)}"
+        name: f"{MEANINGS.get(name, name)} was {_shown(saved, name)} and is {_shown(current, name)}"
         for name in sorted((saved.keys() | current.keys()) - FREE_ARGUMENTS)
         if _shown(saved, name) != _shown(current, name)
     }

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from browser import open_browser, visit
 from faults import Started, assert_sentence, assert_well, command
 from named_classes import only_default_fonts, write_classes, write_model
 from PIL import Image
+
+from seedling_hf.data.suspects import COLUMNS
+from seedling_hf.escaping import escape_cell
+from seedling_hf.files import write_csv
 
 HOSTILE = [
     "$x^2$", "$", "$\\frac{", "小麦", "ナズナ", "a\nb", "a\rb", "a\tb", "=1+1", "+a", "-a", "@sum", "\x1b[31mred",
@@ -233,6 +238,18 @@ def test_numbers_stand_below_each_other_beside_names_of_any_width(name, words, c
 # Pages in a browser.
 
 
+def doubt_a_label_of_each(folder: Path) -> list[str]:
+    """Flags with predictions that answer one image of each class with the next class; none without cleanlab."""
+    if find_spec("cleanlab") is None:
+        return []
+    rows, names = [], [*SHOWN]
+    for name, following in zip(names, names[1:] + names[:1], strict=True):
+        rows += [(f"{name}/{number}.png", name, name, 0.9, 0.9) for number in range(3)]
+        rows.append((f"{name}/3.png", name, following, 0.9, 0.05))
+    write_csv(folder / "doubts" / "predictions.csv", COLUMNS, rows)
+    return ["--predictions", "doubts"]
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> Path:
     folder = write_classes(tmp_path_factory.mktemp("pages") / "run", [*SHOWN], images=4)
@@ -244,7 +261,7 @@ def pages(tmp_path_factory) -> Path:
     for words in (
         [*EVALUATE[:-1], "report", "--saliency"],
         ["compare", *both],
-        ["inspect_dataset", "--train_dir", "images", "--output_dir", "inspection"],
+        ["inspect_dataset", "--train_dir", "images", "--output_dir", "inspection", *doubt_a_label_of_each(folder)],
         ["run" if word == "out" else word for word in TRAIN],
     ):
         command(words, folder)
@@ -280,6 +297,21 @@ def test_a_page_shows_names_as_text_and_asks_for_nothing(page, width, pages, bro
         assert width < 1000 or right <= width
     finally:
         opened.close()
+
+
+def test_the_inspection_shows_each_label_that_looks_wrong(pages, browser):
+    pytest.importorskip("cleanlab", reason="the extra [all] is not installed")
+    opened, _, _ = visit(browser, (pages / "inspection" / "inspection.html").as_uri())
+    try:
+        cards = [re.sub(r"\s+", " ", text) for text in opened.locator(".suspects .card").all_inner_texts()]
+        assert len(cards) == len(SHOWN)
+        labels = [re.sub(r"\s+", " ", shown) for shown in SHOWN.values()]
+        assert all(any(f"label {label}, 5.0%" in card for card in cards) for label in labels)
+        assert all(any(f"answer {label}, 90.0%" in card for card in cards) for label in labels)
+    finally:
+        opened.close()
+    with open(pages / "inspection" / "labels.csv", encoding="utf-8", newline="") as stream:
+        assert {row[0] for row in csv.reader(stream) if "3.png" in row[0]} == {escape_cell(f"{n}/3.png") for n in SHOWN}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Each run is killed by SIGKILL at random moments, and resumed, again and again.
 import json
 
 import pytest
+from faults import contents
 from training_runs import NUM_STEPS, Run, killed_again_and_again
 
 SETTINGS = {
@@ -53,3 +54,24 @@ def test_a_finished_run_resumed_into_another_folder_leaves_a_model_there(tmp_pat
     results = json.loads((run.folder / "other" / "train_results.json").read_text())
     assert results["best_step"] == NUM_STEPS
     assert (run.folder / "other" / "model.safetensors").exists() and (run.folder / "other" / "report.html").exists()
+
+
+def test_a_run_with_corrected_labels_resumes_with_the_same_and_not_with_others(tmp_path, images):
+    run = Run(tmp_path / "run", images, label_file="labels.csv")
+    labels = run.folder / "labels.csv"
+    first = sorted(f"{file.parent.name}/{file.name}" for file in images.glob("Maize/*"))
+    text = "file,label\n" + "".join(f"{file},Charlock\n" for file in first[:6])
+    labels.write_text(text)
+    run.finish("--max_steps", "4")
+    split = (run.folder / "run" / "split.csv").read_text()
+    corrected = [line for line in split.splitlines() if line.startswith("Maize/") and ",Charlock,train" in line]
+    assert corrected and f"{len(corrected)} training images corrected, 0 left out" in run.output
+
+    labels.write_text(text.replace("Charlock", ""))
+    before = contents(run.folder / "run")
+    run.finish("--max_steps", "4", expected=2)
+    assert "split (the images and their labels, after --split_file and --label_file) was '" in run.output
+    assert contents(run.folder / "run") == before
+
+    labels.rename(labels.with_name("moved.csv")).write_text(text)
+    run.finish("--max_steps", "4", "--label_file", "moved.csv")

@@ -1,0 +1,120 @@
+"""Corrected labels: a CSV names images whose class is another one, or that training leaves out.
+
+Only training images are corrected. Validation images keep the labels that their folders give, so that figures with and
+without corrections are of the same images and labels.
+"""
+
+import csv
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from seedling_hf.data.images import a_few
+from seedling_hf.data.pool import ImagePool, Row
+from seedling_hf.errors import InputError
+from seedling_hf.escaping import format_count, one_line, unescape_cell
+from seedling_hf.spelling import find_near
+
+COLUMNS = "file", "label"  # others may stand beside them
+ADVICE = "change the labels.csv that inspect_dataset --predictions writes"
+MOST_PROPOSED = 3  # names that a better spelling is searched for
+
+Labels = dict[str, str]  # the class of each file, empty for an image that is left out
+
+logger = logging.getLogger(__name__)
+
+
+def read_labels(path: str | os.PathLike) -> Labels:
+    """The class that a CSV with the columns `file` and `label` gives each file, empty where it is to be left out.
+
+    Raises:
+        InputError: if it is no such file, or names a file twice.
+    """
+    labels: Labels = {}
+    for number, (file, label) in enumerate(_read_cells(path), 2):
+        if file in labels:
+            raise InputError(
+                f"expected each file once in {path}, found {one_line(file)} again in row {number}; keep one of them"
+            )
+        labels[file] = label if label.strip() else ""
+    return labels
+
+
+def read_corrections(
+    path: str | os.PathLike | None, pools: Mapping[str, ImagePool], class_names: Sequence[str]
+) -> Labels:
+    """Labels for images of some pools, as `read_labels` gives them; none without a path.
+
+    Raises:
+        InputError: for an unknown image or class, with a known name that it nearly is.
+    """
+    if path is None:
+        return {}
+    labels = read_labels(path)
+    files = {file for pool in pools.values() for file, _ in pool.rows}
+    if unknown := sorted(labels.keys() - files):
+        raise InputError(
+            f"expected the images of {pools['train'].where} in the column file of {path}, found "
+            f"{_propose(unknown, sorted(files))}; name them by class folder and file, as split.csv does"
+        )
+    if unknown := sorted(set(labels.values()) - {"", *class_names}):
+        raise InputError(
+            f"expected the classes of {pools['train'].where} in the column label of {path}, found "
+            f"{_propose(unknown, class_names)}; use {a_few(class_names, 12)}, or an empty cell to leave an image out"
+        )
+    return labels
+
+
+def correct_training_images(
+    labels: Labels, pools: Mapping[str, ImagePool], members: Mapping[str, list[int]], path: str | os.PathLike
+) -> tuple[dict[str, ImagePool], dict[str, list[int]]]:
+    """Pools and members of all splits with the labels of training images corrected; says how many those are.
+
+    Args:
+        labels: As `read_labels` gives them, checked by `check_labels`.
+        pools: Of the splits that have images of their own; the others are drawn from `train`.
+        members: For each split, positions in its pool.
+    """
+    pools = {split: pools.get(split, pools["train"]) for split in members}
+    changed = {split: _find_changes(labels, pools[split].rows, found) for split, found in members.items()}
+    train = pools["train"]
+    left_out = {i for i in changed["train"] if not labels[train.rows[i][0]]}
+    others = sum(len(found) for split, found in changed.items() if split != "train")
+    logger.info(
+        "%s: %s corrected, %d left out%s", path,
+        format_count(len(changed["train"]) - len(left_out), "training image"), len(left_out),
+        f"; {format_count(others, 'image')} not trained on stay as given" if others else "",
+    )  # fmt: skip
+    corrected = replace(train, rows=[(file, labels.get(file) or label) for file, label in train.rows])
+    return pools | {"train": corrected}, {**members, "train": [i for i in members["train"] if i not in left_out]}
+
+
+def _find_changes(labels: Labels, rows: Sequence[Row], members: Sequence[int]) -> list[int]:
+    """Those of some rows to which other labels are given, or none."""
+    return [i for i in members if labels.get(rows[i][0], rows[i][1]) != rows[i][1]]
+
+
+def _propose(names: Sequence[str], known: Sequence[str]) -> str:
+    """The first of some unknown names, each with a known one that it nearly is."""
+    near = {name: find_near(name, known) for name in names[:MOST_PROPOSED]}
+    return a_few([f"{name} (did you mean {near[name]}?)" if near.get(name) else name for name in names], MOST_PROPOSED)
+
+
+def _read_cells(path: str | os.PathLike) -> list[tuple[str, str]]:
+    expected = f"expected the columns file and label in {path}, separated by commas"
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            reader = csv.reader(stream)
+            header = next(reader, [])
+            # Before the rest, so that a huge file of another kind is not read completely.
+            if any(header.count(name) != 1 for name in COLUMNS):
+                raise InputError(f"{expected}, found {one_line(','.join(header))[:60] or 'nothing'}; {ADVICE}")
+            rows = [row for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"expected a CSV with the columns file and label at {path}, found: {error}") from error
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise InputError(f"{expected}, found {format_count(len(row), 'cell')} in row {number}; {ADVICE}")
+    file, label = map(header.index, COLUMNS)
+    return [(unescape_cell(row[file]), unescape_cell(row[label])) for row in rows]
