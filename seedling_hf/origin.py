@@ -35,6 +35,7 @@ HEADINGS = {
     ),
     "failed files": (b"file,reason\n",),
     "predictions.csv": (b"file,label,prediction,probability,", b"file,label,prediction: ", b'file,label,"prediction: '),
+    "corrections.csv": (b"file,label\n",),
     "labels.csv": (b"file,label,suggestion,margin\n",),
     "erf.csv": (b"model,image_size,num_images,threshold,side,",),
 }

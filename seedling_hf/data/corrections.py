@@ -9,13 +9,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import ImagePool, Row
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count, one_line, unescape_cell
+from seedling_hf.files import write_csv, writing
+from seedling_hf.origin import is_ours
 from seedling_hf.spelling import find_near
 
+KEPT = "corrections.csv"  # in the folder of a run
 COLUMNS = "file", "label"  # others may stand beside them
 ADVICE = "change the labels.csv that inspect_dataset --predictions writes"
 MOST_PROPOSED = 3  # names that a better spelling is searched for
@@ -88,6 +92,25 @@ def correct_training_images(
     )  # fmt: skip
     corrected = replace(train, rows=[(file, labels.get(file) or label) for file, label in train.rows])
     return pools | {"train": corrected}, {**members, "train": [i for i in members["train"] if i not in left_out]}
+
+
+def keep_corrections(labels: Labels | None, folder: str | os.PathLike) -> None:
+    """Writes the labels that a run was given into its folder; without any, those of an earlier run are removed."""
+    path = Path(folder, KEPT)
+    if labels is not None:
+        write_csv(path, COLUMNS, sorted(labels.items()))
+    elif is_ours(path):
+        with writing(path):
+            path.unlink(missing_ok=True)
+
+
+def has_kept(labels: Labels | None, folder: str | os.PathLike) -> bool:
+    """Whether the run in a folder was given these labels."""
+    path = Path(folder, KEPT)
+    try:
+        return (read_labels(path) if path.exists() else None) == labels
+    except InputError:
+        return False
 
 
 def _find_changes(labels: Labels, rows: Sequence[Row], members: Sequence[int]) -> list[int]:

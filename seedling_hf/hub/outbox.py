@@ -30,8 +30,8 @@ RESULTS = (
     "train_results.json", "curves.png",
 )  # fmt: skip
 PUSHED = (
-    "config.json", "preprocessor_config.json", *WEIGHTS, CARD, *RESULTS, "split.csv", "near_duplicates.json",
-    "metrics.jsonl", "arguments.yaml",
+    "config.json", "preprocessor_config.json", *WEIGHTS, CARD, *RESULTS, "split.csv", "corrections.csv",
+    "near_duplicates.json", "metrics.jsonl", "arguments.yaml",
 )  # fmt: skip
 # How transformers finds relative imports: in the text.
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)

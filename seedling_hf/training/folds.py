@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from datasets import DatasetDict, concatenate_datasets
 
 from seedling_hf.arguments import write_arguments
+from seedling_hf.data.corrections import has_kept, read_labels
 from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.images import a_few
 from seedling_hf.data.splits import read_split_csv
@@ -50,6 +51,7 @@ class Folds:
     def __init__(self, arguments: TrainArguments, accelerator: Accelerator) -> None:
         self.arguments, self.accelerator = arguments, accelerator
         self.output_dir = Path(arguments.output_dir)
+        self.labels = None if arguments.label_file is None else read_labels(arguments.label_file)
         numbers = range(1, arguments.num_folds + 1)
         self.folders = [fold_folder(self.output_dir, number) for number in numbers]
         self.runs = [self._run(number, folder) for number, folder in zip(numbers, self.folders, strict=True)]
@@ -86,6 +88,8 @@ class Folds:
         except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError, InputError):
             return None  # it is resumed as any run, and written again
         now = json.loads(json.dumps(asdict(run)))
+        if not has_kept(self.labels, folder):
+            return None
         compared = (former.keys() & now.keys()) - FREE_ARGUMENTS - ROUNDING_ARGUMENTS
         is_same = isinstance(threads, int) and all(former[name] == now[name] for name in compared)
         return threads if is_same else None
@@ -98,12 +102,14 @@ class Folds:
         """
         if self.arguments.max_train_samples is not None or self.arguments.max_eval_samples is not None:
             return
+        # Of a fold those that train, but not those that validate.
+        left_out = {file for file, label in (self.labels or {}).items() if not label}
         files = {file for name in ("train", "validation") for file in splits[name]["file"]}
         for folder in self.folders:
             if not (folder / RESULTS).is_file() or not (folder / "split.csv").is_file():
                 continue
             former = {file for (file, _), name in read_split_csv(folder / "split.csv").items() if name != "test"}
-            if changed := sorted(former ^ files):
+            if changed := sorted((former ^ files) - left_out):
                 raise InputError(
                     f"expected the images that {folder} was trained on, found {format_count(len(changed), 'image')} "
                     f"new or missing: {a_few(changed)}; restore them, or train all folds again with "
@@ -142,7 +148,8 @@ class Folds:
         return replace(report, folds=pooled.folds)
 
     def _load_images(self):
-        """All images of all folds, by whichever split is drawn the fastest."""
-        every = {"fold": None, "split_strategy": "random", "max_train_samples": None, "max_eval_samples": None}
+        """All images of all folds as they are labelled, by whichever split is drawn the fastest."""
+        every = {"fold": None, "split_strategy": "random", "label_file": None}
+        every |= {"max_train_samples": None, "max_eval_samples": None}
         splits = load_splits(replace(self.runs[0], **every))
         return concatenate_datasets([splits["train"], splits["validation"]])

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 
 from seedling_hf.arguments import write_arguments
+from seedling_hf.data.corrections import keep_corrections, read_labels
 from seedling_hf.data.inspection import SHARED_IMAGES, report_shared_images
 from seedling_hf.data.recognition import write_hashes
 from seedling_hf.data.splits import Line, hash_split, list_lines, read_hashes, write_split_csv
@@ -33,10 +34,12 @@ class RunFolder:
         self.shared_images: str | None = None
         self.hashes: dict[Line, str] = {}  # of the images, for split.csv; none unless they were compared
         self.device: int | None = None
+        self.corrections = None if arguments.label_file is None else read_labels(arguments.label_file)
 
     def write_start(self) -> None:
-        """Writes arguments.yaml, split.csv and near_duplicates.json; of a resumed run, once it is known to be the same.
+        """Writes arguments.yaml, split.csv, corrections.csv and near_duplicates.json.
 
+        Of a resumed run, once it is known to be the same.
         The comparison of images is not repeated where its result is in the folder, or still in the memory.
         """
         if not self.is_main_process:
@@ -54,6 +57,7 @@ class RunFolder:
             with suppress(InputError):  # it is written again
                 self.hashes = read_hashes(split)
         write_split_csv(self.splits, split, self.hashes)
+        keep_corrections(self.corrections, self.path)
         if self.shared_images is not None:
             write_text(shared, self.shared_images)
         look = not self.arguments.no_duplicate_check

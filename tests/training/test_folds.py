@@ -98,6 +98,27 @@ def test_images_that_were_added_between_folds_are_refused(tmp_path, images, fini
     assert_sentence(outcome, "that run/fold_1 was trained on, found 1 image new or missing: Maize/new.jpg")
 
 
+def test_labels_are_corrected_where_they_are_trained_on_and_every_image_is_answered(tmp_path, images):
+    (tmp_path / "images").symlink_to(images)
+    left_out, corrected = sorted(f"Maize/{file.name}" for file in images.glob("Maize/*"))[:2]
+    (tmp_path / "labels.csv").write_text(f"file,label\n{left_out},\n{corrected},Charlock\n")
+    words = [*FLAGS, "--label_file", "labels.csv"]
+    assert_well(command(words, tmp_path))
+    pooled = {row["file"]: row["label"] for row in read_rows(tmp_path / "run" / "predictions.csv")}
+    assert len(pooled) == 48 and pooled[corrected] == pooled[left_out] == "Maize"
+    splits = [read_rows(tmp_path / "run" / f"fold_{number}" / "split.csv") for number in (1, 2)]
+    found = {(row["file"], row["label"], row["split"]) for rows in splits for row in rows}
+    assert {row[1:] for row in found if row[0] == left_out} == {("Maize", "validation")}
+    assert {row[1:] for row in found if row[0] == corrected} == {("Maize", "validation"), ("Charlock", "train")}
+
+    again = command([*words, "--resume_from_checkpoint", "latest"], tmp_path)
+    assert_well(again)
+    assert again.stdout.count("is finished, in run/fold_") == 2
+    (tmp_path / "labels.csv").write_text(f"file,label\n{left_out},\n{corrected},Black-grass\n")
+    changed = command([*words, "--resume_from_checkpoint", "latest"], tmp_path)
+    assert_sentence(changed, "split (the images and their labels, after --split_file and --label_file) was ")
+
+
 def test_overwriting_discards_every_fold(tmp_path, images, finished):
     shutil.copytree(finished / "run", tmp_path / "run")
     (tmp_path / "images").symlink_to(images)

@@ -67,6 +67,7 @@ def test_a_run_with_corrected_labels_resumes_with_the_same_and_not_with_others(t
     corrected = [line for line in split.splitlines() if line.startswith("Maize/") and ",Charlock,train" in line]
     assert corrected and f"{len(corrected)} training images corrected, 0 left out" in run.output
 
+    assert (run.folder / "run" / "corrections.csv").read_text() == text
     labels.write_text(text.replace("Charlock", ""))
     before = contents(run.folder / "run")
     run.finish("--max_steps", "4", expected=2)
