@@ -1,10 +1,13 @@
 """How far an image lies from those that a classifier was trained on, and whether that is too far for an answer.
 
-The measure is the squared Mahalanobis distance to the nearest class mean (Lee et al., arXiv 1807.03888), of the
-features of all stages together: early stages tell light, soil and texture, late ones shapes. One covariance is shared
-by the classes, shrunk as by Ledoit and Wolf (2004), so that it can be inverted with few images too.
+The measure is the squared Mahalanobis distance to the nearest class mean (Lee et al., arXiv 1807.03888), summed over
+the stages of the network: early ones tell light, soil and texture, late ones shapes. Within a stage one covariance is
+shared by the classes, shrunk as by Ledoit and Wolf (2004), so that it can be inverted with few images too. Each stage
+counts the same, whatever its number of features: with one covariance of all, the many features of the last stage
+drown the first.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +35,8 @@ class Familiarity(nn.Module):
 
     Args:
         center: Mean of the features, (D).
-        whitening: Makes features minus `center` uncorrelated within the classes, with variance 1; (D, D).
+        whitening: Makes features minus `center` uncorrelated within a stage and a class, those of each stage with a
+            variance of 1 together; (D, D).
         class_means: Of the whitened features, for each class that had images; (K, D).
         threshold: The largest distance of a familiar image, ().
     """
@@ -43,8 +47,12 @@ class Familiarity(nn.Module):
             self.register_buffer(name, tensor.float())
 
     @classmethod
-    def fit(cls, features: np.ndarray, labels: np.ndarray) -> "Familiarity":
-        """Fits features (N, D) of training images with labels (N,); the threshold is still infinite."""
+    def fit(cls, features: np.ndarray, labels: np.ndarray, sizes: Sequence[int] | None = None) -> "Familiarity":
+        """Fits features (N, D) of training images with labels (N,); the threshold is still infinite.
+
+        Args:
+            sizes: How many of the features each stage has, D together; None for one stage.
+        """
         from sklearn.covariance import ledoit_wolf
 
         features = features.astype(np.float64)
@@ -52,10 +60,13 @@ class Familiarity(nn.Module):
         standardized = (features - center) / scale
         classes, numbers = np.unique(labels, return_inverse=True)
         means = np.stack([standardized[numbers == k].mean(0) for k in range(len(classes))])
-        covariance, _ = ledoit_wolf(standardized - means[numbers], assume_centered=True)
-        # A ridge for features that never change within the classes.
-        covariance += LEAST_SCALE * np.eye(len(covariance))
-        unmixing = np.linalg.inv(np.linalg.cholesky(covariance)).T
+        residuals = standardized - means[numbers]
+        unmixing, start = np.zeros((len(center), len(center))), 0
+        for size in sizes or [len(center)]:
+            stage = slice(start, start := start + size)
+            covariance, _ = ledoit_wolf(residuals[:, stage], assume_centered=True)
+            covariance += LEAST_SCALE * np.eye(size)  # for features that never change within the classes
+            unmixing[stage, stage] = np.linalg.inv(np.linalg.cholesky(covariance)).T / math.sqrt(size)
         arrays = center, unmixing / scale[:, None], means @ unmixing, np.inf
         return cls(*(torch.as_tensor(array) for array in arrays))
 
@@ -117,9 +128,9 @@ def stage_features(hidden_states: Sequence[Tensor]) -> Tensor:
     return torch.cat([state.float().mean((-2, -1)) for state in hidden_states[1:]], dim=1)
 
 
-def num_stage_features(config: Any) -> int | None:
-    """D of `stage_features`; None for a network whose stages are not known here."""
-    return sum(config.hidden_sizes) if config.model_type == "replknet" else None
+def stage_sizes(config: Any) -> list[int] | None:
+    """How many of `stage_features` each stage has; None for a network whose stages are not known here."""
+    return list(config.hidden_sizes) if config.model_type == "replknet" else None
 
 
 class WithFeatures(nn.Module):

@@ -15,7 +15,7 @@ from seedling_hf.evaluation.evaluator import Evaluator, LabelledProbabilities
 from seedling_hf.evaluation.metrics import expected_calibration_error, reliability_bins
 from seedling_hf.inference.batch_memory import image_side
 from seedling_hf.inference.classifier import load_classifier
-from seedling_hf.inference.familiarity import Familiarity, num_stage_features
+from seedling_hf.inference.familiarity import Familiarity, stage_sizes
 
 if TYPE_CHECKING:
     from seedling_hf.training.loop import Training
@@ -110,11 +110,12 @@ def _measure(
 ) -> tuple[LabelledProbabilities, Familiarity | None, np.ndarray | None]:
     """The predictions of the validation images, and their distances (N,) from the training images."""
     train, validation = training.splits["train"], training.splits["validation"]
-    if num_stage_features(evaluator.model.config) is None or training.arguments.streaming:
+    sizes = stage_sizes(evaluator.model.config)
+    if sizes is None or training.arguments.streaming:
         return evaluator.predict(validation), None, None
     step = math.ceil(len(train) / MOST_MEASURED)
     known, features = evaluator.measure(train.select(range(0, len(train), step)))
-    familiarity = Familiarity.fit(features.numpy(), known.labels)
+    familiarity = Familiarity.fit(features.numpy(), known.labels, sizes)
     found, features = evaluator.measure(validation)
     distances = familiarity(features).numpy()
     familiarity.set_threshold(distances)
@@ -137,7 +138,8 @@ def scale_logits(model: PreTrainedModel, temperature: float, side: int) -> bool:
     before = model(pixel_values=images).logits
     for parameter in heads[-1].parameters():
         parameter /= temperature
-    is_scaled = torch.allclose(temperature * model(pixel_values=images).logits, before, rtol=1e-2, atol=1e-3)
+    after = temperature * model(pixel_values=images).logits
+    is_scaled = torch.allclose(after, before, rtol=0, atol=1e-3 * float(before.abs().max()))
     if not is_scaled:  # another layer follows, or a second head is added
         heads[-1].load_state_dict(kept)
     return is_scaled

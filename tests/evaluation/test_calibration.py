@@ -13,6 +13,7 @@ from seedling_hf.evaluation.calibration import (
     halves,
     not_sure_threshold,
     scale_probabilities,
+    sure_threshold,
     thin_curve,
 )
 from seedling_hf.evaluation.metrics import expected_calibration_error, reliability_bins
@@ -148,3 +149,36 @@ def test_a_long_curve_keeps_its_ends():
     assert len(points) == 101
     assert points[0]["coverage"] == 1 / 5000
     assert points[-1]["coverage"] == 1
+
+
+def test_the_temperature_of_a_few_images_that_are_all_right_stays_near_1():
+    probabilities = np.tile([0.7, 0.2, 0.1], (18, 1))
+    assert 0.2 < fit_temperature(probabilities, np.zeros(18, dtype=int)) < 1
+
+
+def test_of_many_images_the_prior_changes_nothing():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(5000, 4)) * 2
+    labels = np.array([generator.choice(4, p=row) for row in softmax(logits / 3)])
+    assert fit_temperature(softmax(logits), labels) == pytest.approx(3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("correct", "familiar", "expected"),
+    [
+        ([1] * 10, [1] * 10, 0.1),  # all are right: every answer is sure
+        ([0] * 5 + [1] * 5, [1] * 10, 0.6),  # 95% of those above are right
+        ([0] * 10, [1] * 10, 1),  # none is ever right
+        ([1] * 10, [0] * 10, 1),  # nothing is familiar
+        ([0] * 5 + [1] * 5, [0] * 5 + [1] * 5, 0.6),  # the wrong ones are unfamiliar
+    ],
+)
+def test_an_answer_is_sure_from_where_sure_answers_are_right(correct, familiar, expected):
+    confidence = np.arange(1, 11) / 10
+    assert sure_threshold(confidence, np.array(correct, bool), np.array(familiar, bool)) == pytest.approx(expected)
+
+
+def test_where_nearly_all_answers_are_right_the_least_confident_are_not_sure():
+    confidence = np.arange(1, 101) / 100
+    correct = confidence != 0.03
+    assert sure_threshold(confidence, correct, np.ones(100, bool)) == pytest.approx(0.06)  # 95 of 100 remain
