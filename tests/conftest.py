@@ -53,6 +53,27 @@ def model_dir(sample_dir, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def familiar_dir(model_dir, sample_dir, tmp_path_factory) -> Path:
+    """The same model, which is sure from a probability of 0.5 on and knows what is unfamiliar; to read only."""
+    import shutil
+
+    from small_models import write_familiarity
+
+    folder = shutil.copytree(model_dir, tmp_path_factory.mktemp("familiar") / "model")
+    write_familiarity(folder, sample_dir)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def strange_image(tmp_path_factory) -> Path:
+    """What is unfamiliar to that model."""
+    from small_models import write_strange_image
+
+    write_strange_image(path := tmp_path_factory.mktemp("strange") / "umbrella.png")
+    return path
+
+
 @pytest.fixture
 def unsettled_precision():
     """Accelerate settles the precision once for a process; each test may choose."""

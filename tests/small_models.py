@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from seedling_hf.inference.familiarity import Familiarity, stage_features
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
 SPECIES = ["Black-grass", "Charlock", "Loose Silky-bent", "Maize"]
@@ -33,3 +34,26 @@ def write_model(
         model.classifier.bias.copy_(-weight @ mean)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def write_familiarity(folder: Path, sample_dir: Path, confidence_threshold: float | None = 0.5) -> None:
+    """What tells the images of the sample from others, for a folder of `write_model`, and when an answer is sure."""
+    config = RepLKNetConfig.from_pretrained(folder, confidence_threshold=confidence_threshold, temperature=1.0)
+    model = RepLKNetForImageClassification.from_pretrained(folder).eval()
+    processor = RepLKNetImageProcessor.from_pretrained(folder)
+    files = [sorted((sample_dir / name).iterdir())[:16] for name in config.id2label.values()]
+    images = [Image.open(file).convert("RGB") for of_class in files for file in of_class]
+    with torch.inference_mode():
+        pixel_values = processor(images, return_tensors="pt")["pixel_values"]
+        features = stage_features(model(pixel_values, output_hidden_states=True).hidden_states)
+        labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(of_class) for of_class in files]))
+        familiarity = Familiarity.fit(features.numpy(), labels.numpy())
+        familiarity.set_threshold(2 * familiarity(features).numpy())
+    familiarity.save(folder)
+    config.save_pretrained(folder)
+
+
+def write_strange_image(path: Path) -> None:
+    """Stripes in the colours of a beach umbrella, which no model of seedlings has seen."""
+    rows = torch.arange(96)[:, None, None] // 8 % 2 * torch.tensor([255, 80, 200])
+    Image.fromarray(rows.expand(96, 96, 3).byte().numpy()).save(path)

@@ -26,7 +26,13 @@ class DemoArguments(ClassifierArguments):
         seedling-hf demo --model_name_or_path outputs/quickstart --threshold 0.7
     """
 
-    threshold: float = option(0.5, "probability below which the page says that the model is not sure", least=0, most=1)
+    threshold: float | None = option(
+        None,
+        "probability below which the page says that the model is not sure (default: the confidence_threshold of the "
+        "model, or else 0.5)",
+        least=0,
+        most=1,
+    )
     top_k: int = option(5, "classes to show", least=1)
     host: str = option("127.0.0.1", "address to serve; 0.0.0.0 lets other machines in")
     port: int | None = option(None, "port to serve (default: the first free one from 7860)", least=1, most=65535)

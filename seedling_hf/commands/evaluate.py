@@ -37,6 +37,12 @@ class EvaluateArguments(CompiledInferenceArguments):
     not_sure_accuracy: float = option(
         0.95, "accuracy of the predictions that the threshold for 'not sure' keeps", above=0, most=1
     )
+    threshold: float | None = option(
+        None,
+        "probability below which a prediction counts as not sure (default: the confidence_threshold of the model)",
+        least=0,
+        most=1,
+    )
     test_time_augmentation: bool = option(
         False, "also predict the mean over the eight symmetries of the square, and report gain and cost"
     )
@@ -73,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     if arguments.saliency:
         check_captum()
-    evaluator = load_evaluator(arguments)
+    evaluator = load_evaluator(arguments, arguments.threshold)
     on_main_process(evaluator.accelerator, arguments.lock_outputs)
     dataset, *others = (
         load_folder(folder, class_names=evaluator.class_names, skip_bad_images=arguments.skip_bad_images)
@@ -100,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.probes:
         report = replace(report, probing=probe(evaluator, dataset, seed=arguments.seed))
     if evaluator.accelerator.is_main_process:
-        saliency = partial(overlay_classes, evaluator.model, evaluator.image_processor) if arguments.saliency else None
+        saliency = (
+            partial(overlay_classes, evaluator.classifier, evaluator.image_processor) if arguments.saliency else None
+        )
         with Progress("writing the report"):
             write_report(report, arguments.output_dir, dataset, saliency)
         print(format_report(report))

@@ -24,7 +24,13 @@ class PushSpaceArguments(ArgumentGroup):
     model_revision: str | None = option(None, "branch, tag or commit of that repository")
     hub_space_id: str = option(MISSING, "the Space, user/name")
     hub_private_repo: bool | None = option(None, "make a new Space private")
-    threshold: float = option(0.5, "probability below which the demo answers that it is not sure", least=0, most=1)
+    threshold: float | None = option(
+        None,
+        "probability below which the demo answers that it is not sure (default: the confidence_threshold of the "
+        "model, or else 0.5)",
+        least=0,
+        most=1,
+    )
     title: str | None = option(None, "title of the Space (default: Which seedling is it?)")
     dry_run: bool = option(False, "only list the files")
 
@@ -48,10 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.hub.connection import hub_session
     from seedling_hf.hub.repository import push
     from seedling_hf.hub.space import write_space
-    from seedling_hf.inference.classifier import load_classifier
+    from seedling_hf.inference.certainty import add_familiarity
+    from seedling_hf.inference.classifier import Pretrained, load_classifier
 
-    if Path(arguments.model_name_or_path).is_dir():
-        load_classifier(arguments.model_name_or_path)  # as the Space will
+    if Path(arguments.model_name_or_path).is_dir():  # as the Space will
+        model, _ = load_classifier(arguments.model_name_or_path)
+        add_familiarity(model, Pretrained(arguments.model_name_or_path))
     with tempfile.TemporaryDirectory(prefix="space-") as folder:
         files = write_space(
             Path(folder),

@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from seedling_hf.hub.connection import hub_session
     from seedling_hf.hub.repository import push
-    from seedling_hf.inference.classifier import Pretrained
 
     folder = Path(arguments.output_dir)
     outbox = Outbox(folder)
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if not waiting:
         if not (folder / "config.json").is_file():
             raise InputError(f"expected a model folder with a config.json at {folder}, found none; choose another")
-        Pretrained(arguments.output_dir).check()
+        check(arguments.output_dir)
         if not arguments.dry_run:
             write_missing_card(folder)
         waiting = [Snapshot(model_files(folder), default_target(folder, is_named=arguments.hub_model_id is not None))]
@@ -83,16 +82,24 @@ def change_target(target: Target, arguments: PushToHubArguments, *, is_last: boo
 
 def check_waiting(snapshots: Sequence[Snapshot]) -> None:
     """Raises InputError for a snapshot of a model that no command could load, unless it is on the Hub by now."""
-    from seedling_hf.inference.classifier import Pretrained
-
     for snapshot in snapshots:
         if (config := snapshot.files.get("config.json")) is None:
             continue  # before its first evaluation a run has a checkpoint only
         try:
-            Pretrained(str(config.parent)).check()
+            check(str(config.parent))
         except InputError as error:
             if snapshot.exists():  # a run that goes on may just have pushed it
                 raise InputError(f"{error}; without {snapshot.folder} the rest can be pushed") from error
+
+
+def check(folder: str) -> None:
+    """Raises InputError for a folder that no command could load."""
+    from seedling_hf.inference.classifier import Pretrained
+    from seedling_hf.inference.familiarity import find_familiarity
+
+    source = Pretrained(folder)
+    source.check()
+    find_familiarity(source, source.load_config())
 
 
 def write_missing_card(folder: Path) -> None:

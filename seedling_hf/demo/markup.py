@@ -6,13 +6,15 @@ from seedling_hf.demo.facts import Facts
 from seedling_hf.demo.verdict import Verdict
 from seedling_hf.demo.words import Words
 from seedling_hf.escaping import finish_html
+from seedling_hf.inference.certainty import Certainty
 
 MOST_CLASSES_NAMED = 40
 ANSWER = """
 <div id="sentence">{% if verdict.heading %}<h2>{{ verdict.heading }}</h2>{% endif %}
 <p>{{ verdict.sentence or words("waiting") }}</p>
 {% if verdict.hint %}<p class="hint">{{ verdict.hint }}</p>{% endif %}</div>
-{% if verdict.rows %}<ol id="species">{% for row in verdict.rows %}
+{% if verdict.rows %}<ol id="species" class="{{ "answer" if verdict.is_answer else "grey" }}">
+{% for row in verdict.rows %}
 <li><span>{{ row.name }}{% if row.note %}<small>{{ row.note }}</small>{% endif %}</span><b>{{ row.figure }}</b>
 {% if row.share is not none %}<meter value="{{ row.share }}"></meter>{% endif %}</li>
 {% endfor %}</ol>{% endif %}
@@ -32,7 +34,8 @@ FACTS = """
 {{ words("accuracy of", count="{:,}".format(facts.num_images)) }}{% endif %}{% endif %}</dd></div>
 <div><dt>{{ words("certainty") }}</dt>
 <dd>{{ words("certainty why", count=facts.class_names | length, threshold=threshold) }}</dd></div>
-<div><dt>{{ words("limits") }}</dt><dd>{{ words("limits why") }}</dd></div>
+<div><dt>{{ words("limits") }}</dt>
+<dd>{{ words("limits why familiar" if certainty.knows_familiar else "limits why") }}</dd></div>
 {% if named %}<div class="wide"><dt>{{ words("knows", count=facts.class_names | length) }}</dt>
 <dd>{{ named }}</dd></div>{% endif %}</dl>
 """
@@ -56,6 +59,7 @@ CSS = """
 #sentence p { margin: 0 0 4px; }
 #sentence .hint { border-left: 3px solid #c8782c; padding-left: 8px; }
 #species { list-style: none; margin: 6px 0 0; padding: 0; }
+#species.grey { opacity: .5; filter: grayscale(1); }
 #species li { display: flex; flex-wrap: wrap; justify-content: space-between; margin: 0 0 4px; line-height: 20px; }
 #species span { overflow-wrap: anywhere; max-width: 85%; }
 #species meter { width: 100%; height: 10px; }
@@ -102,7 +106,7 @@ def render_legend(verdict: Verdict, words: Words) -> str:
     return _render(LEGEND, verdict=verdict, words=words)
 
 
-def render_facts(facts: Facts, words: Words, threshold: float) -> str:
+def render_facts(facts: Facts, words: Words, certainty: Certainty) -> str:
     """Name, accuracy, certainty and limits of a model, and the names of its classes unless images show them all."""
     parameters = f"{facts.parameters / 1e6:.1f} M"
     side = f"{facts.side}×{facts.side}"
@@ -115,7 +119,10 @@ def render_facts(facts: Facts, words: Words, threshold: float) -> str:
     if len(facts.examples) < len(facts.class_names):
         names = [words.name(name) for name in facts.class_names[:MOST_CLASSES_NAMED]]
         named = words("separator").join([*names, words("and more", count=rest)] if rest > 0 else names)
-    return _render(FACTS, facts=facts, words=words, threshold=f"{threshold:.0%}", size=size, named=named)
+    threshold = f"{certainty.threshold:.0%}"
+    return _render(
+        FACTS, facts=facts, words=words, certainty=certainty, threshold=threshold, size=size, named=named
+    )  # fmt: skip
 
 
 def _render(template: str, **values: object) -> str:

@@ -13,9 +13,11 @@ from seedling_hf.demo.verdict import Demo, Verdict
 from seedling_hf.demo.words import DEFAULT, TEXTS, Words, choose_language
 from seedling_hf.escaping import Markdown, one_line
 from seedling_hf.inference.batch_memory import check_memory, image_side
+from seedling_hf.inference.certainty import Certainty, add_familiarity, choose_certainty
 from seedling_hf.inference.classifier import Pretrained, load_classifier
 from seedling_hf.network import without_proxies
 
+THRESHOLD = 0.5  # of models that name none
 CACHE_SECONDS = 3600
 LARGEST_UPLOAD = "64mb"
 MOST_WAITING = 64  # images that wait for the one that is being classified
@@ -30,13 +32,14 @@ def build_demo(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     top_k: int = 5,
     title: str | None = None,
 ) -> gr.Blocks:
     """The page of a model, for `launch`: `top_k` species, and "not sure" below the probability `threshold`.
 
-    It speaks the language of the browser, except for a `title` of one's own.
+    By default the threshold is that of the model, or else `THRESHOLD`. The page speaks the language of the browser,
+    except for a `title` of one's own.
 
     Raises:
         InputError: as `load_classifier` does.
@@ -45,8 +48,10 @@ def build_demo(
     check_memory(model, 1, image_side(image_processor), "use a model for smaller images", trains=True)  # of its map
     source = Pretrained(model_name_or_path, revision, trust_remote_code)
     facts = read_facts(source, model, image_processor)
-    demo = Demo(model, image_processor, threshold, top_k)
-    say = translate(facts, threshold, title)
+    model = add_familiarity(model, source)
+    certainty = choose_certainty(model, threshold, otherwise=THRESHOLD)
+    demo = Demo(model, image_processor, certainty, top_k)
+    say = translate(facts, certainty, title)
 
     def show(path: str | None, mode: str, request: gr.Request) -> tuple[str, Any, str]:
         words = words_of(request)
@@ -89,7 +94,7 @@ def words_of(request: gr.Request | None) -> Words:
     return Words(choose_language(request.headers.get("accept-language") if request else None))
 
 
-def translate(facts: Facts, threshold: float, title: str | None) -> gr.I18n:
+def translate(facts: Facts, certainty: Certainty, title: str | None) -> gr.I18n:
     """What the page says before there is an answer, in each language."""
     texts = {}
     for language in TEXTS:
@@ -98,7 +103,7 @@ def translate(facts: Facts, threshold: float, title: str | None) -> gr.I18n:
         texts[language] = {  # gradio has texts of its own, such as "image"
             "heading": f"# {heading}\n\n{words('tagline')}",
             "answer": render_answer(Verdict(), words),
-            "facts": render_facts(facts, words, threshold),
+            "facts": render_facts(facts, words, certainty),
             "examples": f"<b>{words('examples', count=len(facts.class_names))}</b>",
             "one": words("one"),
             "many": words("many"),

@@ -9,16 +9,18 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
-from transformers import BaseImageProcessor, PreTrainedModel
+from torch import nn
+from transformers import BaseImageProcessor
 
 from seedling_hf.data.formats import image_formats
 from seedling_hf.data.images import ImageError, read_image, to_rgb
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.demo.words import Words
 from seedling_hf.errors import InputError, NonFiniteError
-from seedling_hf.inference.answers import Plant, is_sure
+from seedling_hf.inference.answers import NOT_SURE, SURE, UNFAMILIAR
+from seedling_hf.inference.certainty import Certainty, Judgement, judge, without_familiarity
 from seedling_hf.inference.classifier import list_classes
-from seedling_hf.inference.prediction import forward, rank_classes
+from seedling_hf.inference.prediction import forward
 from seedling_hf.inference.tiles import Box, draw_boxes, find_plants
 
 # Larger images are refused by their header; decoding takes 4 bytes a pixel, resizing in floats 15 more.
@@ -43,7 +45,7 @@ class Row(NamedTuple):
 class Verdict(NamedTuple):
     """What the page shows of an image: a heading, a sentence, hints, a row for each species, and an image.
 
-    `legend` says what the image shows: `map`, `boxes`, or nothing without one.
+    `legend` says what the image shows: `map`, `boxes`, or nothing without one. Rows that are no answer are grey.
     """
 
     heading: str = ""
@@ -52,20 +54,23 @@ class Verdict(NamedTuple):
     rows: Sequence[Row] = ()
     image: Image.Image | None = None
     legend: str | None = None
+    is_answer: bool = True
 
 
 class Demo:
     """Answers one image after another with a classifier in evaluation mode, in the language of `words`.
 
     Args:
-        threshold: Probability below which an answer is not sure.
+        model: As for `certainty.judge`.
+        certainty: With a threshold.
         top_k: Species to show for a single plant.
     """
 
     def __init__(
-        self, model: PreTrainedModel, image_processor: BaseImageProcessor, threshold: float, top_k: int = 5
+        self, model: nn.Module, image_processor: BaseImageProcessor, certainty: Certainty, top_k: int = 5
     ) -> None:
-        self.model, self.image_processor, self.threshold, self.top_k = model, image_processor, threshold, top_k
+        self.model, self.image_processor, self.certainty, self.top_k = model, image_processor, certainty, top_k
+        self.threshold = f"{certainty.threshold:.0%}"
         self.transform = EvalTransform(image_processor)
         self.class_names = list_classes(model.config)
         self.finds_plants = importlib.util.find_spec("skimage") is not None
@@ -90,20 +95,18 @@ class Demo:
 
     def answer_plant(self, image: Image.Image, words: Words) -> Verdict:
         """The species of a photograph of one plant, and what speaks for it."""
-        pixel_values = self.transform(image)[None].to(self.model.device)
-        (ranking,) = self.rank(pixel_values, len(self.class_names))
-        species, probability = ranking[0]
-        if is_sure(ranking, self.threshold):
-            heading, sentence = words.name(species), words("answer", probability=f"{probability:.0%}")
-        else:
-            sentence = words(
-                "unsure why",
-                name=words.name(species),
-                probability=f"{probability:.0%}",
-                threshold=f"{self.threshold:.0%}",
-            )
-            heading = words("unsure")
+        pixel_values = self.transform(image)[None]
+        ((ranking, certainty),) = self.judge(pixel_values, len(self.class_names))
+        species, probability = words.name(ranking[0][0]), f"{ranking[0][1]:.0%}"
         rows = [Row(words.name(name), f"{p:.0%}", share=p) for name, p in ranking[: self.top_k]]
+        if certainty == UNFAMILIAR:
+            hint = self.hint(image, words, is_answer=False)
+            return Verdict(words("unfamiliar"), words("unfamiliar why"), hint, rows, is_answer=False)
+        if certainty == SURE:
+            heading, sentence = species, words("answer", probability=probability)
+        else:
+            heading = words("unsure")
+            sentence = words("unsure why", name=species, probability=probability, threshold=self.threshold)
         shown = self.overlay(image, pixel_values)
         return Verdict(heading, sentence, self.hint(image, words), rows, shown, "map" if shown else None)
 
@@ -112,48 +115,54 @@ class Demo:
         boxes = find_plants(image)
         if not boxes:
             return Verdict(words("none found"), words("none found why"))
-        plants = [Plant(box, ranking) for box, ranking in zip(boxes, self.rank_plants(image, boxes), strict=True)]
-        numbers, names = defaultdict(list), []
-        for number, (_, ranking) in enumerate(plants, 1):
-            names.append(f"{number}{'' if is_sure(ranking, self.threshold) else '?'}")
-            numbers[ranking[0][0]].append(names[-1])
+        numbers, names, certainties = defaultdict(list), [], []
+        for number, (ranking, certainty) in enumerate(self.judge_plants(image, boxes), 1):
+            certainties.append(certainty)
+            names.append(f"{number}{'?' if certainty == NOT_SURE else ''}")
+            species = words("unfamiliar") if certainty == UNFAMILIAR else words.name(ranking[0][0])
+            numbers[species].append(names[-1])
         rows = [
-            Row(words.name(name), str(len(found)), words("numbers of", numbers=", ".join(found)))
+            Row(name, str(len(found)), words("numbers of", numbers=", ".join(found)))
             for name, found in sorted(numbers.items(), key=lambda item: (-len(item[1]), item[0]))
         ]
-        unsure, threshold = sum(name.endswith("?") for name in names), f"{self.threshold:.0%}"
-        heading = words("found one") if len(plants) == 1 else words("found", count=len(plants))
-        sentence = (
-            words("found why", unsure=unsure, threshold=threshold)
-            if unsure
-            else words("found sure", threshold=threshold)
-        )
+        heading = words("found one") if len(boxes) == 1 else words("found", count=len(boxes))
+        sentence = self.describe_plants(certainties, words)
         return Verdict(heading, sentence, "", rows, draw_numbers(image, boxes, names), "boxes")
 
-    def hint(self, image: Image.Image, words: Words) -> str:
-        """What is odd about a photograph of one plant; empty where nothing is."""
+    def describe_plants(self, certainties: Sequence[str | None], words: Words) -> str:
+        """How far the answers for the plants of a tray can be trusted."""
+        sentences = []
+        if unsure := certainties.count(NOT_SURE):
+            sentences.append(words("found why", unsure=unsure, threshold=self.threshold))
+        if unfamiliar := certainties.count(UNFAMILIAR):
+            sentences.append(words("found unfamiliar", unfamiliar=unfamiliar))
+        return words("space").join(sentences) or words("found sure", threshold=self.threshold)
+
+    def hint(self, image: Image.Image, words: Words, *, is_answer: bool = True) -> str:
+        """What is odd about a photograph of one plant, and about an answer; empty where nothing is."""
         if not self.finds_plants:
             return ""
         count = len(find_plants(image, min_side=PART_OF_MANY))
         if count >= MANY_PLANTS:
             return words("many plants", count=count)
-        return "" if count or find_plants(image) else words("no plant")
+        return "" if count or not is_answer or find_plants(image) else words("no plant")
 
-    def rank_plants(self, image: Image.Image, boxes: Sequence[Box]) -> Iterator[list[tuple[str, float]]]:
+    def judge_plants(self, image: Image.Image, boxes: Sequence[Box]) -> Iterator[Judgement]:
         for start in range(0, len(boxes), PLANTS_AT_ONCE):
             plants = [self.transform(image.crop(box)) for box in boxes[start : start + PLANTS_AT_ONCE]]
-            yield from self.rank(torch.stack(plants).to(self.model.device), 1)
+            yield from self.judge(torch.stack(plants), 1)
 
-    def rank(self, pixel_values: torch.Tensor, top_k: int) -> list[list[tuple[str, float]]]:
-        """Of each of `pixel_values` (N, C, H, W) the `top_k` most probable classes."""
-        return rank_classes(forward(self.model, pixel_values).logits.float().cpu(), self.class_names, top_k)
+    def judge(self, pixel_values: torch.Tensor, top_k: int) -> list[Judgement]:
+        """What the model says of each of `pixel_values` (N, C, H, W)."""
+        return judge(forward(self.model, pixel_values), self.class_names, self.certainty, top_k)
 
     def overlay(self, image: Image.Image, pixel_values: torch.Tensor) -> Image.Image | None:
         """The image with what supports its prediction, darkened where the model does not see it; None without a map."""
         try:
             from seedling_hf.interpretation.saliency import find_view, overlay, saliency_maps
 
-            (saliency,) = saliency_maps(self.model, pixel_values)
+            classifier = without_familiarity(self.model)
+            (saliency,) = saliency_maps(classifier, pixel_values.to(classifier.device))
         except (ImportError, InputError):
             return None
         shown = fit(image)

@@ -29,6 +29,8 @@ from seedling_hf.evaluation.metrics import HARD_PAIR, CropWeedCosts, HardPair, c
 from seedling_hf.evaluation.out_of_fold import FoldFigures
 from seedling_hf.evaluation.probing import Probing
 from seedling_hf.evaluation.training_data import TrainedOn, judge_others
+from seedling_hf.evaluation.trust import Trust, list_certainties, measure_trust
+from seedling_hf.inference.certainty import SAYS_NOTHING, Certainty
 from seedling_hf.inference.prediction import EightSymmetries
 from seedling_hf.machine import device_name, precision_name
 
@@ -39,13 +41,17 @@ WORST_MISTAKES = 24
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted class of an image and its probability, beside the true class and the probability of that."""
+    """The predicted class of an image and its probability, beside the true class and the probability of that.
+
+    `certainty` is None where the model does not say.
+    """
 
     file: str
     label: str
     prediction: str
     probability: float
     label_probability: float
+    certainty: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class Report:
         probing: None, and not part of the JSON, unless it was requested.
         trained_on: None, and not part of the JSON, where it is unknown which images the model was trained on.
         folds: None, and not part of the JSON, unless each image was predicted by the fold that has not seen it.
+        trust: None, and not part of the JSON, where the model does not say how certain it is.
     """
 
     accuracy: float
@@ -144,13 +151,14 @@ class Report:
     probing: Probing | None = None
     trained_on: TrainedOn | None = None
     folds: list[FoldFigures] | None = None
+    trust: Trust | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain dicts, lists, numbers and strings."""
         # Emptied first: `asdict` copies what it meets, and there is a prediction for every image.
         figures = asdict(replace(self, predictions=[], probabilities=np.empty(0)))
         skipped = {"predictions", "probabilities"}
-        skipped |= {name for name in ("probing", "trained_on", "folds") if getattr(self, name) is None}
+        skipped |= {name for name in ("probing", "trained_on", "folds", "trust") if getattr(self, name) is None}
         return {name: value for name, value in figures.items() if name not in skipped}
 
 
@@ -186,6 +194,7 @@ def evaluate_model(
         class_names,
         _describe_run(evaluator, data_name, found),
         calibration=_calibrate(evaluator, found, calibration, data_name, seed),
+        certainty=evaluator.certainty,
         target_accuracy=target_accuracy,
         seed=seed,
     )
@@ -203,13 +212,15 @@ def make_report(
     provenance: Provenance,
     *,
     calibration: Calibration | None,
+    certainty: Certainty = SAYS_NOTHING,
     target_accuracy: float = 0.95,
     seed: int = 42,
 ) -> Report:
-    """The report on predictions that have been made; arguments as of `evaluate_model`."""
+    """The report on predictions that have been made; arguments as of `evaluate_model` and of `Evaluator`."""
     figures = compute_metrics(found.probabilities, found.labels, class_names)
     matrix, confidence = figures["confusion_matrix"], found.probabilities.max(1)
-    predictions = list_predictions(found, class_names)
+    said = list_certainties(certainty, confidence, found.unfamiliarity)
+    predictions = list_predictions(found, class_names, said)
     return Report(
         **figures,
         class_names=list(class_names),
@@ -227,13 +238,17 @@ def make_report(
         provenance=provenance,
         predictions=predictions,
         probabilities=found.probabilities,
+        trust=measure_trust(certainty, said, found.correct),
     )
 
 
-def list_predictions(found: LabelledProbabilities, class_names: Sequence[str]) -> list[Prediction]:
+def list_predictions(
+    found: LabelledProbabilities, class_names: Sequence[str], said: Sequence[str | None]
+) -> list[Prediction]:
+    """A row for each image, with what is said of its certainty."""
     return [
-        Prediction(file, class_names[label], class_names[row.argmax()], float(row.max()), float(row[label]))
-        for file, label, row in zip(found.files, found.labels, found.probabilities, strict=True)
+        Prediction(file, class_names[label], class_names[row.argmax()], float(row.max()), float(row[label]), word)
+        for file, label, row, word in zip(found.files, found.labels, found.probabilities, said, strict=True)
     ]
 
 
@@ -293,7 +308,7 @@ def _find_not_sure(confidence: np.ndarray, correct: np.ndarray, target_accuracy:
 
 
 def _describe_run(evaluator: Evaluator, data_name: str, found: LabelledProbabilities) -> Provenance:
-    model, accelerator = evaluator.model, evaluator.accelerator
+    model, accelerator = evaluator.classifier, evaluator.accelerator
     return Provenance(
         model=model.name_or_path or type(model).__name__,
         architecture=type(model).__name__,

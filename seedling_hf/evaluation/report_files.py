@@ -56,8 +56,9 @@ def write_report(
     output_dir = Path(output_dir)
     check_outputs(output_dir, REPORT_FILES, "--output_dir")
     _plot_figures(report, output_dir)
-    header = [column.name for column in fields(Prediction)]
-    write_csv(output_dir / "predictions.csv", header, map(astuple, report.predictions))
+    header = [column.name for column in fields(Prediction) if report.trust or column.name != "certainty"]
+    rows = (astuple(row)[: len(header)] for row in report.predictions)
+    write_csv(output_dir / "predictions.csv", header, rows)
     number_of = {name: number for number, name in enumerate(report.class_names)}
     arrays = {
         **(arrays or {}),

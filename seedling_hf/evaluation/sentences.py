@@ -8,6 +8,7 @@ from seedling_hf.evaluation.calibration import Calibration, NotSure
 from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.metrics import HardPair
 from seedling_hf.evaluation.report import Augmentation, Confusion, Report
+from seedling_hf.evaluation.trust import Answers, Trust
 
 SIGNIFICANCE = 0.05
 
@@ -34,7 +35,33 @@ def headline(report: Report) -> list[tuple[str, str, str]]:
         ("macro-F1", f"{report.macro_f1:.3f}", "95% interval, bootstrap {:.3f} to {:.3f}".format(*bootstrap.macro_f1)),
         ("calibration error", f"{report.expected_calibration_error:.3f}", "0 if the probabilities are right"),
         ("loss", f"{report.loss:.3f}", f"a uniform guess gives {math.log(len(report.class_names)):.3f}"),
+        *((word, percent(answers.share), describe_answers(answers)) for word, answers in _trust_rows(report)),
     ]
+
+
+def _trust_rows(report: Report) -> list[tuple[str, Answers]]:
+    return report.trust.rows if report.trust else []
+
+
+def describe_answers(answers: Answers) -> str:
+    """How many answers of a certainty there are, and how many of them are right."""
+    if not answers.count:
+        return "no image"
+    right = f"{answers.correct:,} of {format_count(answers.count, 'image')}"
+    low, high = answers.interval
+    return f"right on {right} ({percent(answers.accuracy)}; 95% interval {percent(low)} to {percent(high)})"
+
+
+def describe_trust(trust: Trust) -> str:
+    """When the model says that it is sure, and when that an image is unfamiliar."""
+    parts = []
+    if trust.threshold is not None:
+        parts.append(f"sure from a probability of {trust.threshold:.3f} on, and not sure below")
+    if trust.unfamiliar is not None:
+        parts.append(
+            "unfamiliar, whatever the probability, where the image does not look like those that it was trained on"
+        )
+    return f"An answer is {'; '.join(parts)}."
 
 
 def describe_confusion(report: Report, confusion: Confusion) -> str:

@@ -18,6 +18,7 @@ from seedling_hf.files import write_text
 from seedling_hf.hub.cards import check_card, count_split, describe_split, fence, merge_cards
 from seedling_hf.hub.outbox import CARD, model_files
 from seedling_hf.inference.classifier import parse_hub_name
+from seedling_hf.inference.model_files import FAMILIARITY
 
 NUM_WEAKEST = 3
 MOST_LISTED = 60  # classes in a sentence; the tables have all
@@ -94,6 +95,7 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         "listed_classes": Markdown.join_all(class_names, ", ") if len(class_names) <= MOST_LISTED else "listed below",
         "image_size": _image_size(processor or {}),
         "num_parameters": _count_parameters(folder),
+        "familiar_distance": _familiar_distance(folder),
         "start": _describe_start(arguments, base_model),
         "arguments_text": fence(arguments_text.strip(), "yaml") if arguments_text else "",
         "report": report,
@@ -161,12 +163,21 @@ def _count_parameters(folder: Path) -> int:
     """Of the weights on the disk, without BatchNorm's statistics; only headers are read."""
     total = 0
     for name, path in model_files(folder).items():
-        if not name.endswith(".safetensors"):
+        if not name.endswith(".safetensors") or name == FAMILIARITY:
             continue
         with safe_open(path, framework="np") as file:
             trained = [key for key in file.keys() if not key.endswith(_BUFFERS)]  # noqa: SIM118, not a dict
             total += sum(math.prod(file.get_slice(key).get_shape()) for key in trained)
     return total
+
+
+def _familiar_distance(folder: Path) -> float | None:
+    """The largest distance at which an image is familiar; None where the folder does not say."""
+    path = folder / FAMILIARITY
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="np") as file:
+        return float(file.get_tensor("threshold"))
 
 
 def _image_size(processor: dict[str, Any]) -> int | None:

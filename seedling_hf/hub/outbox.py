@@ -19,18 +19,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seedling_hf.escaping import format_count
+from seedling_hf.inference.model_files import FAMILIARITY
 
 OUTBOX = "hub_outbox"
 LAST_CHECKPOINT = "last-checkpoint"
 CARD = "README.md"
 # Only these files are pushed, and the code that `auto_map` names; all are at the top of a model folder.
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+OF_WEIGHTS = (*WEIGHTS, FAMILIARITY)
 RESULTS = (
     "report.json", "report.md", "confusion_matrix.png", "reliability.png", "coverage_risk.png", "predictions.csv",
     "train_results.json", "curves.png",
 )  # fmt: skip
 PUSHED = (
-    "config.json", "preprocessor_config.json", *WEIGHTS, CARD, *RESULTS, "split.csv", "corrections.csv",
+    "config.json", "preprocessor_config.json", *OF_WEIGHTS, CARD, *RESULTS, "split.csv", "corrections.csv",
     "near_duplicates.json", "metrics.jsonl", "arguments.yaml",
 )  # fmt: skip
 # How transformers finds relative imports: in the text.
@@ -100,7 +102,7 @@ def model_files(folder: Path, *, results: bool = True, checkpoint: Path | None =
 
 def is_result(name: str) -> bool:
     """Whether a file of a repository belongs to particular weights."""
-    return _matches(name, (*WEIGHTS, *RESULTS))
+    return _matches(name, (*OF_WEIGHTS, *RESULTS))
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

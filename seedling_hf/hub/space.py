@@ -29,12 +29,13 @@ if __name__ == "__main__":
 
 
 def write_space(
-    folder: Path, model_name_or_path: str, *, revision: str | None, threshold: float, title: str | None
+    folder: Path, model_name_or_path: str, *, revision: str | None, threshold: float | None, title: str | None
 ) -> dict[str, Path]:
     """Writes the app, its requirements and its card into an empty `folder`.
 
     The model is a repository on the Hub at `revision`, or a model folder, which becomes part of the Space. Without a
-    `title` the page has its own, in the language of the browser. Returns all files by their paths in the Space.
+    `threshold` the page uses that of the model, and without a `title` it has its own, in the language of the browser.
+    Returns all files by their paths in the Space.
     """
     local = Path(model_name_or_path)
     model = MODEL if local.is_dir() else model_name_or_path

@@ -10,23 +10,30 @@ from seedling_hf.escaping import CsvWriter, one_line, pad, width_of
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 FORMATS = ("csv", "jsonl", "json", "kaggle")
+SURE, NOT_SURE, UNFAMILIAR = "sure", "not sure", "unfamiliar"
+MARKED = (NOT_SURE, UNFAMILIAR)  # where a person reads answers one by one
 Ranking = Sequence[tuple[str, float]]  # classes with their probabilities, the most probable first
 
 
 class Plant(NamedTuple):
-    """A plant in a photograph: its box (left, top, right, bottom) in pixels, and the ranking of its classes."""
+    """A plant in a photograph: its box (left, top, right, bottom) in pixels, and what is said of it."""
 
     box: tuple[int, int, int, int]
     ranking: Ranking
+    certainty: str | None = None
 
 
 class Answer(NamedTuple):
-    """The ranking of an image, or the plants of a photograph; or the reason why there are none."""
+    """The ranking of an image and its certainty, or the plants of a photograph; or the reason why there are none.
+
+    `certainty` is `SURE`, `NOT_SURE`, `UNFAMILIAR`, or None where the model does not say.
+    """
 
     file: str
     ranking: Ranking
     reason: str | None = None
     plants: Sequence[Plant] = ()
+    certainty: str | None = None
 
 
 def choose_format(path: str | Path | None, format: str | None = None) -> str:
@@ -46,27 +53,22 @@ def choose_format(path: str | Path | None, format: str | None = None) -> str:
     return format or meant
 
 
-def is_sure(ranking: Ranking, threshold: float | None) -> bool:
-    """Whether the most probable class has at least the probability `threshold`; always without one."""
-    return threshold is None or ranking[0][1] >= threshold
-
-
 class AnswerWriter:
     """Writes answers one after another.
 
     Args:
         format: `csv`: file, class, probability, a row for each class of the ranking; `jsonl`: an object an image;
             `json`: a list of these objects; `kaggle`: bare file names and species.
-        threshold: Adds whether the model is sure: the most probable class has at least this probability. It says
-            nothing of the classes after that.
+        with_certainty: Adds the certainty of each answer. It says nothing of the classes after the first.
         top_k: Length of the rankings; above 1, each class has its rank.
         tiles: Writes each plant of a photograph, with its number and its box after the file.
     """
 
     def __init__(
-        self, stream: TextIO, format: str, threshold: float | None = None, *, top_k: int = 1, tiles: bool = False
+        self, stream: TextIO, format: str, *, with_certainty: bool = False, top_k: int = 1, tiles: bool = False
     ) -> None:
-        self.stream, self.format, self.threshold, self.top_k, self.tiles = stream, format, threshold, top_k, tiles
+        self.stream, self.format, self.with_certainty = stream, format, with_certainty
+        self.top_k, self.tiles = top_k, tiles
         self.csv = CsvWriter(stream)
         self.separator = "\n"
 
@@ -76,8 +78,8 @@ class AnswerWriter:
         elif self.format == "csv":
             place = ["plant", "left", "top", "right", "bottom"] if self.tiles else []
             rank = ["rank"] if self.top_k > 1 else []
-            sure = [] if self.threshold is None else ["certainty"]
-            self.csv.writerow(["file", *place, *rank, "class", "probability", *sure])
+            certainty = ["certainty"] if self.with_certainty else []
+            self.csv.writerow(["file", *place, *rank, "class", "probability", *certainty])
         elif self.format == "json":
             self.stream.write("[")
 
@@ -90,23 +92,22 @@ class AnswerWriter:
         if answer.reason is not None:
             return
         if not self.tiles:
-            self._write({"file": answer.file}, answer.ranking)
-        for number, (box, ranking) in enumerate(answer.plants, 1):
-            place = dict(zip(("left", "top", "right", "bottom"), box, strict=True))
-            self._write({"file": answer.file, "plant": number, **place}, ranking)
+            self._write({"file": answer.file}, answer.ranking, answer.certainty)
+        for number, plant in enumerate(answer.plants, 1):
+            place = dict(zip(("left", "top", "right", "bottom"), plant.box, strict=True))
+            self._write({"file": answer.file, "plant": number, **place}, plant.ranking, plant.certainty)
 
-    def _write(self, place: dict[str, Any], ranking: Ranking) -> None:
-        certainty = "sure" if is_sure(ranking, self.threshold) else "not sure"
+    def _write(self, place: dict[str, Any], ranking: Ranking, certainty: str | None) -> None:
         if self.format == "kaggle":
             self.csv.writerow([Path(place["file"]).name, ranking[0][0]])
         elif self.format == "csv":
             for number, (name, p) in enumerate(ranking, 1):
                 rank = [number] if self.top_k > 1 else []
-                sure = [] if self.threshold is None else [certainty if number == 1 else ""]
-                self.csv.writerow([*place.values(), *rank, name, f"{p:.6f}", *sure])
+                word = [certainty if number == 1 else ""] if self.with_certainty else []
+                self.csv.writerow([*place.values(), *rank, name, f"{p:.6f}", *word])
         else:
             row = place | {"class": ranking[0][0], "probability": round(ranking[0][1], 6)}
-            if self.threshold is not None:
+            if self.with_certainty:
                 row["certainty"] = certainty
             if self.top_k > 1:
                 ranked = enumerate(ranking, 1)
@@ -118,16 +119,18 @@ class AnswerWriter:
         self.separator = ",\n"
 
 
-def format_table(answers: Sequence[Answer], threshold: float | None = None) -> str:
+def format_table(answers: Sequence[Answer]) -> str:
     """Answers for a terminal, with a bar for each probability; empty where there are none."""
-    rows = [(answer.file, answer.ranking) for answer in answers if answer.ranking]
-    rows += [(f"{a.file}  {number}", plant.ranking) for a in answers for number, plant in enumerate(a.plants, 1)]
-    rows = [(one_line(place), [(one_line(name), p) for name, p in ranking]) for place, ranking in rows]
-    place_width = max((width_of(place) for place, _ in rows), default=0)
-    name_width = max((width_of(name) for _, ranking in rows for name, _ in ranking), default=0)
+    rows = [(answer.file, answer) for answer in answers if answer.ranking]
+    rows += [(f"{a.file}  {number}", plant) for a in answers for number, plant in enumerate(a.plants, 1)]
+    rows = [
+        (one_line(place), [(one_line(name), p) for name, p in said.ranking], said.certainty) for place, said in rows
+    ]
+    place_width = max((width_of(place) for place, *_ in rows), default=0)
+    name_width = max((width_of(name) for _, ranking, _ in rows for name, _ in ranking), default=0)
     return "\n".join(
         f"{pad(place if rank == 0 else '', place_width)}  {pad(name, name_width)}  {probability:6.1%}  "
-        f"{'█' * round(20 * probability)}{'' if rank or is_sure(ranking, threshold) else '  not sure'}".rstrip()
-        for place, ranking in rows
+        f"{'█' * round(20 * probability)}{f'  {certainty}' if not rank and certainty in MARKED else ''}".rstrip()
+        for place, ranking, certainty in rows
         for rank, (name, probability) in enumerate(ranking)
     )

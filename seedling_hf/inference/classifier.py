@@ -64,9 +64,14 @@ class ClassifierArguments(ArgumentGroup):
             merge=merge,
         )
 
+    @property
+    def source(self) -> "Pretrained":
+        """Where the files of the model are."""
+        return Pretrained(self.model_name_or_path, self.model_revision, self.trust_remote_code)
+
     def find_file(self, name: str) -> Path | None:
         """A file beside the model; None where there is none."""
-        return Pretrained(self.model_name_or_path, self.model_revision).find(name)
+        return self.source.find(name)
 
 
 @dataclass(kw_only=True)

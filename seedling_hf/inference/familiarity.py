@@ -19,12 +19,11 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
-from seedling_hf.inference.model_files import check_finite, find_misfits, read_forms, read_tensors
+from seedling_hf.inference.model_files import FAMILIARITY, check_finite, find_misfits, read_forms, read_tensors
 
 if TYPE_CHECKING:
     from seedling_hf.inference.classifier import Pretrained
 
-FAMILIARITY = "familiarity.safetensors"
 TENSORS = ("center", "whitening", "class_means", "threshold")
 FAMILIAR_SHARE = 0.97  # of images like those of the training, which were not in it
 LEAST_SCALE = 1e-6  # of a feature that never changes
@@ -106,17 +105,33 @@ def load_familiarity(source: "Pretrained", num_features: int, num_classes: int) 
     if (path := source.find(FAMILIARITY)) is None:
         return None
     forms = read_forms([path])
-    means = forms["class_means"].shape if "class_means" in forms else ()
-    classes = min(means[0], num_classes) if means else num_classes  # one that had no images has no mean
+    if missing := [name for name in TENSORS if name not in forms]:
+        raise InputError(
+            f"expected {', '.join(TENSORS)} in {path}, found no {missing[0]}; copy the file again, or delete it to go "
+            "without"
+        )
+    means = forms["class_means"].shape
+    classes = max(1, min(means[0], num_classes)) if means else num_classes  # one that had no images has no mean
     shapes = ((num_features,), (num_features, num_features), (classes, num_features), ())
     if misfits := find_misfits(forms, dict(zip(TENSORS, shapes, strict=True))):
         raise InputError(
-            f"expected the distances of this network in {path}, found {misfits[0]} of another; copy all files of the "
-            "model again"
+            f"expected distances of this network in {path}, found those of another: {misfits[0]}; copy all files of "
+            "the model again, or delete this one to go without"
         )
     tensors = read_tensors([path])
     check_finite(tensors, str(path))
+    if not (threshold := tensors["threshold"].item()) > 0:
+        raise InputError(
+            f"expected a distance above 0 as threshold in {path}, found {threshold:g}; copy the file again, or delete "
+            "it to go without"
+        )
     return Familiarity(**{name: tensors[name] for name in TENSORS})
+
+
+def find_familiarity(source: "Pretrained", config: Any) -> Familiarity | None:
+    """The measure that goes with a model of `config`, see `load_familiarity`; None where none can."""
+    num_features = num_stage_features(config)
+    return None if num_features is None else load_familiarity(source, num_features, config.num_labels)
 
 
 def stage_features(hidden_states: Sequence[Tensor]) -> Tensor:

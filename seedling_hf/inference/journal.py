@@ -286,9 +286,9 @@ def _read_answer(line: bytes) -> Answer:
     checksum, _, text = line.removesuffix(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         raise ValueError("expected a line with its checksum")
-    file, ranking, reason, plants = json.loads(text)
-    plants = tuple(Plant(tuple(box), [tuple(pair) for pair in ranking]) for box, ranking in plants)
-    return Answer(file, [tuple(pair) for pair in ranking], reason, plants)
+    file, ranking, reason, plants, certainty = json.loads(text)
+    plants = tuple(Plant(tuple(box), [tuple(pair) for pair in ranking], word) for box, ranking, word in plants)
+    return Answer(file, [tuple(pair) for pair in ranking], reason, plants, certainty)
 
 
 def _whole_batches(file: Any, batches: Iterable[Sequence[str]]) -> tuple[int, int]:

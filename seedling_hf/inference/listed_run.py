@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -49,7 +50,7 @@ def predict_listed(arguments: PredictArguments, predictor: ImagePredictor, accel
                     abandon(journal.folder, shared=accelerator.num_processes > 1)
                     raise
         meet(accelerator)
-        on_main_process(accelerator, partial(_finish, arguments, journal))
+        on_main_process(accelerator, partial(_finish, arguments, predictor.certainty.words, journal))
 
 
 def _open_journal(cleanup: contextlib.ExitStack, arguments: PredictArguments, batch_size: int, num_parts: int) -> Path:
@@ -94,12 +95,12 @@ def _answer(
     return True
 
 
-def _finish(arguments: PredictArguments, journal: Journal) -> None:
+def _finish(arguments: PredictArguments, words: Sequence[str], journal: Journal) -> None:
     """Writes the output and removes the journal; refuses a run in which every image failed."""
     first = next(journal.answers())
     all_failed = all(answer.reason is not None for answer in journal.answers())
     if not all_failed:
-        write_and_show(arguments, journal)
+        write_and_show(arguments, words, journal)
     discard(journal.folder)
     if all_failed:
         raise InputError(

@@ -10,6 +10,7 @@ from seedling_hf.errors import InputError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+FAMILIARITY = "familiarity.safetensors"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LARGEST_JSON = 64 * 2**20  # bytes; 22,000 class names take one million
 LARGEST_SIDE = 8192  # pixels of an image as a processor gives it, of which a batch holds many
@@ -25,6 +26,8 @@ EXPECTED = {
     # Compressed weights need other packages.
     "quantization_config": "plain weights, without quantization_config,",
     "problem_type": "problem_type to be that of a classifier",
+    "temperature": "temperature to be a finite number above 0",
+    "confidence_threshold": "confidence_threshold to be a number from 0 to 1",
 }
 
 
@@ -97,6 +100,12 @@ def check_config(path: Path) -> None:
         "quantization_config": values.get("quantization_config") is None,
         "problem_type": values.get("problem_type")
         in (None, "single_label_classification", "multi_label_classification"),
+        "temperature": values.get("temperature") is None or _are_numbers([values["temperature"]], above_zero=True),
+        "confidence_threshold": values.get("confidence_threshold") is None
+        or (
+            _are_numbers([values["confidence_threshold"]], above_zero=False)
+            and 0 <= values["confidence_threshold"] <= 1
+        ),
     }
     for name, expected in EXPECTED.items():
         if not is_right[name]:

@@ -17,30 +17,30 @@ LONGEST_TABLE = 20
 MOST_FILES_PRINTED = 100
 
 
-def build_writer(arguments: PredictArguments, stream: TextIO) -> AnswerWriter:
+def build_writer(arguments: PredictArguments, words: Sequence[str], stream: TextIO) -> AnswerWriter:
+    """The writer that the flags describe; `words` are the certainties that answers may have."""
     return AnswerWriter(
-        stream, arguments.format, arguments.threshold, top_k=arguments.top_k, tiles=arguments.tiles
+        stream, arguments.format, with_certainty=bool(words), top_k=arguments.top_k, tiles=arguments.tiles
     )  # fmt: skip
 
 
-def build_tally(arguments: PredictArguments) -> Tally:
-    return Tally(arguments.threshold, tiles=arguments.tiles)
+def write_and_show(arguments: PredictArguments, words: Sequence[str], journal: Journal) -> None:
+    """Writes the answers of a finished run, and prints a table if they are few, what failed, and a summary.
 
-
-def write_and_show(arguments: PredictArguments, journal: Journal) -> None:
-    """Writes the answers of a finished run, and prints a table if they are few, what failed, and a summary."""
+    `words` are the certainties that answers may have.
+    """
     path = arguments.output_path
     if path:
         with replacing(path) as temporary, open_text(temporary) as stream:
-            _write(arguments, journal, stream)
+            _write(arguments, words, journal, stream)
         write_failed(path, journal.failed())
-    tally = build_tally(arguments)
+    tally = Tally(words, tiles=arguments.tiles)
     tally.add(journal.answers())
     if (tally.plants if arguments.tiles else journal.num_images) <= LONGEST_TABLE and (path or sys.stdout.isatty()):
         if shown := [answer for answer in journal.answers() if answer.ranking or answer.plants]:
-            print(format_table(shown, arguments.threshold))
+            print(format_table(shown))
     elif not path:
-        _write(arguments, journal, data_output())
+        _write(arguments, words, journal, data_output())
     if path:
         of = f"{format_count(tally.plants, 'plant')} in " if arguments.tiles else ""
         print(f"predictions for {of}{format_count(tally.images, arguments.noun)} are in {path}", flush=True)
@@ -50,8 +50,8 @@ def write_and_show(arguments: PredictArguments, journal: Journal) -> None:
     print_tally(tally)
 
 
-def _write(arguments: PredictArguments, journal: Journal, stream: TextIO) -> None:
-    writer = build_writer(arguments, stream)
+def _write(arguments: PredictArguments, words: Sequence[str], journal: Journal, stream: TextIO) -> None:
+    writer = build_writer(arguments, words, stream)
     writer.write_heading()
     for answer in journal.answers():
         writer.write(answer)

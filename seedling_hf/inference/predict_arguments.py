@@ -42,8 +42,12 @@ class PredictArguments(CompiledInferenceArguments):
     )
     top_k: int = option(1, "classes to list for each image, the most probable first, with their rank")
     threshold: float | None = option(
-        None, "probability below which a prediction is marked as not sure", least=0, most=1
+        None,
+        "probability below which a prediction is marked as not sure (default: the confidence_threshold of the model)",
+        least=0,
+        most=1,
     )
+    no_certainty: bool = option(False, "leave out the column certainty: sure, not sure or unfamiliar")
     test_time_augmentation: bool = option(
         False, "predict the mean over the eight symmetries of the square, in eight times the time"
     )
@@ -75,6 +79,8 @@ class PredictArguments(CompiledInferenceArguments):
             for name in ("threshold", "watch", "tiles"):
                 if getattr(self, name) not in (None, False):
                     raise InputError(f"expected no --{name} for Kaggle's file, found it; use csv or jsonl")
+        if self.no_certainty and self.threshold is not None:
+            raise InputError("expected --threshold or --no_certainty, found both; remove one of them")
         if self.watch and self.format == "json":
             raise InputError("expected a format that can grow for --watch, found json; use csv or jsonl")
         if self.watch and not any(Path(path).is_dir() for path in self.images):
@@ -97,14 +103,19 @@ class PredictArguments(CompiledInferenceArguments):
         return "photograph" if self.tiles else "image"
 
     @property
+    def says_certainty(self) -> bool:
+        """Whether answers have a certainty; Kaggle's file takes none."""
+        return not self.no_certainty and self.format != "kaggle"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """All that the predictions depend on: flags, and the files of a model folder."""
         folder = Path(self.model_name_or_path)
         files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         names = (
-            "model_revision", "mixed_precision", "no_merge", "test_time_augmentation", "top_k", "threshold", "tiles",
-            "min_plant_side", "format",
+            "model_revision", "mixed_precision", "no_merge", "test_time_augmentation", "top_k", "threshold",
+            "no_certainty", "tiles", "min_plant_side", "format",
         )  # fmt: skip
         return {
             "--images": [os.path.abspath(path) for path in self.images],

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -14,13 +14,12 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor
-from transformers.modeling_outputs import ImageClassifierOutput
 
 from seedling_hf.data.images import to_rgb
 from seedling_hf.data.loading import Loader
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError, require_finite
-from seedling_hf.inference.answers import Ranking
+from seedling_hf.inference.certainty import FamiliarOutput
 from seedling_hf.inference.model_files import first_line
 from seedling_hf.inference.waiting import WaitingTogether, deal
 from seedling_hf.machine import has_bfloat16_instructions
@@ -145,7 +144,7 @@ def forward(
         NonFiniteError: for logits or features that are not finite, of which no probability or distance can be written.
     """
     outputs = _compute(model, pixel_values, autocast)
-    for name in ("logits", "pooler_output"):
+    for name in ("logits", "unfamiliarity", "pooler_output"):
         if (values := getattr(outputs, name, None)) is not None:
             require_finite(values, name, model)
     return outputs
@@ -211,16 +210,18 @@ def predict(model: torch.nn.Module, dataloader: DataLoader, accelerator: Acceler
 class EightSymmetries(torch.nn.Module):
     """Test-time augmentation: the mean of the probabilities over the eight symmetries of the square.
 
-    Images from above have no right way up, so each rotation and reflection is an equally good image.
+    Images from above have no right way up, so each rotation and reflection is an equally good image. Unfamiliarity is
+    the mean, too.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model, self.name_or_path = model, getattr(model, "name_or_path", "")
+        self.knows_familiar = getattr(model, "knows_familiar", False)
         self.train(model.training)
 
-    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """Logits (N, C), the logarithms of the mean probabilities, of square images (N, 3, S, S).
+    def forward(self, pixel_values: Tensor) -> FamiliarOutput:
+        """Logits (N, C), the logarithms of the mean probabilities, of square images (N, 3, S, S); unfamiliarity (N,).
 
         Raises:
             InputError: for images that are not square.
@@ -233,16 +234,8 @@ class EightSymmetries(torch.nn.Module):
         turned = (
             image.rot90(quarter, (-2, -1)) for image in (pixel_values, pixel_values.flip(-1)) for quarter in range(4)
         )
-        probabilities = [self.model(pixel_values=p.contiguous()).logits.double().softmax(-1) for p in turned]
-        mean = torch.stack(probabilities).mean(0)
+        outputs = [self.model(pixel_values=p.contiguous()) for p in turned]
+        mean = torch.stack([output.logits.double().softmax(-1) for output in outputs]).mean(0)
+        unfamiliarity = torch.stack([o.unfamiliarity for o in outputs]).mean(0) if self.knows_familiar else None
         # A probability may be so small that its logarithm would be infinite.
-        return ImageClassifierOutput(logits=mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
-
-
-def rank_classes(logits: Tensor, class_names: Sequence[str], top_k: int = 1) -> list[Ranking]:
-    """For each row of logits (N, C) the `top_k` most probable classes with their probabilities, best first."""
-    ranked = logits.double().softmax(-1).topk(top_k)
-    return [
-        [(class_names[i], p) for i, p in zip(indices, probabilities, strict=True)]
-        for indices, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
-    ]
+        return FamiliarOutput(mean.clamp(min=torch.finfo(mean.dtype).tiny).log(), unfamiliarity)

@@ -12,18 +12,19 @@ from transformers import BaseImageProcessor
 
 from seedling_hf.data.images import ImageError, read_image, to_rgb
 from seedling_hf.data.transforms import EvalTransform
-from seedling_hf.inference.answers import Answer, Ranking
-from seedling_hf.inference.prediction import forward, rank_classes
+from seedling_hf.inference.answers import Answer
+from seedling_hf.inference.certainty import SAYS_NOTHING, Certainty, Judgement, judge
+from seedling_hf.inference.prediction import forward
 
-Classify = Callable[[Tensor], list[Ranking]]
+Classify = Callable[[Tensor], list[Judgement]]
 
 
 def classify_batch(
-    model: torch.nn.Module, accelerator: Accelerator, class_names: Sequence[str], top_k: int, pixel_values: Tensor
-) -> list[Ranking]:
-    """The `top_k` most probable classes of each of `pixel_values` (N, C, H, W); this process works alone."""
-    logits = forward(model, pixel_values, accelerator.autocast).logits.float()
-    return rank_classes(logits.cpu(), class_names, top_k)
+    model: torch.nn.Module, accelerator: Accelerator, class_names: Sequence[str], certainty: Certainty, top_k: int,
+    pixel_values: Tensor,
+) -> list[Judgement]:  # fmt: skip
+    """What the model says of each of `pixel_values` (N, C, H, W); this process works alone."""
+    return judge(forward(model, pixel_values, accelerator.autocast), class_names, certainty, top_k)
 
 
 class ImageLoader:
@@ -59,14 +60,17 @@ class ImageLoader:
 
 
 class ImagePredictor:
-    """Answers batches of images; `classify` ranks the classes of each of `pixel_values` (N, C, H, W)."""
+    """Answers batches of images; `classify` judges each of `pixel_values` (N, C, H, W), by `certainty`."""
 
-    def __init__(self, classify: Classify, loader: ImageLoader, batch_size: int) -> None:
-        self.classify, self.loader, self.batch_size = classify, loader, batch_size
+    def __init__(
+        self, classify: Classify, loader: ImageLoader, batch_size: int, certainty: Certainty = SAYS_NOTHING
+    ) -> None:
+        self.classify, self.loader, self.batch_size, self.certainty = classify, loader, batch_size, certainty
 
     def __call__(self, batch: dict[str, Any]) -> list[Answer]:
-        ranked = iter(() if batch["pixel_values"] is None else self.classify(batch["pixel_values"]))
-        return [
-            Answer(file, next(ranked) if reason is None else [], reason)
-            for file, reason in zip(batch["file"], batch["reason"], strict=True)
-        ]
+        judged = iter(() if batch["pixel_values"] is None else self.classify(batch["pixel_values"]))
+        answers = []
+        for file, reason in zip(batch["file"], batch["reason"], strict=True):
+            ranking, certainty = next(judged) if reason is None else Judgement([])
+            answers.append(Answer(file, ranking, reason, certainty=certainty))
+        return answers

@@ -1,5 +1,6 @@
 """Photographs of whole trays in, the class of each plant out, and the photographs with boxes and classes drawn."""
 
+import logging
 import os
 import sys
 import warnings
@@ -20,8 +21,9 @@ from seedling_hf.data.listing import list_images
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import one_line
 from seedling_hf.files import replacing
-from seedling_hf.inference.answers import Answer, Plant, is_sure
+from seedling_hf.inference.answers import NOT_SURE, UNFAMILIAR, Answer, Plant
 from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
+from seedling_hf.inference.certainty import SAYS_NOTHING, Certainty, add_familiarity, choose_certainty, describe_silence
 from seedling_hf.inference.classifier import list_classes
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import EightSymmetries
@@ -29,6 +31,8 @@ from seedling_hf.inference.predictor import Classify, ImageLoader, ImagePredicto
 from seedling_hf.inference.tiles import MIN_SIDE, Box, draw_boxes, find_plants
 from seedling_hf.origin import SOFTWARE, TEXT_MARK, check_ours, is_ours
 from seedling_hf.plots.fonts import draw_names
+
+logger = logging.getLogger(__name__)
 
 # The mark is behind their pixels, where readers do not look.
 WITHOUT_METADATA = ("BMP", "DIB", "PPM")
@@ -80,8 +84,9 @@ class TrayPredictor(ImagePredictor):
         loader: TrayLoader,
         plants_at_once: int,
         draw: Callable[[Tray, Answer], None] | None = None,
+        certainty: Certainty = SAYS_NOTHING,
     ) -> None:
-        super().__init__(classify, loader, batch_size=1)
+        super().__init__(classify, loader, 1, certainty)
         self.plants_at_once, self.draw = plants_at_once, draw
 
     def __call__(self, batch: dict[str, Any]) -> list[Answer]:
@@ -94,19 +99,20 @@ class TrayPredictor(ImagePredictor):
 
     def _classify_plants(self, tray: Tray) -> list[Plant]:
         batches = self.loader.cut_out(tray, self.plants_at_once)
-        rankings = [ranking for pixel_values in batches for ranking in self.classify(pixel_values)]
-        return [Plant(box, ranking) for box, ranking in zip(tray.boxes, rankings, strict=True)]
+        judged = [judgement for pixel_values in batches for judgement in self.classify(pixel_values)]
+        return [Plant(box, *judgement) for box, judgement in zip(tray.boxes, judged, strict=True)]
 
 
-def draw_answer(tray: Tray, answer: Answer, labels: Mapping[str, str], threshold: float | None = None) -> Image.Image:
+def draw_answer(tray: Tray, answer: Answer, labels: Mapping[str, str]) -> Image.Image:
     """The photograph with a box around each plant: its number, its class, and a question mark if that is not sure.
 
-    `labels` are the names of classes as figures show them.
+    An unfamiliar plant has no class. `labels` are the names of classes as figures show them.
     """
     names = []
-    for number, (_, ranking) in enumerate(answer.plants, 1):
+    for number, (_, ranking, certainty) in enumerate(answer.plants, 1):
+        name = UNFAMILIAR if certainty == UNFAMILIAR else labels[ranking[0][0]]
         # Two spaces, since one of a small font is hardly seen.
-        names.append(f"{number}  {labels[ranking[0][0]]}{'' if is_sure(ranking, threshold) else '?'}")
+        names.append(f"{number}  {name}{'?' if certainty == NOT_SURE else ''}")
     return draw_boxes(tray.photograph, tray.boxes, names)
 
 
@@ -114,7 +120,7 @@ def save_boxes(arguments: PredictArguments, labels: Mapping[str, str], tray: Tra
     """Writes a photograph with its boxes, unless somebody has put another file into its place."""
     path = boxes_path(arguments, answer.file)
     if is_ours(path, read=has_mark):
-        write_image(draw_answer(tray, answer, labels, arguments.threshold), path)
+        write_image(draw_answer(tray, answer, labels), path)
     else:
         print(
             f"warning: the boxes of {one_line(answer.file)} were not drawn: {one_line(path)} is a file of another "
@@ -183,17 +189,23 @@ def build_predictor(arguments: PredictArguments, accelerator: Accelerator) -> Im
     model.to(accelerator.device)
     images, count = arguments.per_device_eval_batch_size, partial(_count_images, arguments)
     check_memory(model, images, image_side(image_processor), EVAL_ADVICE, count=count)
+    certainty = SAYS_NOTHING
+    if arguments.says_certainty:
+        model = add_familiarity(model, arguments.source)
+        certainty = choose_certainty(model, arguments.threshold)
+        if arguments.threshold is None and (silence := describe_silence(certainty)):
+            logger.info(silence)
     arguments.compile(model, accelerator)
     if arguments.test_time_augmentation:
         model = EightSymmetries(model)
-    classify = partial(classify_batch, model, accelerator, class_names, arguments.top_k)
+    classify = partial(classify_batch, model, accelerator, class_names, certainty, arguments.top_k)
     if not arguments.tiles:
-        return ImagePredictor(classify, ImageLoader(image_processor), arguments.per_device_eval_batch_size)
+        return ImagePredictor(classify, ImageLoader(image_processor), images, certainty)
     loader = TrayLoader(image_processor, arguments.min_plant_side or MIN_SIDE)
     draw = None
     if arguments.boxes_dir:
         draw = partial(save_boxes, arguments, dict(zip(class_names, draw_names(class_names), strict=True)))
-    return TrayPredictor(classify, loader, arguments.per_device_eval_batch_size, draw)
+    return TrayPredictor(classify, loader, images, draw, certainty)
 
 
 def _count_images(arguments: PredictArguments) -> int:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from io import StringIO
 from itertools import islice
@@ -15,7 +15,6 @@ from seedling_hf.escaping import data_output, format_count
 from seedling_hf.inference.answers import AnswerWriter
 from seedling_hf.inference.ledger import SUFFIX, Ledger
 from seedling_hf.inference.output import (
-    build_tally,
     build_writer,
     print_failed,
     print_tally,
@@ -24,6 +23,7 @@ from seedling_hf.inference.output import (
 )
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.predictor import ImagePredictor
+from seedling_hf.inference.tally import Tally
 from seedling_hf.inference.watched_output import WatchedOutput
 from seedling_hf.progress import idling
 from seedling_hf.signals import Stopped, StopSignal
@@ -38,7 +38,7 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
         InputError: for an output file that no watch has made, that of a watch with another identity, or a model that
             answers NaN or infinity.
     """
-    path, loader = arguments.output_path, predictor.loader
+    path, loader, words = arguments.output_path, predictor.loader, predictor.certainty.words
     ledger_path = Path(f"{path}{SUFFIX}") if path else ""
     if path and path.exists() and not ledger_path.exists():
         raise InputError(f"expected a new --output_file, or one that --watch has made, found {path}; name another")
@@ -47,14 +47,14 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
     with ExitStack() as opened:
         is_new = not (path and path.is_file() and path.stat().st_size)
         ledger = opened.enter_context(Ledger(ledger_path, arguments.identity, is_new=is_new))
-        output, tally = _open_output(opened, arguments, ledger), build_tally(arguments)
+        output, tally = _open_output(opened, arguments, words, ledger), Tally(words, tiles=arguments.tiles)
         stop = opened.enter_context(StopSignal("ending the watch"))
 
         def answer(files: list[str]) -> None:
             with stop.raising():
                 images = list(map_in_threads(loader, files, max(arguments.dataloader_num_workers, 1)))
             answers = predictor(loader.collate(files, images))
-            _write(output, _format(arguments, lambda writer: [writer.write(each) for each in answers]))
+            _write(output, _format(arguments, words, lambda writer: [writer.write(each) for each in answers]))
             ledger.enter(answers, *([output.length, output.inode] if output else [0]))
             tally.add(answers)
             if arguments.tiles:
@@ -77,9 +77,11 @@ def predict_watched(arguments: PredictArguments, predictor: ImagePredictor) -> N
         print_tally(tally)
 
 
-def _open_output(opened: ExitStack, arguments: PredictArguments, ledger: Ledger) -> WatchedOutput | None:
+def _open_output(
+    opened: ExitStack, arguments: PredictArguments, words: Sequence[str], ledger: Ledger
+) -> WatchedOutput | None:
     """The output file, resumed where the ledger says; None for the terminal. Both have the heading then."""
-    heading = _format(arguments, AnswerWriter.write_heading)
+    heading = _format(arguments, words, AnswerWriter.write_heading)
     if not arguments.output_path:
         _write(None, heading)
         return None
@@ -90,9 +92,9 @@ def _open_output(opened: ExitStack, arguments: PredictArguments, ledger: Ledger)
     return output
 
 
-def _format(arguments: PredictArguments, write: Callable[[AnswerWriter], object]) -> str:
+def _format(arguments: PredictArguments, words: Sequence[str], write: Callable[[AnswerWriter], object]) -> str:
     stream = StringIO(newline="")
-    write(build_writer(arguments, stream))
+    write(build_writer(arguments, words, stream))
     return stream.getvalue()
 
 

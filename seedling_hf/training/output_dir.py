@@ -20,7 +20,7 @@ from seedling_hf.data.dataset import describe_splits
 from seedling_hf.data.images import num_cores
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count
-from seedling_hf.evaluation.evaluator import Evaluator
+from seedling_hf.evaluation.evaluator import open_evaluator
 from seedling_hf.evaluation.report import evaluate_model
 from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.hub.model_card import write_card
@@ -219,7 +219,7 @@ def report_run(training: Training) -> None:
     certainty = settle_certainty(training)
     batch_size, num_workers = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
     report = evaluate_model(
-        Evaluator(*load_classifier(str(output_dir)), accelerator, batch_size, num_workers),
+        open_evaluator(str(output_dir), accelerator, batch_size, num_workers),
         validation,
         data_name=f"the validation images of {arguments.train_dir or arguments.dataset_name}",
     )

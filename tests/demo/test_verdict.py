@@ -10,6 +10,7 @@ from PIL import Image
 from seedling_hf import SHIPPED_MODEL
 from seedling_hf.demo.verdict import Demo, Verdict, fit, shrink
 from seedling_hf.demo.words import Words
+from seedling_hf.inference.certainty import Certainty
 from seedling_hf.inference.classifier import load_classifier
 
 WITH_SALIENCY = importlib.util.find_spec("captum")
@@ -32,31 +33,31 @@ def image(sample_dir):
 
 
 def test_an_image_gets_its_class_and_a_probability_for_each(model, image):
-    verdict = Demo(*model, threshold=0.3)(image, EN)
+    verdict = Demo(*model, Certainty(0.3))(image, EN)
     assert verdict.heading == "Maize"
     assert verdict.sentence.startswith("Predicted with a probability of ")
     assert len(verdict.rows) == 4
     assert sum(row.share for row in verdict.rows) == pytest.approx(1)
-    assert len(Demo(*model, threshold=0.3, top_k=2)(image, EN).rows) == 2
+    assert len(Demo(*model, Certainty(0.3), top_k=2)(image, EN).rows) == 2
 
 
 def test_below_the_threshold_the_page_is_not_sure(model, image):
-    verdict = Demo(*model, threshold=1.0)(image, EN)
+    verdict = Demo(*model, Certainty(1.0))(image, EN)
     assert verdict.heading == "Not sure"
     assert verdict.sentence.startswith("Most likely Maize")
     assert "below the threshold of 100%" in verdict.sentence
 
 
 def test_in_chinese_it_says_the_same(model, image):
-    assert Demo(*model, threshold=0.3)(image, ZH).heading == "玉米 Maize"
-    assert Demo(*model, threshold=1.0)(image, ZH).heading == "不确定"
+    assert Demo(*model, Certainty(0.3))(image, ZH).heading == "玉米 Maize"
+    assert Demo(*model, Certainty(1.0))(image, ZH).heading == "不确定"
 
 
 @pytest.mark.parametrize("content", [b"no image", b""])
 @pytest.mark.parametrize("tray", [False, True])
 def test_a_broken_file_gets_a_sentence(model, tmp_path, content, tray):
     (tmp_path / "torn.jpg").write_bytes(content)
-    verdict = Demo(*model, threshold=0.5)(str(tmp_path / "torn.jpg"), EN, tray=tray)
+    verdict = Demo(*model, Certainty(0.5))(str(tmp_path / "torn.jpg"), EN, tray=tray)
     assert verdict.heading == "The image cannot be read"
     assert (verdict.rows, verdict.image) == ((), None)
 
@@ -66,7 +67,7 @@ def test_a_model_that_overflows_gets_a_sentence(model_dir, sample_dir, tray):
     model, image_processor = load_classifier(str(model_dir))
     with torch.no_grad():
         model.classifier.weight.fill_(3e38)
-    demo = Demo(model, image_processor, threshold=0.5)
+    demo = Demo(model, image_processor, Certainty(0.5))
     verdict = demo(str(sample_dir.parent / "tray.jpg"), EN, tray=tray)
     assert verdict.heading == "The model cannot answer"
     assert (verdict.rows, verdict.image) == ((), None)
@@ -75,7 +76,7 @@ def test_a_model_that_overflows_gets_a_sentence(model_dir, sample_dir, tray):
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(model, tmp_path, monkeypatch):
     monkeypatch.setattr("seedling_hf.demo.verdict.read_image", None)
     Image.new("1", (11_000, 8_000)).save(tmp_path / "large.png")
-    verdict = Demo(*model, threshold=0.5)(str(tmp_path / "large.png"), EN)
+    verdict = Demo(*model, Certainty(0.5))(str(tmp_path / "large.png"), EN)
     assert verdict.heading == "The image is too large"
     assert verdict.sentence.startswith("It has 11,000 × 8,000 pixels")
     assert verdict.image is None
@@ -89,7 +90,7 @@ def test_a_very_large_image_is_averaged_down_and_others_stay_as_they_are():
 
 
 def test_a_removed_image_leaves_an_empty_page(model):
-    assert Demo(*model, threshold=0.5)(None, EN) == Verdict()
+    assert Demo(*model, Certainty(0.5))(None, EN) == Verdict()
 
 
 @pytest.mark.skipif(not WITH_SALIENCY, reason="no saliency maps here")
@@ -97,7 +98,7 @@ def test_a_removed_image_leaves_an_empty_page(model):
 def test_the_map_lies_over_the_whole_image_in_its_proportions(model, tmp_path, size):
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    verdict = Demo(*model, threshold=0.5)(str(tmp_path / "image.png"), EN)
+    verdict = Demo(*model, Certainty(0.5))(str(tmp_path / "image.png"), EN)
     assert verdict.legend == "map"
     assert verdict.image.size == fit(Image.fromarray(pixels)).size
     assert verdict.image.width / verdict.image.height == pytest.approx(size[0] / size[1], abs=0.01)
@@ -107,7 +108,7 @@ def test_the_map_lies_over_the_whole_image_in_its_proportions(model, tmp_path, s
 
 
 def test_a_tray_gets_a_number_and_a_class_for_each_plant(shipped, sample_dir):
-    verdict = Demo(*shipped, threshold=0.5)(str(sample_dir.parent / "tray.jpg"), EN, tray=True)
+    verdict = Demo(*shipped, Certainty(0.5))(str(sample_dir.parent / "tray.jpg"), EN, tray=True)
     assert (verdict.heading, verdict.legend) == ("18 plants", "boxes")
     assert sum(int(row.figure) for row in verdict.rows) == 18
     assert verdict.rows[0].name == "Cleavers" and verdict.rows[0].figure == "3"
@@ -116,19 +117,19 @@ def test_a_tray_gets_a_number_and_a_class_for_each_plant(shipped, sample_dir):
 
 
 def test_plants_below_the_threshold_have_a_question_mark(shipped, sample_dir):
-    verdict = Demo(*shipped, threshold=1.0)(str(sample_dir.parent / "tray.jpg"), EN, tray=True)
+    verdict = Demo(*shipped, Certainty(1.0))(str(sample_dir.parent / "tray.jpg"), EN, tray=True)
     assert verdict.sentence.startswith("18 of them not sure")
     assert all("?" in row.note for row in verdict.rows)
 
 
 def test_a_tray_without_plants_says_so(shipped, tmp_path):
     Image.new("RGB", (200, 200), "gray").save(tmp_path / "ground.png")
-    verdict = Demo(*shipped, threshold=0.5)(str(tmp_path / "ground.png"), EN, tray=True)
+    verdict = Demo(*shipped, Certainty(0.5))(str(tmp_path / "ground.png"), EN, tray=True)
     assert verdict.heading == "No plants were found"
 
 
 def test_an_image_without_a_plant_or_with_many_gets_a_hint(shipped, sample_dir, tmp_path, image):
-    demo = Demo(*shipped, threshold=0.5)
+    demo = Demo(*shipped, Certainty(0.5))
     Image.new("RGB", (200, 200), "white").save(tmp_path / "paper.png")
     assert demo(str(tmp_path / "paper.png"), EN).hint.startswith("No green plant was found")
     assert demo(str(sample_dir.parent / "tray.jpg"), EN).hint.startswith("There seem to be 18 plants")

@@ -14,7 +14,7 @@ from small_models import SPECIES
 
 from seedling_hf.data.dataset import load_folder
 from seedling_hf.evaluation.calibration import Bootstrap, Kept, NotSure
-from seedling_hf.evaluation.evaluator import Evaluator
+from seedling_hf.evaluation.evaluator import Evaluator, open_evaluator
 from seedling_hf.evaluation.metrics import HARD_PAIR, confused_pair
 from seedling_hf.evaluation.rendering import format_confusion_matrix, markdown_report, render_report
 from seedling_hf.evaluation.report import CoverageRisk, Prediction, Provenance, Report, evaluate_model, top_confusions
@@ -417,3 +417,43 @@ def test_one_image_has_a_report(model_dir, test_dir, tmp_path):
     write_report(report, tmp_path, dataset)
     assert report.calibration is None
     assert "Are its probabilities calibrated?" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def trusted(familiar_dir, test_dir) -> Report:
+    dataset = load_folder(test_dir, class_names=SPECIES)
+    return evaluate_model(open_evaluator(str(familiar_dir), build_accelerator("no"), 4, 0), dataset)
+
+
+def test_a_report_counts_what_is_sure_not_sure_and_unfamiliar(trusted, report, tmp_path):
+    said = [row.certainty for row in trusted.predictions]
+    assert [row.prediction for row in trusted.predictions] == [row.prediction for row in report.predictions]
+    assert {word: answers.count for word, answers in trusted.trust.rows} == {
+        word: said.count(word) for word in ("sure", "not sure", "unfamiliar")
+    }
+    familiar = [row for row in trusted.predictions if row.certainty != "unfamiliar"]
+    assert {row.certainty for row in familiar} == {"sure", "not sure"}, "the test needs both"
+    assert all((row.probability >= 0.5) == (row.certainty == "sure") for row in familiar)
+    write_report(trusted, tmp_path)
+    figures = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["trust"]
+    assert figures["threshold"] == 0.5
+    assert figures["sure"]["count"] == said.count("sure")
+    with open(tmp_path / "predictions.csv", encoding="utf-8", newline="") as file:
+        assert [row["certainty"] for row in csv.DictReader(file)] == said
+
+
+def test_terminal_and_pages_say_how_many_are_sure(trusted):
+    sure = trusted.trust.sure
+    sentence = f"right on {sure.correct} of {sure.count} images ({sure.accuracy:.1%}; 95% interval "
+    assert sentence in format_report(trusted)
+    assert sentence in markdown_report(trusted)
+    page = render_report(trusted, "nowhere")
+    assert "An answer is sure from a probability of 0.500 on, and not sure below; unfamiliar, " in page
+    assert '<span class="name">Sure</span>' in page
+
+
+def test_a_report_of_a_model_that_says_nothing_is_as_before(report, tmp_path):
+    write_report(report, tmp_path)
+    assert "trust" not in json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert "certainty" not in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
+    assert "How far it says" not in markdown_report(report) + render_report(report, "nowhere")

@@ -11,20 +11,24 @@ from seedling_hf.files import open_text
 from seedling_hf.inference.answers import Answer, AnswerWriter, Plant, choose_format, format_table
 
 ANSWERS = [
-    Answer("a/1.jpg", [("Maize", 0.75), ("Charlock", 0.25)]),
+    Answer("a/1.jpg", [("Maize", 0.75), ("Charlock", 0.25)], certainty="sure"),
     Answer("a/torn.jpg", [], "image file is truncated"),
-    Answer("b/2.jpg", [("Charlock", 0.5), ("Maize", 0.5)]),
+    Answer("b/2.jpg", [("Charlock", 0.5), ("Maize", 0.5)], certainty="not sure"),
 ]
 
 
 ONE = Answer("1.jpg", [("Maïs", 1.0)])
-PLANTS = [Plant((0, 5, 10, 15), [("Maize", 0.75), ("Charlock", 0.25)]), Plant((20, 5, 30, 15), [("Charlock", 0.5)])]
+CAR = Answer("car.jpg", [("Maize", 0.99)], certainty="unfamiliar")
+PLANTS = [
+    Plant((0, 5, 10, 15), [("Maize", 0.75), ("Charlock", 0.25)], "sure"),
+    Plant((20, 5, 30, 15), [("Charlock", 0.5)], "not sure"),
+]
 TRAYS = [Answer("a.jpg", [], None, PLANTS), Answer("bare.jpg", [], None), Answer("torn.jpg", [], "truncated")]
 
 
-def write(format: str, threshold: float | None = None, answers=ANSWERS, **further) -> str:
+def write(format: str, answers=ANSWERS, **further) -> str:
     stream = io.StringIO()
-    writer = AnswerWriter(stream, format, threshold, **further)
+    writer = AnswerWriter(stream, format, **further)
     writer.write_heading()
     for answer in answers:
         writer.write(answer)
@@ -43,21 +47,25 @@ def test_csv_has_a_row_with_its_rank_for_each_class_of_the_ranking():
 
 
 def test_one_class_needs_no_rank():
-    assert write("csv", answers=[ONE]) == "file,class,probability\n1.jpg,Maïs,1.000000\n"
+    assert write("csv", [ONE]) == "file,class,probability\n1.jpg,Maïs,1.000000\n"
 
 
 def test_certainty_is_said_of_the_first_class_only():
-    rows = list(csv.DictReader(write("csv", 0.6, top_k=2).splitlines()))
-    assert [row["certainty"] for row in rows] == ["sure", "", "not sure", ""]
+    rows = list(csv.DictReader(write("csv", [*ANSWERS, CAR], with_certainty=True, top_k=2).splitlines()))
+    assert [row["certainty"] for row in rows] == ["sure", "", "not sure", "", "unfamiliar"]
 
 
-def test_a_probability_that_equals_the_threshold_is_sure():
-    rows = csv.DictReader(write("csv", 0.5, top_k=2).splitlines())
-    assert {row["certainty"] for row in rows if row["rank"] == "1"} == {"sure"}
+def test_where_nothing_is_said_of_certainty_a_row_leaves_it_empty():
+    answers = [Answer("1.jpg", [("Maize", 1.0)]), CAR]
+    assert write("csv", answers, with_certainty=True).splitlines()[1:] == [
+        "1.jpg,Maize,1.000000,", "car.jpg,Maize,0.990000,unfamiliar",
+    ]  # fmt: skip
+    objects = [json.loads(line) for line in write("jsonl", answers, with_certainty=True).splitlines()]
+    assert [row["certainty"] for row in objects] == [None, "unfamiliar"]
 
 
 def test_jsonl_has_an_object_an_image():
-    rows = [json.loads(line) for line in write("jsonl", 0.6, top_k=2).splitlines()]
+    rows = [json.loads(line) for line in write("jsonl", with_certainty=True, top_k=2).splitlines()]
     assert rows[1] == {
         "file": "b/2.jpg", "class": "Charlock", "probability": 0.5, "certainty": "not sure",
         "top_k": [
@@ -70,31 +78,31 @@ def test_jsonl_has_an_object_an_image():
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_json_is_a_list_of_the_objects_of_jsonl(count):
     answers = [ANSWERS[0], ANSWERS[2]][:count]
-    objects = [json.loads(line) for line in write("jsonl", 0.6, answers).splitlines()]
+    objects = [json.loads(line) for line in write("jsonl", answers, with_certainty=True).splitlines()]
     assert len(objects) == count
-    assert json.loads(write("json", 0.6, answers)) == objects
+    assert json.loads(write("json", answers, with_certainty=True)) == objects
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1+1", "@SUM(A1)", "-2+3"])
 def test_a_spreadsheet_takes_no_name_for_a_formula(name):
-    text = write("csv", 0.5, [Answer(f"{name}.jpg", [(name, 1.0)])])
+    text = write("csv", [Answer(f"{name}.jpg", [(name, 1.0)])])
     (row,) = csv.DictReader(text.splitlines())
     assert (row["file"], row["class"]) == (f"'{name}.jpg", f"'{name}")
 
 
-def test_jsonl_without_a_threshold_and_with_one_class_is_short():
-    (line,) = write("jsonl", answers=[ONE]).splitlines()
+def test_jsonl_without_certainty_and_with_one_class_is_short():
+    (line,) = write("jsonl", [ONE]).splitlines()
     assert line == '{"file": "1.jpg", "class": "Maïs", "probability": 1.0}'
 
 
 def test_a_plant_has_its_number_and_its_box_after_the_file():
-    assert write("csv", 0.6, TRAYS, tiles=True, top_k=2).splitlines() == [
+    assert write("csv", TRAYS, with_certainty=True, tiles=True, top_k=2).splitlines() == [
         "file,plant,left,top,right,bottom,rank,class,probability,certainty",
         "a.jpg,1,0,5,10,15,1,Maize,0.750000,sure",
         "a.jpg,1,0,5,10,15,2,Charlock,0.250000,",
         "a.jpg,2,20,5,30,15,1,Charlock,0.500000,not sure",
     ]
-    _, second = map(json.loads, write("jsonl", answers=TRAYS, tiles=True).splitlines())
+    _, second = map(json.loads, write("jsonl", TRAYS, tiles=True).splitlines())
     assert second == {
         "file": "a.jpg", "plant": 2, "left": 20, "top": 5, "right": 30, "bottom": 15, "class": "Charlock",
         "probability": 0.5,
@@ -102,7 +110,7 @@ def test_a_plant_has_its_number_and_its_box_after_the_file():
 
 
 def test_a_table_numbers_the_plants():
-    first, _, second = format_table(TRAYS, 0.6).splitlines()
+    first, _, second = format_table(TRAYS).splitlines()
     assert first.startswith("a.jpg  1  Maize")
     assert second.startswith("a.jpg  2  Charlock") and second.endswith("not sure")
     assert format_table(TRAYS[1:]) == ""
@@ -112,10 +120,10 @@ def test_kaggle_gets_bare_file_names_and_species():
     assert write("kaggle") == "file,species\n1.jpg,Maize\n2.jpg,Charlock\n"
 
 
-def test_a_table_marks_predictions_that_are_not_sure():
-    first, _, second, _ = format_table(ANSWERS, 0.6).splitlines()
-    assert second.endswith("not sure")
-    assert "not sure" not in first
+def test_a_table_marks_predictions_that_are_not_sure_and_unfamiliar_images():
+    first, _, second, _, third = format_table([*ANSWERS, CAR]).splitlines()
+    assert second.endswith("not sure") and third.endswith("unfamiliar")
+    assert "sure" not in first
 
 
 @pytest.mark.parametrize(

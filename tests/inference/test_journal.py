@@ -124,10 +124,22 @@ def test_the_answer_of_a_failed_image_keeps_its_reason(tmp_path):
     assert json.loads((journal.folder / "run.json").read_text())["num_images"] == 1
 
 
+def test_the_certainty_of_an_answer_is_kept_with_it(tmp_path):
+    journal = make(tmp_path, ["a.jpg", "b.jpg"])
+    ranking = [("Maize", 0.75)]
+    answers = [Answer("a.jpg", ranking, certainty="sure"), Answer("b.jpg", ranking)]
+    with Part(journal, 0) as part:
+        part.append(answers)
+    assert [*journal.answers()] == answers
+
+
 def test_the_plants_of_a_photograph_are_kept_with_it(tmp_path):
     journal = make(tmp_path, ["a.jpg"])
     answer = Answer(
-        "a.jpg", [], None, (Plant((1, 2, 3, 4), [("Maize", 0.75)]), Plant((5, 6, 7, 8), [("Charlock", 0.5)]))
+        "a.jpg",
+        [],
+        None,
+        (Plant((1, 2, 3, 4), [("Maize", 0.75)], "unfamiliar"), Plant((5, 6, 7, 8), [("Charlock", 0.5)])),
     )
     with Part(journal, 0) as part:
         part.append([answer])

@@ -15,6 +15,7 @@ from predict_runs import contents, finish, flags, lines_in, read_csv, start, wai
 
 from seedling_hf.commands import predict, run
 from seedling_hf.inference.answers import Answer, Plant
+from seedling_hf.inference.certainty import Judgement
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.tiles import find_plants
 from seedling_hf.inference.trays import Tray, TrayLoader, TrayPredictor, draw_answer, write_image
@@ -236,27 +237,28 @@ def test_smaller_plants_are_skipped_on_request(model_dir, tmp_path):
 def test_plants_go_through_the_model_in_batches(model_dir):
     sizes = []
 
-    def classify(pixel_values: torch.Tensor) -> list[list[tuple[str, float]]]:
+    def classify(pixel_values: torch.Tensor) -> list[Judgement]:
         sizes.append(len(pixel_values))
-        return [[("Maize", 1.0)]] * len(pixel_values)
+        return [Judgement([("Maize", 1.0)], "unfamiliar")] * len(pixel_values)
 
     load = TrayLoader(load_classifier(str(model_dir))[1], min_side=0.02)
     batch = load.collate([str(TRAY), "torn.jpg"], [load(str(TRAY)), load("torn.jpg")])
     whole, torn = TrayPredictor(classify, load, plants_at_once=5)(batch)
     assert sizes == [5, 5, 5, 3]
-    assert len(whole.plants) == 18
+    assert [plant.certainty for plant in whole.plants] == 18 * ["unfamiliar"]
     assert torn.plants == [] and torn.reason
 
 
-def test_a_class_that_is_not_sure_has_a_question_mark(monkeypatch):
+def test_a_class_that_is_not_sure_has_a_question_mark_and_an_unfamiliar_plant_no_class(monkeypatch):
     drawn = []
     monkeypatch.setattr("seedling_hf.inference.trays.draw_boxes", lambda image, boxes, names: drawn.append(names))
-    plants = [Plant((0, 0, 5, 5), [("Maize", 0.9)]), Plant((0, 5, 5, 9), [("Charlock", 0.5)])]
+    ranking = [("Charlock", 0.5)]
+    words = ("sure", "not sure", "unfamiliar", None)
+    plants = [Plant((0, 0, 5, 5), ranking, word) for word in words]
     tray = Tray(Image.new("RGB", (9, 9)), [plant.box for plant in plants])
-    labels = {"Maize": "Maize", "Charlock": "class 2"}
-    draw_answer(tray, Answer("a.jpg", [], None, plants), labels, threshold=0.6)
+    labels = {"Charlock": "class 2"}
     draw_answer(tray, Answer("a.jpg", [], None, plants), labels)
-    assert drawn == [["1  Maize", "2  class 2?"], ["1  Maize", "2  class 2"]]
+    assert drawn == [["1  class 2", "2  class 2?", "3  unfamiliar", "4  class 2"]]
 
 
 @pytest.mark.parametrize(

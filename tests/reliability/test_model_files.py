@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from sample import copy_sample
 from small_models import SPECIES
 
+from seedling_hf.inference.familiarity import FAMILIARITY, TENSORS
+
 INFINITY, NAN = float("inf"), float("nan")
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 12345\n"
 HTML = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>Please sign in.</body></html>\n"
@@ -76,6 +78,8 @@ FIELDS = {
     "dtype": ["float1", 16, "int8"],
     "quantization_config": [{"quant_method": "bitsandbytes", "load_in_8bit": True}, {"quant_method": "gptq"}],
     "problem_type": ["regression", "guessing", 3],
+    "temperature": [0, -1.0, NAN, INFINITY, "1.2", True],
+    "confidence_threshold": [-0.1, 1.1, NAN, INFINITY, "0.5", [0.5]],
     "model_type": ["bert", "unheard-of", 3, None],
     "architectures": ["RepLKNet", [3]],
     "per_layer_config": [{"0": {"dw_ratio": 3}}],
@@ -192,6 +196,74 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(model, images, name):
 def test_missing_weights_are_named(model, images):
     (model / WEIGHTS).unlink()
     assert_refused(predict(model, images), model, WEIGHTS)
+
+
+# What tells unfamiliar images
+
+
+@pytest.fixture
+def familiar(familiar_dir, tmp_path) -> Path:
+    """A copy of a model folder with that file, to be damaged."""
+    return Path(shutil.copytree(familiar_dir, tmp_path / "model"))
+
+
+MEASURES = {
+    **{f"no {name}": lambda arrays, name=name: arrays.pop(name) for name in TENSORS},
+    **{f"NaN in {name}": lambda arrays, name=name: arrays[name].view(-1)[:1].fill_(NAN) for name in TENSORS},
+    "infinite threshold": lambda arrays: arrays["threshold"].fill_(INFINITY),
+    "threshold 0": lambda arrays: arrays["threshold"].fill_(0),
+    "threshold below 0": lambda arrays: arrays["threshold"].fill_(-1),
+    "a list of thresholds": lambda arrays: arrays.update(threshold=torch.ones(1)),
+    "fewer features": lambda arrays: arrays.update(center=arrays["center"][:-1]),
+    "the whitening of another network": lambda arrays: arrays.update(whitening=torch.eye(480)),
+    "more classes": lambda arrays: arrays.update(class_means=torch.ones(5, len(arrays["center"]))),
+    "no classes": lambda arrays: arrays.update(class_means=torch.ones(0, len(arrays["center"]))),
+    "flat means": lambda arrays: arrays.update(class_means=arrays["class_means"].flatten()),
+    "a number as means": lambda arrays: arrays.update(class_means=torch.tensor(1.0)),
+    "whole numbers": lambda arrays: arrays.update(center=arrays["center"].int()),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_of_familiarity_that_cannot_be_this_model_s_is_refused(familiar, images, name):
+    arrays = load_file(familiar / FAMILIARITY)
+    MEASURES[name](arrays)
+    save_file({name: tensor.contiguous() for name, tensor in arrays.items()}, familiar / FAMILIARITY)
+    assert_refused(predict(familiar, images), familiar, str(familiar))
+    assert_well(predict(familiar, images, "--no_certainty"))
+
+
+@pytest.mark.parametrize("content", [LFS, HTML, b"", b"{}", bytes(1000), "half", "folder"], ids=str)
+def test_something_else_in_place_of_the_measure_is_named(familiar, images, content):
+    path = familiar / FAMILIARITY
+    whole = path.read_bytes()
+    path.unlink()
+    if content == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    assert_refused(predict(familiar, images), familiar, FAMILIARITY)
+
+
+READERS = {
+    "evaluate": "evaluate --test_dir {images} --output_dir out",
+    "export": "export --images {images} --format torch_export --output_file out.pt2",
+    "export as half": "export --format half --output_file out",
+    "demo": "demo",
+    "push_to_hub": "push_to_hub --dry_run",
+    "push_space": "push_space --hub_space_id alice/demo --dry_run",
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_command_uses_a_damaged_measure(familiar, labelled, name):
+    arrays = load_file(familiar / FAMILIARITY)
+    arrays["center"][3] = NAN
+    save_file(arrays, familiar / FAMILIARITY)
+    (familiar.parent / "work").mkdir()
+    flag = "--output_dir" if name == "push_to_hub" else "--model_name_or_path"
+    words = [*READERS[name].format(images=labelled).split(), flag, familiar]
+    assert_refused(command(words, familiar.parent / "work"), familiar, FAMILIARITY, "NaN in center")
 
 
 # The weights
