@@ -34,7 +34,7 @@ class ExportArguments(ClassifierArguments):
         list, "images or folders to check the file on (default: --eval_dir or --train_dir)", images=True
     )
     max_check_samples: int = option(200, "check on at most this many of them", least=1)
-    tolerance: float = option(1e-4, "largest allowed difference from PyTorch's logits", above=0)
+    tolerance: float = option(1e-4, "largest allowed difference from PyTorch's outputs", above=0)
     int8: bool = option(False, "also write the model in int8, calibrated on images of --train_dir")
     train_dir: str | None = option(None, "folder of training images, for --int8", images=True)
     max_calibration_samples: int = option(256, "calibrate int8 on at most this many of them", least=1)
@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.export.half_precision import export_half
     from seedling_hf.export.onnx_program import check_packages
     from seedling_hf.export.programs import export_classifier, format_rows
+    from seedling_hf.inference.certainty import add_familiarity
     from seedling_hf.inference.classifier import list_classes
+    from seedling_hf.inference.familiarity import find_familiarity
     from seedling_hf.verbosity import hide_library_bars
 
     hide_library_bars()
@@ -76,9 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     model, image_processor = arguments.load(merge=arguments.format != "half")
     if arguments.format == "half":
         folder, card = Path(arguments.output_file), Path(arguments.model_name_or_path, "README.md")
-        size = export_half(model, image_processor, card if card.is_file() else None, folder)
+        familiarity = find_familiarity(arguments.source, model.config)
+        size = export_half(model, image_processor, card if card.is_file() else None, folder, familiarity)
         print(f"{folder}: {size / 1e6:.1f} MB of weights in float16; measure their accuracy with seedling-hf evaluate")
         return
+    model = add_familiarity(model, arguments.source)
     labelled = calibration_files = None
     if arguments.eval_dir:
         labelled = load_folder(arguments.eval_dir, class_names=list_classes(model.config))

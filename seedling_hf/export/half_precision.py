@@ -9,17 +9,20 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from seedling_hf.errors import InputError
 from seedling_hf.files import check_new_folder, creating_folder, write_text
+from seedling_hf.inference.familiarity import Familiarity
 
 
 def export_half(
-    model: PreTrainedModel, image_processor: BaseImageProcessor, card: Path | None, output_dir: Path
-) -> int:
+    model: PreTrainedModel, image_processor: BaseImageProcessor, card: Path | None, output_dir: Path,
+    familiarity: Familiarity | None = None,
+) -> int:  # fmt: skip
     """Writes a model folder in float16; `from_pretrained` turns the weights into float32 again.
 
     Args:
         model: Neither merged nor folded, so that it can be trained further.
         card: README.md to copy.
         output_dir: A folder that does not exist or is empty; it appears when it is complete.
+        familiarity: Of the model, for the folder.
 
     Returns:
         The size of the weights in bytes.
@@ -38,6 +41,8 @@ def export_half(
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config["dtype"] = "float32"  # what it is loaded as: CPUs are slow in float16
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        if familiarity is not None:
+            familiarity.save(folder)
         if card:
             shutil.copyfile(card, folder / "README.md")
     return (output_dir / "model.safetensors").stat().st_size

@@ -12,7 +12,7 @@ import torch
 from seedling_hf.errors import InputError, require_package
 from seedling_hf.export.torch_program import ExportedClassifier, Run, quiet
 
-INPUT, OUTPUT = "pixel_values", "logits"
+INPUT = "pixel_values"
 
 
 def check_packages() -> None:
@@ -32,7 +32,7 @@ def write_onnx(classifier: ExportedClassifier, example: np.ndarray, path: Path, 
     with quiet():
         program = torch.onnx.export(
             classifier, (torch.from_numpy(example),), dynamo=True, verbose=False, input_names=[INPUT],
-            output_names=[OUTPUT], dynamic_shapes=({0: batch},),
+            output_names=classifier.output_names, dynamic_shapes=({0: batch},),
         )  # fmt: skip
     onnx.checker.check_model(program.model_proto)
     _save(program.model_proto, path, metadata)
@@ -76,14 +76,14 @@ def quantize_onnx(float_path: Path, path: Path, inputs: Iterator[np.ndarray], me
 
 
 def run_onnx(path: Path) -> Run:
-    """Loads an ONNX file into ONNX Runtime with as many threads as torch uses; returns inputs → the first output."""
+    """Loads an ONNX file into ONNX Runtime with as many threads as torch uses; returns inputs → its outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda inputs: session.run(None, {name: inputs})[0]
+    return lambda inputs: session.run(None, {name: inputs})
 
 
 def _groups(node: Any) -> int:

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedModel
+from torch import Tensor, nn
+from transformers import BaseImageProcessor
 
 from seedling_hf import __version__
 from seedling_hf.data.images import read_image, to_rgb
 from seedling_hf.errors import InputError
+from seedling_hf.inference.certainty import without_familiarity
 from seedling_hf.inference.classifier import list_classes
 
 BATCH_SIZE = 32
+UNFAMILIARITY = "the second output, (N,): above 1, the image is unlike those of the training, and there is no answer"
 
 
 def describe_preprocessing(image_processor: BaseImageProcessor) -> dict[str, Any]:
@@ -50,15 +52,21 @@ def describe_preprocessing(image_processor: BaseImageProcessor) -> dict[str, Any
 
 
 def describe_export(
-    model: PreTrainedModel, image_processor: BaseImageProcessor, *, include_preprocessing: bool
+    model: nn.Module, image_processor: BaseImageProcessor, *, include_preprocessing: bool
 ) -> dict[str, Any]:
-    """The metadata of a file: `describe_preprocessing`, `classes` in the order of the logits, and the input's form."""
+    """The metadata of a file: `describe_preprocessing`, `classes` in the order of the logits, the input's form, and
+    what says how far to trust an answer; null stands for what the model does not know.
+    """
+    knows_familiar = getattr(model, "knows_familiar", False)
     return {
         "classes": list_classes(model.config),
         **describe_preprocessing(image_processor),
         "include_preprocessing": include_preprocessing,
         "input": "uint8 (N, height, width, 3), RGB" if include_preprocessing else "float32 (N, 3, height, width), RGB",
-        "architecture": type(model).__name__,
+        "temperature": getattr(model.config, "temperature", None),
+        "confidence_threshold": getattr(model.config, "confidence_threshold", None),
+        "unfamiliarity": UNFAMILIARITY if knows_familiar else None,
+        "architecture": type(without_familiarity(model)).__name__,
         "seedling_hf": __version__,
     }
 

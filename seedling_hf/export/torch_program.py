@@ -12,32 +12,38 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 METADATA_FILE = "metadata.json"
 
-Run = Callable[[np.ndarray], np.ndarray]
+Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class ExportedClassifier(nn.Module):
     """Computes the logits (N, num_labels) of inputs in the form that the metadata describe.
+
+    Where the model `knows_familiar`, unfamiliarity (N,) is the second output: above 1, an image is unfamiliar.
 
     With `include_preprocessing` it takes uint8 pixels (N, H, W, 3), as images are in memory, and normalizes them by
     `mean` and `std` of the three channels, which are for pixels from 0 to 1.
     """
 
     def __init__(
-        self, model: PreTrainedModel, mean: Sequence[float], std: Sequence[float], include_preprocessing: bool
+        self, model: nn.Module, mean: Sequence[float], std: Sequence[float], include_preprocessing: bool
     ) -> None:
         super().__init__()
         self.model, self.include_preprocessing = model, include_preprocessing
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    @property
+    def output_names(self) -> list[str]:
+        return ["logits", "unfamiliarity"] if getattr(self.model, "knows_familiar", False) else ["logits"]
+
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.include_preprocessing:
             pixel_values = (pixel_values.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return self.model(pixel_values).logits
+        outputs = self.model(pixel_values)
+        return outputs.logits if len(self.output_names) == 1 else (outputs.logits, outputs.unfamiliarity)
 
 
 def write_torch_export(
@@ -55,12 +61,13 @@ def write_torch_export(
 
 
 def run_torch_export(path: Path) -> Run:
-    """Loads a `.pt2`; returns inputs → logits."""
+    """Loads a `.pt2`; returns inputs → its outputs."""
     module = torch.export.load(path).module()
 
     @torch.inference_mode()
-    def run(inputs: np.ndarray) -> np.ndarray:
-        return module(torch.from_numpy(inputs)).numpy()
+    def run(inputs: np.ndarray) -> list[np.ndarray]:
+        outputs = module(torch.from_numpy(inputs))
+        return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else [outputs])]
 
     return run
 

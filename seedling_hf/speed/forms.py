@@ -109,7 +109,7 @@ def other_runtimes(
         torch.onnx.export(classifier, (images,), path, dynamo=True, verbose=False)
         if "onnxruntime" not in missing:
             run = run_onnx(path)
-            runs[_name(ONNX_RUNTIME, torch.float32, dtype)] = lambda: run(array)
+            runs[_name(ONNX_RUNTIME, torch.float32, dtype)] = lambda: run(array)[0]
         if "openvino" not in missing:
             import openvino
 

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import SPECIES, write_model
+from safetensors.torch import load_file
+from small_models import SPECIES, write_familiarity, write_model
 
 from seedling_hf.commands import run
 from seedling_hf.commands.export import main as export_command
@@ -17,9 +19,21 @@ from seedling_hf.data.images import choose_evenly
 from seedling_hf.errors import InputError
 from seedling_hf.export.onnx_program import run_onnx
 from seedling_hf.export.preprocessing import describe_preprocessing, input_batches
-from seedling_hf.export.programs import ONNX_FLOAT, ONNX_INT8, PYTORCH, check_logits, collect_logits, export_classifier
+from seedling_hf.export.programs import (
+    ONNX_FLOAT,
+    ONNX_INT8,
+    PYTORCH,
+    Outputs,
+    check_outputs,
+    collect_outputs,
+    export_classifier,
+    format_rows,
+)
 from seedling_hf.export.torch_program import METADATA_FILE, run_torch_export
-from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.certainty import add_familiarity
+from seedling_hf.inference.classifier import Pretrained, load_classifier
+from seedling_hf.inference.familiarity import FAMILIARITY
+from seedling_hf.inference.prediction import forward
 from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -59,6 +73,14 @@ def write_steady_model(folder: Path, sample_dir: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def familiar(model_dir, sample_dir, tmp_path_factory) -> Path:
+    """The same model, which knows what is unfamiliar."""
+    folder = Path(shutil.copytree(model_dir, tmp_path_factory.mktemp("familiar") / "model"))
+    write_familiarity(folder, sample_dir, confidence_threshold=0.75)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def files(sample_dir) -> list[Path]:
     """Six images of each of four species."""
     return [file for name in SPECIES for file in sorted((sample_dir / name).iterdir())[4:10]]
@@ -77,10 +99,10 @@ def processed(image_processor, files: list[Path]) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def exported(model_dir, files, tmp_path_factory) -> dict:
-    """The rows of an export in float32 and int8, with the normalization inside."""
+def exported(familiar, files, tmp_path_factory) -> dict:
+    """The rows of an export in float32 and int8, with the normalization and the familiarity inside."""
     folder = tmp_path_factory.mktemp("exported")
-    rows = export(model_dir, folder / "seedlings.onnx", files, calibration_files=files, include_preprocessing=True)
+    rows = export(familiar, folder / "seedlings.onnx", files, calibration_files=files, include_preprocessing=True)
     return {row["name"]: row for row in rows} | {"folder": folder}
 
 
@@ -94,6 +116,7 @@ def bare(model_dir, files, tmp_path_factory) -> Path:
 
 def export(model_dir: Path, path: Path, files: list[Path], **options) -> list[dict]:
     model, image_processor = load_classifier(str(model_dir))
+    model = add_familiarity(model, Pretrained(str(model_dir)))
     return export_classifier(model, image_processor, path, check_files=files, **options)
 
 
@@ -120,7 +143,7 @@ def test_onnx_runtime_gives_the_logits_of_the_trained_model_for_real_images(
 ):
     path = exported["folder"] / "seedlings.onnx" if include_preprocessing else bare
     run, images = run_onnx(path), inputs(model_dir, files, include_preprocessing)
-    found = np.concatenate([run(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
+    found = np.concatenate([run(images[i : i + batch_size])[0] for i in range(0, len(images), batch_size)])
     # 1e-4: merged kernels and another library sum float32 in another order.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert len(set(expected.argmax(1))) == len(SPECIES), "the test needs different predictions"
@@ -132,7 +155,7 @@ def test_the_reported_difference_is_that_of_the_file(exported, model_dir, files)
     run = run_onnx(exported["folder"] / "seedlings.onnx")
     with torch.inference_mode():
         logits = model(torch.cat(processed(image_processor, files))).logits.numpy()
-    difference = np.abs(run(inputs(model_dir, files, True)) - logits).max()
+    difference = np.abs(run(inputs(model_dir, files, True))[0] - logits).max()
     assert exported[ONNX_FLOAT]["max_difference"] == pytest.approx(difference, rel=0.01)
     assert exported[ONNX_FLOAT]["same_predictions"] == 1
 
@@ -153,12 +176,51 @@ def test_the_metadata_describe_how_to_predict(exported):
     assert metadata["mean"] == [0.485, 0.456, 0.406]
     assert metadata["std"] == [0.229, 0.224, 0.225]
     assert metadata["input"] == "uint8 (N, height, width, 3), RGB"
+    assert (metadata["temperature"], metadata["confidence_threshold"]) == (1.0, 0.75)
+    assert metadata["unfamiliarity"].startswith("the second output, (N,): above 1, ")
     assert read_metadata(exported["folder"] / "seedlings.int8.onnx") == metadata
 
 
 def test_a_file_contains_no_path_of_this_machine(exported, bare):
     for path in (*exported["folder"].iterdir(), bare):
         assert str(ROOT).encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["seedlings.onnx", "seedlings.int8.onnx", "seedlings.pt2"])
+def test_every_file_tells_what_is_unfamiliar_as_the_model_does(
+    name, exported, familiar, files, strange_image, tmp_path
+):
+    path, images = exported["folder"] / name, [*files, strange_image]
+    if name.endswith(".pt2"):
+        path = tmp_path / name
+        export(familiar, path, files, include_preprocessing=True)
+    model, image_processor = load_classifier(str(familiar))
+    model = add_familiarity(model, Pretrained(str(familiar)))
+    expected = forward(model, torch.cat(processed(image_processor, images))).unfamiliarity.numpy()
+    logits, found = (run_torch_export if name.endswith(".pt2") else run_onnx)(path)(inputs(familiar, images, True))
+    assert found.shape == (len(images),) == logits.shape[:1]
+    assert (expected[:-1] < 1).all() and expected[-1] > 1
+    # 8 bits change the features of this small model, of random weights, by a few hundredths.
+    np.testing.assert_allclose(found, expected, rtol=0.5 if "int8" in name else 1e-4)
+    assert found[-1] > 1 and found[0] < 1
+
+
+def test_the_rows_say_how_often_a_file_agrees_on_what_is_familiar(exported):
+    assert exported[ONNX_FLOAT]["same_familiarity"] == 1
+    table = format_rows([exported[name] for name in (PYTORCH, ONNX_FLOAT, ONNX_INT8)])
+    assert table.splitlines()[0].endswith("| same predictions | same familiarity |")
+    assert {line.count("|") for line in table.splitlines()} == {7}
+
+
+def test_a_model_without_familiarity_has_one_output(bare, model_dir, files):
+    assert len(run_onnx(bare)(inputs(model_dir, files[:1], False))) == 1
+    metadata = read_metadata(bare)
+    assert [metadata[key] for key in ("temperature", "confidence_threshold", "unfamiliarity")] == [None] * 3
+
+
+def test_the_snippet_of_the_docs_says_what_is_unfamiliar(exported, strange_image):
+    printed = without_torch(for_each_image(SNIPPET, exported["folder"] / "seedlings.onnx", [strange_image]))
+    assert printed.splitlines()[0] == "unfamiliar"
 
 
 def without_torch(code: str, python: str = sys.executable, **values: object) -> str:
@@ -240,7 +302,7 @@ def test_the_snippet_runs_in_a_new_environment_of_three_packages(exported, model
 def test_int8_is_smaller_and_agrees_with_float(exported, model_dir, files, expected):
     float_file, int8_file = (exported["folder"] / name for name in ("seedlings.onnx", "seedlings.int8.onnx"))
     assert int8_file.stat().st_size < 0.6 * float_file.stat().st_size
-    found = run_onnx(int8_file)(inputs(model_dir, files, True))
+    found = run_onnx(int8_file)(inputs(model_dir, files, True))[0]
     assert not np.allclose(found, expected, atol=1e-4), "rounding to 8 bits shows"
     # The features are random and noisier than trained ones; a wrong scale or a lost layer leaves no correlation.
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.8
@@ -260,7 +322,7 @@ def test_a_program_of_torch_export_gives_the_same_logits_in_batches_of_any_size(
     export(model_dir, path, files)
     run, images = run_torch_export(path), inputs(model_dir, files, False)
     for batch in (images[:1], images[:5]):
-        np.testing.assert_allclose(run(batch), expected[: len(batch)], rtol=0, atol=1e-4)  # as above
+        np.testing.assert_allclose(run(batch)[0], expected[: len(batch)], rtol=0, atol=1e-4)  # as above
     assert read_metadata(path)["classes"] == SPECIES
 
 
@@ -271,16 +333,29 @@ def test_logits_that_differ_are_refused_and_nothing_is_written(model_dir, files,
 
 
 def test_logits_that_are_not_numbers_are_refused():
-    logits = {PYTORCH: np.zeros((2, 3)), ONNX_FLOAT: np.array([[0, 0, np.nan], [0, 0, 0]])}
+    found = {PYTORCH: Outputs(np.zeros((2, 3))), ONNX_FLOAT: Outputs(np.array([[0, 0, np.nan], [0, 0, 0]]))}
     with pytest.raises(InputError, match="a difference of nan on 2 images"):
-        check_logits(logits, ONNX_FLOAT, 1e-4)
+        check_outputs(found, ONNX_FLOAT, 1e-4)
+
+
+@pytest.mark.parametrize(("unfamiliarity", "is_equal"), [(200.01, True), (200.1, False), (np.nan, False)])
+def test_unfamiliarity_that_differs_by_more_than_its_share_is_refused(unfamiliarity, is_equal):
+    logits = np.zeros((2, 3))
+    found = {
+        PYTORCH: Outputs(logits, np.array([0.5, 200.0])), ONNX_FLOAT: Outputs(logits, np.array([0.5, unfamiliarity])),
+    }  # fmt: skip
+    if is_equal:
+        check_outputs(found, ONNX_FLOAT, 1e-4)
+    else:
+        with pytest.raises(InputError, match=f"expected unfamiliarity of {ONNX_FLOAT} within 0.0001 of PyTorch's"):
+            check_outputs(found, ONNX_FLOAT, 1e-4)
 
 
 def test_logits_of_a_file_that_are_infinite_are_refused(model_dir, files):
     model, image_processor = load_classifier(str(model_dir))
     batches = input_batches(files[:2], image_processor, include_preprocessing=False)
     with pytest.raises(InputError, match=f"expected finite logits of {ONNX_INT8}, found NaN or infinity"):
-        collect_logits(model, {ONNX_INT8: lambda inputs: np.full((len(inputs), 4), np.inf, np.float32)}, batches)
+        collect_outputs(model, {ONNX_INT8: lambda inputs: [np.full((len(inputs), 4), np.inf, np.float32)]}, batches)
 
 
 def test_a_processor_that_does_not_normalize_is_refused():
@@ -321,7 +396,7 @@ def test_the_command_prints_the_accuracy_of_float_and_int8(model_dir, files, tmp
     labels = np.array([SPECIES.index(file.parent.name) for file in files])
     images = inputs(model_dir, files, False)
     for name, file in (("ONNX float32", "seedlings.onnx"), ("ONNX int8", "seedlings.int8.onnx")):
-        accuracy = (run_onnx(tmp_path / "out" / file)(images).argmax(1) == labels).mean()
+        accuracy = (run_onnx(tmp_path / "out" / file)(images)[0].argmax(1) == labels).mean()
         row = next(line for line in shown.splitlines() if line.startswith(f"| {name} |"))
         assert row.split(" | ")[-1].startswith(f"{accuracy:.1%} (")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"seedlings.onnx", "seedlings.int8.onnx"}
@@ -384,3 +459,10 @@ def test_half_precision_loads_as_float32_with_nearly_equal_logits(model_dir, tmp
     assert 0 < (found - expected).abs().max() < 0.02 * expected.abs().max()
     with pytest.raises(InputError, match="expected --output_file to be new or empty"):
         export_command(flags)
+
+
+def test_a_folder_in_half_precision_keeps_what_says_how_far_to_trust_it(familiar, tmp_path):
+    target = tmp_path / "half"
+    assert run(export_command, flags(model_name_or_path=familiar, format="half", output_file=target)) == 0
+    assert load_file(target / FAMILIARITY).keys() == load_file(familiar / FAMILIARITY).keys()
+    assert json.loads((target / "config.json").read_text())["confidence_threshold"] == 0.75
