@@ -38,7 +38,9 @@ def write_model(
 
 def write_familiarity(folder: Path, sample_dir: Path, confidence_threshold: float | None = 0.5) -> None:
     """What tells the images of the sample from others, for a folder of `write_model`, and when an answer is sure."""
-    config = RepLKNetConfig.from_pretrained(folder, confidence_threshold=confidence_threshold, temperature=1.0)
+    config = RepLKNetConfig.from_pretrained(
+        folder, confidence_threshold=confidence_threshold, calibration_temperature=1.0
+    )
     model = RepLKNetForImageClassification.from_pretrained(folder).eval()
     processor = RepLKNetImageProcessor.from_pretrained(folder)
     files = [sorted((sample_dir / name).iterdir())[:16] for name in config.id2label.values()]

@@ -63,7 +63,7 @@ def describe_export(
         **describe_preprocessing(image_processor),
         "include_preprocessing": include_preprocessing,
         "input": "uint8 (N, height, width, 3), RGB" if include_preprocessing else "float32 (N, 3, height, width), RGB",
-        "temperature": getattr(model.config, "temperature", None),
+        "temperature": getattr(model.config, "calibration_temperature", None),
         "confidence_threshold": getattr(model.config, "confidence_threshold", None),
         "unfamiliarity": UNFAMILIARITY if knows_familiar else None,
         "architecture": type(without_familiarity(model)).__name__,

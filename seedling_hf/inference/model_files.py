@@ -26,7 +26,7 @@ EXPECTED = {
     # Compressed weights need other packages.
     "quantization_config": "plain weights, without quantization_config,",
     "problem_type": "problem_type to be that of a classifier",
-    "temperature": "temperature to be a finite number above 0",
+    "calibration_temperature": "calibration_temperature to be a finite number above 0",
     "confidence_threshold": "confidence_threshold to be a number from 0 to 1",
 }
 
@@ -100,7 +100,8 @@ def check_config(path: Path) -> None:
         "quantization_config": values.get("quantization_config") is None,
         "problem_type": values.get("problem_type")
         in (None, "single_label_classification", "multi_label_classification"),
-        "temperature": values.get("temperature") is None or _are_numbers([values["temperature"]], above_zero=True),
+        "calibration_temperature": values.get("calibration_temperature") is None
+        or _are_numbers([values["calibration_temperature"]], above_zero=True),
         "confidence_threshold": values.get("confidence_threshold") is None
         or (
             _are_numbers([values["confidence_threshold"]], above_zero=False)

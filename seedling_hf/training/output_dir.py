@@ -25,7 +25,6 @@ from seedling_hf.evaluation.report import evaluate_model
 from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.hub.model_card import write_card
 from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Outbox
-from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.familiarity import FAMILIARITY
 from seedling_hf.inference.members import fold_folder, list_folds
 from seedling_hf.inference.model_files import CONFIG

@@ -78,7 +78,7 @@ FIELDS = {
     "dtype": ["float1", 16, "int8"],
     "quantization_config": [{"quant_method": "bitsandbytes", "load_in_8bit": True}, {"quant_method": "gptq"}],
     "problem_type": ["regression", "guessing", 3],
-    "temperature": [0, -1.0, NAN, INFINITY, "1.2", True],
+    "calibration_temperature": [0, -1.0, NAN, INFINITY, "1.2", True],
     "confidence_threshold": [-0.1, 1.1, NAN, INFINITY, "0.5", [0.5]],
     "model_type": ["bert", "unheard-of", 3, None],
     "architectures": ["RepLKNet", [3]],
