@@ -38,6 +38,12 @@ def linked(tmp_path_factory, sample_dir) -> Callable[[int], Path]:
 
 
 @pytest.fixture(scope="module")
+def model_dir(familiar_dir) -> Path:
+    """A model that also says what is unfamiliar."""
+    return familiar_dir
+
+
+@pytest.fixture(scope="module")
 def many(linked) -> Path:
     folder = linked(300)
     for number in (0, 7, 150, 299):
@@ -81,7 +87,7 @@ def test_all_images_but_the_failed_ones_have_their_rows_in_order(uninterrupted, 
     rows = read_csv((uninterrupted / "answers.csv").read_text())
     bad = {str(many / f"{number:06d}.jpg") for number in (0, 7, 150, 299)}
     assert [row["file"] for row in rows[::2]] == [str(file) for file in sorted(many.iterdir()) if str(file) not in bad]
-    assert {row["certainty"] for row in rows[::2]} == {"sure", "not sure"}
+    assert {"sure", "not sure"} <= {row["certainty"] for row in rows[::2]} <= {"sure", "not sure", "unfamiliar"}
     assert {(row["rank"], row["certainty"]) for row in rows[1::2]} == {("2", "")}
     listed = read_csv((uninterrupted / "answers.failed.csv").read_text())
     assert {row["file"] for row in listed} == bad
