@@ -5,21 +5,26 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from predict_runs import flags, read_csv
 from processes import command_on_two_processes
 from sample import copy_sample
 from small_models import SPECIES
 
 from seedling_hf.commands import evaluate, predict, run
+from seedling_hf.inference.certainty import Certainty, add_familiarity, judge
+from seedling_hf.inference.classifier import Pretrained, load_classifier
 from seedling_hf.inference.familiarity import FAMILIARITY
+from seedling_hf.inference.prediction import EightSymmetries, forward
 
 pytestmark = pytest.mark.usefixtures("unsettled_precision")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, strange_image) -> Path:
-    """Three images of each of four species, and something else among the maize."""
-    folder = copy_sample(tmp_path_factory.mktemp("images"), SPECIES, slice(2, 5))
+    """Six images of each of four species, and something else among the maize."""
+    folder = copy_sample(tmp_path_factory.mktemp("images"), SPECIES, slice(2, 8))
     shutil.copy(strange_image, folder / "Maize" / "umbrella.png")
     return folder
 
@@ -48,7 +53,7 @@ def test_without_a_flag_the_thresholds_are_those_of_the_model(familiar_dir, imag
     said = [row["certainty"] for row in rows]
     assert said == expect(rows, 0.5)
     assert set(said) == {"sure", "not sure", "unfamiliar"}, "the test needs all three"
-    counts = f"13 images, {said.count('sure')} sure, {said.count('not sure')} not sure and 1 unfamiliar: "
+    counts = f"25 images, {said.count('sure')} sure, {said.count('not sure')} not sure and 1 unfamiliar: "
     shown = capsys.readouterr().err
     assert counts in shown
     assert "certainty" not in shown
@@ -76,7 +81,7 @@ def test_the_column_cannot_be_left_out_and_have_a_threshold(familiar_dir, images
 
 def test_kaggles_file_is_as_ever(familiar_dir, images, tmp_path):
     rows = answer(familiar_dir, images, tmp_path / "a.csv", format="kaggle")
-    assert rows[0].keys() == {"file", "species"} and len(rows) == 13
+    assert rows[0].keys() == {"file", "species"} and len(rows) == 25
 
 
 def test_a_model_without_thresholds_leaves_the_column_out_and_says_so_once(model_dir, images, tmp_path, caplog):
@@ -103,7 +108,12 @@ def test_a_model_with_one_of_the_two_says_what_it_can(familiar_dir, images, tmp_
 
 def test_symmetries_have_a_certainty_too(familiar_dir, images, tmp_path):
     rows = answer(familiar_dir, images, tmp_path / "a.csv", test_time_augmentation=True)
-    assert [row["certainty"] for row in rows] == expect(rows, 0.5)
+    model, image_processor = load_classifier(str(familiar_dir))
+    model = EightSymmetries(add_familiarity(model, Pretrained(str(familiar_dir))))
+    pixel_values = [image_processor(Image.open(row["file"]).convert("RGB"), return_tensors="pt")["pixel_values"][0]
+                    for row in rows]  # fmt: skip
+    said = judge(forward(model, torch.stack(pixel_values)), SPECIES, Certainty(0.5, True))
+    assert [row["certainty"] for row in rows] == [each.certainty for each in said]
 
 
 def test_each_plant_of_a_tray_has_its_certainty(familiar_dir, sample_dir, tmp_path):
