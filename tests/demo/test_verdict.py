@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from seedling_hf import SHIPPED_MODEL
+from seedling_hf.demo.markup import render_answer
 from seedling_hf.demo.verdict import Demo, Verdict, fit, shrink
 from seedling_hf.demo.words import Words
-from seedling_hf.inference.certainty import Certainty
-from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.certainty import Certainty, Judgement, add_familiarity
+from seedling_hf.inference.classifier import Pretrained, load_classifier
 
 WITH_SALIENCY = importlib.util.find_spec("captum")
 EN, ZH = Words(), Words("zh")
@@ -51,6 +52,63 @@ def test_below_the_threshold_the_page_is_not_sure(model, image):
 def test_in_chinese_it_says_the_same(model, image):
     assert Demo(*model, Certainty(0.3))(image, ZH).heading == "玉米 Maize"
     assert Demo(*model, Certainty(1.0))(image, ZH).heading == "不确定"
+
+
+@pytest.fixture(scope="module")
+def familiar(familiar_dir):
+    model, image_processor = load_classifier(str(familiar_dir))
+    return add_familiarity(model, Pretrained(str(familiar_dir))), image_processor
+
+
+def test_an_unfamiliar_image_gets_no_answer_and_what_would_have_been_said_in_grey(familiar, strange_image, image):
+    demo = Demo(*familiar, Certainty(0.0, True))
+    verdict = demo(str(strange_image), EN)
+    assert verdict.heading == "Unfamiliar"
+    assert verdict.sentence.startswith("The image does not look like those that the model was trained on")
+    assert (verdict.is_answer, len(verdict.rows), verdict.image, verdict.legend) == (False, 4, None, None)
+    assert 'class="grey"' in render_answer(verdict, EN)
+    assert demo(str(strange_image), ZH).heading == "陌生的图片"
+    known = demo(image, EN)
+    assert known.heading == "Maize" and known.is_answer
+    assert 'class="grey"' not in render_answer(known, EN)
+
+
+@pytest.mark.skipif(not WITH_SALIENCY, reason="no saliency maps here")
+def test_a_familiar_image_has_its_map(familiar, image):
+    assert Demo(*familiar, Certainty(0.0, True))(image, EN).legend == "map"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sure"] * 18, "Each with a probability of at least 50%."),
+        (["unfamiliar", "not sure", *["sure"] * 16], "1 of them not sure: their probability is below 50%. 1 of them "
+         "unlike the images that the model was trained on: no answer."),
+        (["unfamiliar"] * 18, "18 of them unlike the images that the model was trained on: no answer."),
+    ],
+)  # fmt: skip
+def test_an_unfamiliar_plant_of_a_tray_has_no_species(familiar, sample_dir, monkeypatch, words, expected):
+    demo = Demo(*familiar, Certainty(0.5, True))
+    said = [Judgement([("Maize", 0.9)], word) for word in words]
+    monkeypatch.setattr(demo, "judge", lambda pixel_values, top_k: [said.pop(0) for _ in pixel_values])
+    verdict = demo(str(sample_dir.parent / "tray.jpg"), EN, tray=True)
+    assert verdict.sentence == expected
+    rows = {row.name: row.figure for row in verdict.rows}
+    assert rows.get("Unfamiliar", "0") == str(words.count("unfamiliar"))
+    assert rows.get("Maize", "0") == str(18 - words.count("unfamiliar"))
+
+
+def test_the_page_takes_the_thresholds_of_the_model(familiar_dir, strange_image, image):
+    pytest.importorskip("gradio", reason="the extra [all] is not installed")
+    from seedling_hf.demo.page import build_demo
+
+    page = build_demo(str(familiar_dir))
+    facts = str(vars(page.translations))
+    assert "below 50% the answer is marked" in facts
+    assert "called “unfamiliar” and get no answer" in facts
+    show = page.fns[0].fn
+    assert "<h2>Unfamiliar</h2>" in show(str(strange_image), "one", None)[0]
+    assert "below 30% the answer is marked" in str(vars(build_demo(str(familiar_dir), threshold=0.3).translations))
 
 
 @pytest.mark.parametrize("content", [b"no image", b""])

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hub_client import Client, Repository
 from huggingface_hub import ModelCard
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from seedling_hf.data.splits import hash_split
 from seedling_hf.escaping import Markdown
 from seedling_hf.hub.model_card import card_values, render_card, write_card
+from seedling_hf.inference.familiarity import FAMILIARITY, Familiarity
 
 pytest_plugins = ("hub_fixtures",)
 
@@ -128,6 +130,33 @@ def test_the_model_section_follows_from_config_and_weights(finished_run, card):
     assert "| started from | random weights |" in model
     assert "RGB, 32×32 pixels" in model
     assert "trained to classify plant seedlings into\n12 classes: Black-grass, Charlock," in model
+
+
+def test_the_card_names_temperature_and_thresholds(folder):
+    measure = Familiarity(torch.zeros(2), torch.eye(2), torch.zeros(1, 2), torch.tensor(752.25))
+    measure.save(folder)
+    config = read(folder, "config.json") | {"calibration_temperature": 0.6472, "confidence_threshold": 0.7}
+    (folder / "config.json").write_text(json.dumps(config))
+    card = render_card(folder)
+    model = section(card, "model")
+    assert "| probabilities | calibrated: the temperature, 0.647, is in the weights of the classifier |" in model
+    assert "| sure | from a probability of 0.700 on |" in model
+    assert "| unfamiliar | beyond a squared distance of 752.2 from the training images, by" in model
+    weights = load_file(folder / "model.safetensors")
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    count = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(buffers))
+    assert f"| parameters | {count:,} |" in model, "the measure has no parameters"
+    assert "a `pipeline` predicts one of the classes, whatever is in the image" in section(card, "limits")
+
+
+def test_a_card_of_a_model_without_them_names_none(folder):
+    for name in ("calibration_temperature", "confidence_threshold"):
+        config = read(folder, "config.json") | {name: None}
+        (folder / "config.json").write_text(json.dumps(config))
+    (folder / FAMILIARITY).unlink(missing_ok=True)
+    card = render_card(folder)
+    assert not re.search(r"^\| (probabilities|sure|unfamiliar) \|", card, re.MULTILINE)
+    assert "whatever is in the image, it predicts one of them" in section(card, "limits")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from seedling_hf.hub.outbox import Outbox, Target, model_files
+from seedling_hf.hub.outbox import Outbox, Target, is_result, model_files
 
 TARGET = Target("alice/seedlings", "Step 1", tag="v1")
 
@@ -21,7 +21,7 @@ def folder(tmp_path):
     for name in (
         "configuration.py", "operators.py", "theirs.py", "train.py", "model-00001-of-00002.safetensors",
         "model.safetensors.index.json", "optimizer.safetensors", "report.json", "curves.png", "secret.env",
-        ".DS_Store", "metrics.jsonl", "training_args.bin", "checkpoints/step-00000001/state.json",
+        ".DS_Store", "familiarity.safetensors", "metrics.jsonl", "training_args.bin", "checkpoints/step-00000001/state.json",
     ):  # fmt: skip
         (folder / name).write_text(name)
     return folder
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 MODEL = {
     "config.json", "modeling.py", "configuration.py", "operators.py", "model-00001-of-00002.safetensors",
-    "model.safetensors.index.json", "metrics.jsonl",
+    "model.safetensors.index.json", "familiarity.safetensors", "metrics.jsonl",
 }  # fmt: skip
 
 
@@ -39,6 +39,11 @@ def test_only_listed_files_are_pushed(folder):
 
 def test_results_of_other_weights_are_not_pushed(folder):
     assert set(model_files(folder, results=False)) == MODEL
+
+
+def test_what_is_familiar_belongs_to_the_weights():
+    """So that it leaves the Hub with them."""
+    assert is_result("familiarity.safetensors")
 
 
 def test_a_checkpoint_has_the_name_that_transformers_gives_it(folder):

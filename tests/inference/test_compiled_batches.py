@@ -6,7 +6,9 @@ import pytest
 import torch
 from faults import assert_sentence, assert_well, command
 
+from seedling_hf.inference.certainty import FamiliarClassifier
 from seedling_hf.inference.compiled_batches import compile_batches
+from seedling_hf.inference.familiarity import Familiarity, stage_features
 from seedling_hf.inference.prediction import EightSymmetries, forward
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 
@@ -53,6 +55,23 @@ def test_the_eight_symmetries_are_compiled_too(model):
     shapes = compiled_sizes(model, 4)
     forward(EightSymmetries(model), torch.randn(4, 3, 32, 32))
     assert shapes == [(4, 3, 32, 32)] * 8
+
+
+def test_what_is_unfamiliar_is_computed_in_the_same_graph(model):
+    images = torch.randn(4, 3, 32, 32)
+    features = stage_features(model(pixel_values=images, output_hidden_states=True).hidden_states)
+    num_features = features.shape[1]
+    familiar = FamiliarClassifier(
+        model, Familiarity(features.mean(0), torch.eye(num_features), torch.zeros(1, num_features), torch.tensor(1.0))
+    ).eval()
+    expected = [forward(familiar, images[:n]) for n in (4, 3)]
+    shapes = compiled_sizes(familiar, 4)
+    found = [forward(familiar, images[:n]) for n in (4, 3)]
+    assert shapes == [(4, 3, 32, 32)], "one graph, for the full batch"
+    for one, other in zip(found, expected, strict=True):
+        # As above.
+        torch.testing.assert_close((one.logits, one.unfamiliarity), (other.logits, other.unfamiliarity), rtol=1e-4,
+                                   atol=1e-5)  # fmt: skip
 
 
 @pytest.mark.slow
