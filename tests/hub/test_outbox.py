@@ -21,7 +21,8 @@ def folder(tmp_path):
     for name in (
         "configuration.py", "operators.py", "theirs.py", "train.py", "model-00001-of-00002.safetensors",
         "model.safetensors.index.json", "optimizer.safetensors", "report.json", "curves.png", "secret.env",
-        ".DS_Store", "familiarity.safetensors", "metrics.jsonl", "training_args.bin", "checkpoints/step-00000001/state.json",
+        ".DS_Store", "familiarity.safetensors", "metrics.jsonl", "training_args.bin",
+        "checkpoints/step-00000001/state.json",
     ):  # fmt: skip
         (folder / name).write_text(name)
     return folder
