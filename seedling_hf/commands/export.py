@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.export.half_precision import export_half
     from seedling_hf.export.onnx_program import check_packages
     from seedling_hf.export.programs import export_classifier, format_rows
-    from seedling_hf.inference.certainty import add_familiarity
     from seedling_hf.inference.classifier import list_classes
     from seedling_hf.inference.familiarity import find_familiarity
+    from seedling_hf.inference.judgement import add_familiarity
     from seedling_hf.verbosity import hide_library_bars
 
     hide_library_bars()

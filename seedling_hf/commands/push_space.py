@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.hub.connection import hub_session
     from seedling_hf.hub.repository import push
     from seedling_hf.hub.space import write_space
-    from seedling_hf.inference.certainty import add_familiarity
     from seedling_hf.inference.classifier import Pretrained, load_classifier
+    from seedling_hf.inference.judgement import add_familiarity
 
     if Path(arguments.model_name_or_path).is_dir():  # as the Space will
         model, _ = load_classifier(arguments.model_name_or_path)

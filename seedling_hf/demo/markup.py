@@ -6,7 +6,7 @@ from seedling_hf.demo.facts import Facts
 from seedling_hf.demo.verdict import Verdict
 from seedling_hf.demo.words import Words
 from seedling_hf.escaping import finish_html
-from seedling_hf.inference.certainty import Certainty
+from seedling_hf.inference.judgement import Certainty
 
 MOST_CLASSES_NAMED = 40
 ANSWER = """

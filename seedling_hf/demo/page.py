@@ -13,8 +13,8 @@ from seedling_hf.demo.verdict import Demo, Verdict
 from seedling_hf.demo.words import DEFAULT, TEXTS, Words, choose_language
 from seedling_hf.escaping import Markdown, one_line
 from seedling_hf.inference.batch_memory import check_memory, image_side
-from seedling_hf.inference.certainty import Certainty, add_familiarity, choose_certainty
 from seedling_hf.inference.classifier import Pretrained, load_classifier
+from seedling_hf.inference.judgement import Certainty, add_familiarity, choose_certainty
 from seedling_hf.network import without_proxies
 
 THRESHOLD = 0.5  # of models that name none

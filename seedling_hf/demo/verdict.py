@@ -18,8 +18,8 @@ from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.demo.words import Words
 from seedling_hf.errors import InputError, NonFiniteError
 from seedling_hf.inference.answers import NOT_SURE, SURE, UNFAMILIAR
-from seedling_hf.inference.certainty import Certainty, Judgement, judge, without_familiarity
 from seedling_hf.inference.classifier import list_classes
+from seedling_hf.inference.judgement import Certainty, Judgement, judge, without_familiarity
 from seedling_hf.inference.prediction import forward
 from seedling_hf.inference.tiles import Box, draw_boxes, find_plants
 
@@ -61,7 +61,7 @@ class Demo:
     """Answers one image after another with a classifier in evaluation mode, in the language of `words`.
 
     Args:
-        model: As for `certainty.judge`.
+        model: As for `judgement.judge`.
         certainty: With a threshold.
         top_k: Species to show for a single plant.
     """

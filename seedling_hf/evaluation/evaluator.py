@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
 from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
-from seedling_hf.inference.certainty import (
+from seedling_hf.inference.classifier import Pretrained, list_classes, load_classifier
+from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
+from seedling_hf.inference.familiarity import WithFeatures
+from seedling_hf.inference.judgement import (
     SAYS_NOTHING,
     Certainty,
     SideBySide,
@@ -21,9 +24,6 @@ from seedling_hf.inference.certainty import (
     choose_certainty,
     without_familiarity,
 )
-from seedling_hf.inference.classifier import Pretrained, list_classes, load_classifier
-from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
-from seedling_hf.inference.familiarity import WithFeatures
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
 
 
@@ -50,7 +50,7 @@ class LabelledProbabilities:
 class Evaluator:
     """A classifier with all that is needed to predict labelled images; batches and workers are those of one process.
 
-    `model` is as for `certainty.judge`, and `certainty` says how far to trust its predictions.
+    `model` is as for `judgement.judge`, and `certainty` says how far to trust its predictions.
     """
 
     model: nn.Module

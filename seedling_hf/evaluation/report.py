@@ -30,7 +30,7 @@ from seedling_hf.evaluation.out_of_fold import FoldFigures
 from seedling_hf.evaluation.probing import Probing
 from seedling_hf.evaluation.training_data import TrainedOn, judge_others
 from seedling_hf.evaluation.trust import Trust, list_certainties, measure_trust
-from seedling_hf.inference.certainty import SAYS_NOTHING, Certainty
+from seedling_hf.inference.judgement import SAYS_NOTHING, Certainty
 from seedling_hf.inference.prediction import EightSymmetries
 from seedling_hf.machine import device_name, precision_name
 

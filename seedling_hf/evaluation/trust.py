@@ -7,7 +7,7 @@ import numpy as np
 
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.inference.answers import NOT_SURE, SURE, UNFAMILIAR
-from seedling_hf.inference.certainty import Certainty
+from seedling_hf.inference.judgement import Certainty
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from transformers import BaseImageProcessor
 from seedling_hf import __version__
 from seedling_hf.data.images import read_image, to_rgb
 from seedling_hf.errors import InputError
-from seedling_hf.inference.certainty import without_familiarity
 from seedling_hf.inference.classifier import list_classes
+from seedling_hf.inference.judgement import without_familiarity
 
 BATCH_SIZE = 32
 UNFAMILIARITY = "the second output, (N,): above 1, the image is unlike those of the training, and there is no answer"

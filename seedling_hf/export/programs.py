@@ -25,7 +25,7 @@ from seedling_hf.export.preprocessing import BATCH_SIZE, describe_export, input_
 from seedling_hf.export.torch_program import ExportedClassifier, Run, run_torch_export, write_torch_export
 from seedling_hf.files import replacing
 from seedling_hf.inference.batch_memory import check_memory, image_side
-from seedling_hf.inference.certainty import without_familiarity
+from seedling_hf.inference.judgement import without_familiarity
 from seedling_hf.inference.prediction import forward
 from seedling_hf.machine import time_in_turns
 from seedling_hf.progress import Progress
@@ -68,7 +68,7 @@ def export_classifier(
     """Writes a classifier as a file, once its logits agree with PyTorch's.
 
     Args:
-        model: Classifier in evaluation mode, merged for inference; as for `certainty.judge`.
+        model: Classifier in evaluation mode, merged for inference; as for `judgement.judge`.
         output_file: The file to write, `.onnx` or `.pt2`.
         check_files: Images on which the file is compared with PyTorch.
         calibration_files: Training images that give the ranges of activations: writes `NAME.int8.onnx` too.

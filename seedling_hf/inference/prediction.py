@@ -19,7 +19,7 @@ from seedling_hf.data.images import to_rgb
 from seedling_hf.data.loading import Loader
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.errors import InputError, require_finite
-from seedling_hf.inference.certainty import FamiliarOutput
+from seedling_hf.inference.judgement import FamiliarOutput
 from seedling_hf.inference.model_files import first_line
 from seedling_hf.inference.waiting import WaitingTogether, deal
 from seedling_hf.machine import has_bfloat16_instructions

@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor
 from seedling_hf.data.images import ImageError, read_image, to_rgb
 from seedling_hf.data.transforms import EvalTransform
 from seedling_hf.inference.answers import Answer
-from seedling_hf.inference.certainty import SAYS_NOTHING, Certainty, Judgement, judge
+from seedling_hf.inference.judgement import SAYS_NOTHING, Certainty, Judgement, judge
 from seedling_hf.inference.prediction import forward
 
 Classify = Callable[[Tensor], list[Judgement]]

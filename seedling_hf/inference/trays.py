@@ -23,8 +23,8 @@ from seedling_hf.escaping import one_line
 from seedling_hf.files import replacing
 from seedling_hf.inference.answers import NOT_SURE, UNFAMILIAR, Answer, Plant
 from seedling_hf.inference.batch_memory import EVAL_ADVICE, check_memory, image_side
-from seedling_hf.inference.certainty import SAYS_NOTHING, Certainty, add_familiarity, choose_certainty, describe_silence
 from seedling_hf.inference.classifier import list_classes
+from seedling_hf.inference.judgement import SAYS_NOTHING, Certainty, add_familiarity, choose_certainty, describe_silence
 from seedling_hf.inference.predict_arguments import PredictArguments
 from seedling_hf.inference.prediction import EightSymmetries
 from seedling_hf.inference.predictor import Classify, ImageLoader, ImagePredictor, classify_batch

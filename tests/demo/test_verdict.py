@@ -11,8 +11,8 @@ from seedling_hf import SHIPPED_MODEL
 from seedling_hf.demo.markup import render_answer
 from seedling_hf.demo.verdict import Demo, Verdict, fit, shrink
 from seedling_hf.demo.words import Words
-from seedling_hf.inference.certainty import Certainty, Judgement, add_familiarity
 from seedling_hf.inference.classifier import Pretrained, load_classifier
+from seedling_hf.inference.judgement import Certainty, Judgement, add_familiarity
 
 WITH_SALIENCY = importlib.util.find_spec("captum")
 EN, ZH = Words(), Words("zh")

@@ -5,7 +5,7 @@ import pytest
 
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.evaluation.trust import list_certainties, measure_trust
-from seedling_hf.inference.certainty import Certainty
+from seedling_hf.inference.judgement import Certainty
 
 CONFIDENCE = np.array([0.9, 0.9, 0.5, 0.9, 0.4])
 UNFAMILIARITY = np.array([0.1, 0.2, 0.3, 1.5, 1.5])

@@ -30,9 +30,9 @@ from seedling_hf.export.programs import (
     format_rows,
 )
 from seedling_hf.export.torch_program import METADATA_FILE, run_torch_export
-from seedling_hf.inference.certainty import add_familiarity
 from seedling_hf.inference.classifier import Pretrained, load_classifier
 from seedling_hf.inference.familiarity import FAMILIARITY
+from seedling_hf.inference.judgement import add_familiarity
 from seedling_hf.inference.prediction import forward
 from seedling_hf.replknet import RepLKNetForImageClassification, RepLKNetImageProcessor
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from faults import assert_sentence, assert_well, command
 
-from seedling_hf.inference.certainty import FamiliarClassifier
 from seedling_hf.inference.compiled_batches import compile_batches
 from seedling_hf.inference.familiarity import Familiarity, stage_features
+from seedling_hf.inference.judgement import FamiliarClassifier
 from seedling_hf.inference.prediction import EightSymmetries, forward
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 

@@ -15,8 +15,8 @@ from predict_runs import contents, finish, flags, lines_in, read_csv, start, wai
 
 from seedling_hf.commands import predict, run
 from seedling_hf.inference.answers import Answer, Plant
-from seedling_hf.inference.certainty import Judgement
 from seedling_hf.inference.classifier import load_classifier
+from seedling_hf.inference.judgement import Judgement
 from seedling_hf.inference.tiles import find_plants
 from seedling_hf.inference.trays import Tray, TrayLoader, TrayPredictor, draw_answer, write_image
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from seedling_hf.inference.certainty import (
+from seedling_hf.inference.classifier import Pretrained, load_classifier
+from seedling_hf.inference.judgement import (
     Certainty,
     FamiliarClassifier,
     SideBySide,
@@ -15,7 +16,6 @@ from seedling_hf.inference.certainty import (
     describe_silence,
     judge,
 )
-from seedling_hf.inference.classifier import Pretrained, load_classifier
 from seedling_hf.inference.prediction import EightSymmetries, build_accelerator, forward
 
 NAMES = ["Charlock", "Maize"]

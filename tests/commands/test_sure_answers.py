@@ -13,9 +13,9 @@ from sample import copy_sample
 from small_models import SPECIES
 
 from seedling_hf.commands import evaluate, predict, run
-from seedling_hf.inference.certainty import Certainty, add_familiarity, judge
 from seedling_hf.inference.classifier import Pretrained, load_classifier
 from seedling_hf.inference.familiarity import FAMILIARITY
+from seedling_hf.inference.judgement import Certainty, add_familiarity, judge
 from seedling_hf.inference.prediction import EightSymmetries, forward
 
 pytestmark = pytest.mark.usefixtures("unsettled_precision")
