@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from seedling_hf.inference.familiarity import Familiarity, stage_features
+from seedling_hf.inference.familiarity import Familiarity, stage_features, stage_sizes
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
 SPECIES = ["Black-grass", "Charlock", "Loose Silky-bent", "Maize"]
@@ -49,7 +49,7 @@ def write_familiarity(folder: Path, sample_dir: Path, confidence_threshold: floa
         pixel_values = processor(images, return_tensors="pt")["pixel_values"]
         features = stage_features(model(pixel_values, output_hidden_states=True).hidden_states)
         labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(of_class) for of_class in files]))
-        familiarity = Familiarity.fit(features.numpy(), labels.numpy())
+        familiarity = Familiarity.fit(features.numpy(), labels.numpy(), stage_sizes(config))
         familiarity.set_threshold(2 * familiarity(features).numpy())
     familiarity.save(folder)
     config.save_pretrained(folder)

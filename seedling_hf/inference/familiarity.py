@@ -130,8 +130,8 @@ def load_familiarity(source: "Pretrained", num_features: int, num_classes: int) 
 
 def find_familiarity(source: "Pretrained", config: Any) -> Familiarity | None:
     """The measure that goes with a model of `config`, see `load_familiarity`; None where none can."""
-    num_features = num_stage_features(config)
-    return None if num_features is None else load_familiarity(source, num_features, config.num_labels)
+    sizes = stage_sizes(config)
+    return None if sizes is None else load_familiarity(source, sum(sizes), config.num_labels)
 
 
 def stage_features(hidden_states: Sequence[Tensor]) -> Tensor:
