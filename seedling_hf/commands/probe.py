@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.dataset import load_folder
     from seedling_hf.data.images import choose_evenly
     from seedling_hf.evaluation.evaluator import load_evaluator
-    from seedling_hf.evaluation.probes import PROBES
+    from seedling_hf.evaluation.probes import list_probes
     from seedling_hf.evaluation.probing import example_images, format_probes, probe
     from seedling_hf.evaluation.rendering import render_page
     from seedling_hf.inference.prediction import on_main_process
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             folder / "examples.png",
             title="What the model was shown",
             columns=[labels[label] for label in examples["label"]],
-            rows=[each.title for each in PROBES],
+            rows=[each.title for each in list_probes()],
         )
         print(format_probes(probing))
         print(f"\nThe figures are in {folder}: read {folder / 'probes.md'}.")

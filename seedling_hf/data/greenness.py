@@ -46,21 +46,25 @@ def otsu_of(counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
     return float(edges[best]), float(edges[best + 1])
 
 
+def within_bounds(threshold: float) -> float:
+    """A threshold of excess green, not below what ground has and not above what leaves have."""
+    return min(max(threshold, LEAST_EXCESS_GREEN), MOST_EXCESS_GREEN)
+
+
 def plant_mask(image: Image.Image) -> np.ndarray:
-    """Where the plant is: (H, W) of bool."""
+    """Where the plant is: (H, W) of bool.
+
+    Otsu's threshold lies within bounds: where an image has hardly any plant, or nothing else, it means nothing.
+    """
     green = excess_green(np.asarray(image.convert("RGB").filter(ImageFilter.GaussianBlur(1))))
-    return green > otsu_threshold(green)
+    return green > within_bounds(otsu_threshold(green))
 
 
 def soft_plant_mask(image: Tensor) -> Tensor:
-    """How much of each pixel is plant: a float image (3, H, W) of values from 0 to 1 -> (H, W) from 0 to 1.
-
-    Otsu's threshold lies within bounds: where an image has no plant, or nothing else, it means nothing.
-    """
+    """How much of each pixel is plant, as `plant_mask` finds it: (3, H, W) from 0 to 1 -> (H, W) from 0 to 1."""
     total = image.sum(0)
     green = (3 * image[1] - total).div_(total.clamp(min=DARKEST / 255))
     low, high = green[::2, ::2].aminmax()
     counts = torch.histc(green[::2, ::2], BINS, low.item(), high.item())
-    threshold = otsu_of(counts.numpy(), np.linspace(low.item(), high.item(), BINS + 1))[1]
-    threshold = min(max(threshold, LEAST_EXCESS_GREEN), MOST_EXCESS_GREEN)
+    threshold = within_bounds(otsu_of(counts.numpy(), np.linspace(low.item(), high.item(), BINS + 1))[1])
     return ((green - threshold) / SOFTNESS + 0.5).clamp_(0, 1)

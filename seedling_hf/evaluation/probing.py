@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from seedling_hf.data.backgrounds import find_grounds
 from seedling_hf.data.transforms import EvalTransform, to_rgb
 from seedling_hf.evaluation.calibration import BOOTSTRAP_RESAMPLES
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import wilson_interval
-from seedling_hf.evaluation.probes import PROBES, Probe, shuffle_patches
+from seedling_hf.evaluation.probes import Probe, list_probes, shuffle_patches
+from seedling_hf.evaluation.surfaces import Grounds
 from seedling_hf.progress import follow
 
 
@@ -39,8 +41,9 @@ class Probing:
 class ProbeTransform:
     """Makes `pixel_values` and `index` of the rows of a dataset, altered by a probe, for `Dataset.with_transform`."""
 
-    def __init__(self, probe: Probe, image_processor: BaseImageProcessor, seed: int = 0) -> None:
+    def __init__(self, probe: Probe, image_processor: BaseImageProcessor, seed: int = 0, grounds: Grounds = ()) -> None:
         self.probe, self.transform, self.seed = probe, EvalTransform(image_processor), seed
+        self.grounds = [grounds] if probe.grounds else []
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         images = zip(rows["image"], rows["index"], strict=True)
@@ -50,17 +53,22 @@ class ProbeTransform:
         generator = np.random.default_rng([self.seed, index])
         image = to_rgb(image)
         if self.probe.alter is not None:
-            image = self.probe.alter(image, generator)
+            image = self.probe.alter(image, generator, *self.grounds)
         pixel_values = self.transform(image)
         if self.probe.patches > 1:
             pixel_values = shuffle_patches(pixel_values, self.probe.patches, generator)
         return pixel_values
 
 
-def probe(evaluator: Evaluator, dataset: Dataset, *, seed: int = 0, probes: Sequence[Probe] = PROBES) -> Probing:
-    """The accuracy of a classifier on labelled images (as for `Evaluator.predict`) under each of `probes`."""
+def probe(evaluator: Evaluator, dataset: Dataset, *, seed: int = 0, probes: Sequence[Probe] | None = None) -> Probing:
+    """The accuracy of a classifier on labelled images (as for `Evaluator.predict`) under each of `probes`.
+
+    `probes` are by default those of `list_probes`.
+    """
+    probes = list_probes() if probes is None else probes
+    grounds = list_grounds(dataset) if any(each.grounds for each in probes) else []
     correct = [
-        evaluator.predict(dataset, transform=ProbeTransform(each, evaluator.image_processor, seed)).correct
+        evaluator.predict(dataset, transform=ProbeTransform(each, evaluator.image_processor, seed, grounds)).correct
         for each in follow(probes, "probing", unit="probe")
     ]
     rows = [
@@ -77,6 +85,12 @@ def probe(evaluator: Evaluator, dataset: Dataset, *, seed: int = 0, probes: Sequ
         for each, right in zip(probes, correct, strict=True)
     ]
     return Probing(len(dataset), 1 / evaluator.model.config.num_labels, seed, rows)
+
+
+def list_grounds(dataset: Dataset) -> list[Image.Image]:
+    """The ground of images at equal distances, their plants covered."""
+    grounds = find_grounds(dataset)
+    return [] if grounds is None else [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in grounds]
 
 
 def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -113,14 +127,14 @@ def format_probes(probing: Probing) -> str:
 
 
 def example_images(dataset: Dataset, image_processor: BaseImageProcessor, seed: int = 0) -> list[list[np.ndarray]]:
-    """What the model sees of the columns `image` and `index`: for each of `PROBES` a row of (H, W, 3) of 8 bits."""
+    """What the model sees of the columns `image` and `index`: a row of (H, W, 3) of 8 bits for each probe."""
     transform = EvalTransform(image_processor)
     black, white = (
         transform(Image.new("RGB", (64, 64), color)).mean((1, 2))[:, None, None] for color in ("black", "white")
     )
-    sheet = []
-    for each in PROBES:
-        images = dataset.with_transform(ProbeTransform(each, image_processor, seed))[:]["pixel_values"]
+    sheet, grounds = [], list_grounds(dataset)
+    for each in list_probes():
+        images = dataset.with_transform(ProbeTransform(each, image_processor, seed, grounds))[:]["pixel_values"]
         shares = [((image - black) / (white - black)).clamp(0, 1) for image in images]
         sheet.append([(255 * share).round().byte().permute(1, 2, 0).numpy() for share in shares])
     return sheet

@@ -19,7 +19,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.evaluation import probes, probing
 from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.metrics import wilson_interval
-from seedling_hf.evaluation.probes import PROBES, Probe, shuffle_patches
+from seedling_hf.evaluation.probes import PHOTOGRAPHED, PROBES, Probe, list_probes, shuffle_patches
 from seedling_hf.evaluation.probing import ProbeTransform, probe
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
@@ -45,7 +45,7 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def named(name: str) -> Probe:
-    return next(each for each in PROBES if each.name == name)
+    return next(each for each in list_probes() if each.name == name)
 
 
 def altered(name: str, image: Image.Image) -> np.ndarray:
@@ -152,8 +152,8 @@ def test_a_silhouette_has_two_colors(charlock):
 
 
 def test_every_probe_leaves_the_size_and_changes_the_image(charlock):
-    for each in PROBES:
-        if each.alter is not None:
+    for each in list_probes():
+        if each.alter is not None and each.name != "stretched":  # the image is
             output = each.alter(charlock, generator())
             assert (output.size, output.mode) == (charlock.size, "RGB"), each.name
             assert np.abs(np.subtract(output, charlock, dtype=int)).mean() > 0.5, each.name
@@ -167,8 +167,53 @@ def test_light_and_size_change_as_the_titles_say():
     assert altered("bright", gray)[0, 0].tolist() == [150, 150, 150]
     pixels = np.zeros((50, 50, 3), np.uint8)
     pixels[15:35, 15:35] = 255
-    white = {name: (altered(name, Image.fromarray(pixels)) > 127).all(-1).sum() for name in ("scale_0.6", "scale_1.4")}
-    assert white == {"scale_0.6": 12**2, "scale_1.4": 28**2}
+    sizes = ("scale_0.3", "scale_0.6", "scale_1.4", "scale_2")
+    white = {name: (altered(name, Image.fromarray(pixels)) > 127).all(-1).sum() for name in sizes}
+    assert 5**2 <= white.pop("scale_0.3") <= 7**2  # the edges of the square are between pixels
+    assert white == {"scale_0.6": 12**2, "scale_1.4": 28**2, "scale_2": 40**2}
+
+
+def test_exposure_changes_as_the_titles_say():
+    pixels = np.full((50, 50, 3), (40, 60, 90), np.uint8)
+    pixels[10:20] = (100, 120, 140)
+    image = Image.fromarray(pixels)
+    # 1: rounding to bytes.
+    for name, low, high in (("stretched", 0, 255), ("white_65", 0, 166), ("white_40", 0, 102), ("haze", 64, 255)):
+        found = altered(name, image)
+        assert (found.min(), found.max()) == (low, high)
+        assert abs(found[0, 0, 1] - (low + (high - low) * 20 / 100)) <= 1, name
+    assert altered("gamma_0.6", image)[0, 0].tolist() == [round(255 * (v / 255) ** 0.6) for v in (40, 60, 90)]
+    assert altered("gamma_1.6", image)[0, 0].tolist() == [round(255 * (v / 255) ** 1.6) for v in (40, 60, 90)]
+    spreads = [altered(name, image).std() / pixels.std() for name in ("contrast_0.5", "contrast_1.6")]
+    assert spreads == pytest.approx([0.5, 1.6], rel=0.05)
+    gray = Image.new("RGB", (50, 50), (100, 100, 100))
+    found = [altered(name, gray)[0, 0].tolist() for name in ("warm_40", "cool_10", "green", "magenta")]
+    assert found == [[140, 100, 60], [90, 100, 110], [100, 120, 100], [100, 80, 100]]
+
+
+def test_a_shadow_lies_on_half_of_the_image():
+    white = Image.new("RGB", (100, 80), (250, 250, 250))
+    for seed in range(8):
+        found = np.asarray(named("shadow").alter(white, generator(seed)))[..., 0]
+        assert 0.4 < (found < 150).mean() < 0.6
+        assert found.min() in range(98, 102) and found.max() == 250
+
+
+def test_noise_has_the_deviation_of_its_title_in_large_images_too():
+    for side in (100, 600):
+        gray = Image.new("RGB", (side, side + 50), (128, 128, 128))
+        assert altered("noise_4", gray).std() == pytest.approx(0.04 * 255, rel=0.05)
+        noisy = Image.fromarray(altered("noise_8", gray).astype(np.uint8))
+        small = np.asarray(noisy.resize((75, 75), Image.Resampling.BOX))
+        assert small.std() > 0.3 * 0.08 * 255  # it does not vanish when the image is resized
+
+
+def test_a_moved_image_is_smeared_along_rows_only():
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[:, 50:] = 200
+    found = altered("moved_4", Image.fromarray(pixels))
+    assert ((found[0, :, 0] > 0) & (found[0, :, 0] < 200)).sum() in (3, 4)
+    assert (found == found[:1]).all()
 
 
 def test_a_quarter_turn_is_exact(charlock):
@@ -178,8 +223,9 @@ def test_a_quarter_turn_is_exact(charlock):
 
 
 def test_probes_have_different_names_and_begin_with_the_plain_image():
-    assert len({each.name for each in PROBES}) == len(PROBES) == len({each.title for each in PROBES})
-    assert PROBES[0] == Probe("plain", "plain", "plain")
+    every = list_probes()
+    assert len({each.name for each in every}) == len(every) == len({each.title for each in every})
+    assert every[0] == Probe("plain", "plain", "plain")
 
 
 def test_what_is_random_depends_only_on_seed_and_number(model_dir, charlock):
@@ -190,6 +236,15 @@ def test_what_is_random_depends_only_on_seed_and_number(model_dir, charlock):
     (again,) = make({"image": [charlock], "index": [0]})["pixel_values"]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_without_scikit_image_there_are_all_probes_but_its_photographs(monkeypatch):
+    monkeypatch.setattr(probes, "has_photographs", lambda: False)
+    assert list_probes() == PROBES
+    monkeypatch.setattr(probes, "has_photographs", lambda: True)
+    assert set(list_probes()) == {*PROBES, *PHOTOGRAPHED}
+    groups = [each.group for each in list_probes()]
+    assert groups == sorted(groups, key=groups.index)
 
 
 # The whole
@@ -233,6 +288,18 @@ def test_the_change_is_that_of_the_accuracy_and_lies_in_its_interval(result):
     assert (result["num_examples"], result["guess"]) == (20, 0.25)
 
 
+def test_a_plant_on_other_ground_stands_on_that_of_the_images_probed(model_dir, test_dir, charlock):
+    dataset, (_, image_processor) = load_folder(test_dir, class_names=SPECIES), load_classifier(str(model_dir))
+    grounds = probing.list_grounds(dataset)
+    assert 1 < len(grounds) <= 20
+    rows = {"image": [charlock], "index": [0]}
+    make = ProbeTransform(named("on_other_ground"), image_processor, grounds=grounds)
+    mask = plant_mask(charlock)
+    expected = named("on_other_ground").alter(charlock, np.random.default_rng([0, 0]), grounds)
+    assert torch.equal(make(rows)["pixel_values"][0], EvalTransform(image_processor)(expected))
+    assert np.abs(np.subtract(expected, charlock, dtype=int))[~mask].mean() > 5
+
+
 def test_images_in_another_order_keep_their_labels(model_dir, test_dir, result):
     model, image_processor = load_classifier(str(model_dir))
     dataset = load_folder(test_dir, class_names=SPECIES)
@@ -255,7 +322,7 @@ def test_the_command_writes_figures_table_and_images(model_dir, test_dir, tmp_pa
     assert run(main, [*words, "--max_samples", "8"]) == 0
     result = json.loads((tmp_path / "out" / "probes.json").read_text())
     assert result["num_examples"] == 8
-    assert [row["name"] for row in result["probes"]] == [each.name for each in PROBES]
+    assert [row["name"] for row in result["probes"]] == [each.name for each in list_probes()]
     text = (tmp_path / "out" / "probes.md").read_text()
     shown = capsys.readouterr().out
     for row in result["probes"]:
