@@ -90,10 +90,12 @@ class Evaluator:
         probabilities = logits.double().softmax(-1).numpy()
         return LabelledProbabilities(probabilities, *_list_labels(dataset), seconds, unfamiliarity)
 
-    def measure(self, dataset: Dataset) -> tuple[LabelledProbabilities, Tensor]:
+    def measure(
+        self, dataset: Dataset, transform: Callable[..., Any] | None = None
+    ) -> tuple[LabelledProbabilities, Tensor]:
         """Predicts a dataset as `predict` does, and gives the stage features (N, D) of the same pass."""
         started = time.perf_counter()
-        both = self._compute(dataset, WithFeatures(self.classifier))
+        both = self._compute(dataset, WithFeatures(self.classifier), transform)
         seconds, num_classes = time.perf_counter() - started, len(self.class_names)
         probabilities = both[:, :num_classes].double().softmax(-1).numpy()
         return LabelledProbabilities(probabilities, *_list_labels(dataset), seconds), both[:, num_classes:]

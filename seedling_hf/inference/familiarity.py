@@ -80,9 +80,13 @@ class Familiarity(nn.Module):
         """The distance (N,) of features (N, D) as a multiple of the threshold: above 1, an image is unfamiliar."""
         return self(features) / self.threshold
 
-    def set_threshold(self, distances: np.ndarray) -> None:
-        """Sets the threshold, at which `FAMILIAR_SHARE` of images (N,) like those of the training are familiar."""
-        self.threshold.fill_(float(np.quantile(distances, FAMILIAR_SHARE)))
+    def set_threshold(self, *forms: np.ndarray) -> None:
+        """Sets the threshold, at which `FAMILIAR_SHARE` of images like those of the training are familiar.
+
+        Args:
+            forms: Distances (N,) of such images, in each of the forms in which they must be.
+        """
+        self.threshold.fill_(max(float(np.quantile(distances, FAMILIAR_SHARE)) for distances in forms))
 
     def save(self, folder: Path) -> None:
         """Writes the file of the folder, complete or not at all.

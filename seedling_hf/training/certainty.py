@@ -3,19 +3,24 @@
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
+from torchvision.transforms import v2
 from transformers import PreTrainedModel
 
+from seedling_hf.data.images import to_rgb
+from seedling_hf.data.light import stretch
+from seedling_hf.data.transforms import ExampleTransform
 from seedling_hf.evaluation.calibration import calibrate, scale_probabilities, sure_threshold
 from seedling_hf.evaluation.evaluator import Evaluator, LabelledProbabilities
 from seedling_hf.evaluation.metrics import expected_calibration_error, reliability_bins
 from seedling_hf.inference.batch_memory import image_side
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.familiarity import Familiarity, stage_sizes
+from seedling_hf.inference.prediction import InferenceTransform
 
 if TYPE_CHECKING:
     from seedling_hf.training.loop import Training
@@ -108,18 +113,36 @@ def describe_certainty(certainty: Certainty) -> str:
 def _measure(
     evaluator: Evaluator, training: "Training"
 ) -> tuple[LabelledProbabilities, Familiarity | None, np.ndarray | None]:
-    """The predictions of the validation images, and their distances (N,) from the training images."""
-    train, validation = training.splits["train"], training.splits["validation"]
+    """The predictions of the validation images, and their distances (N,) from the training images.
+
+    These count as they are and as training has changed them: what it has taught the network to see past is familiar.
+    """
+    arguments, validation = training.arguments, training.splits["validation"]
     sizes = stage_sizes(evaluator.model.config)
-    if sizes is None or training.arguments.streaming:
+    if sizes is None or arguments.streaming:
         return evaluator.predict(validation), None, None
-    step = math.ceil(len(train) / MOST_MEASURED)
-    known, features = evaluator.measure(train.select(range(0, len(train), step)))
-    familiarity = Familiarity.fit(features.numpy(), known.labels, sizes)
+    train = training.splits["train"]
+    train = train.select(range(0, len(train), math.ceil(len(train) / MOST_MEASURED)))
+    changed = ExampleTransform(training.batches.build_transform(), seed=arguments.seed)
+    known = [evaluator.measure(train), evaluator.measure(train, changed)]
+    features = np.concatenate([features.numpy() for _, features in known])
+    familiarity = Familiarity.fit(features, np.concatenate([found.labels for found, _ in known]), sizes)
     found, features = evaluator.measure(validation)
     distances = familiarity(features).numpy()
-    familiarity.set_threshold(distances)
+    forms = [distances]
+    if arguments.levels_prob:  # half of what it changes is stretched, which is as familiar as the originals
+        _, features = evaluator.measure(validation, Stretched(evaluator.image_processor))
+        forms.append(familiarity(features).numpy())
+    familiarity.set_threshold(*forms)
     return found, familiarity, distances
+
+
+class Stretched(InferenceTransform):
+    """Prepares images whose values are stretched from their smallest and their largest to 0 and 255."""
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        pixels = [v2.functional.pil_to_tensor(to_rgb(image)) / 255 for image in rows["image"]]
+        return super().__call__({**rows, "image": [v2.functional.to_pil_image(stretch(image)) for image in pixels]})
 
 
 @torch.no_grad()

@@ -45,6 +45,7 @@ class TrainingBatches:
         global_batch_size: Images of an optimizer step, on all processes together.
         steps_per_epoch: Optimizer steps; of a stream, whose length is unknown, those of the run.
         num_steps: Optimizer steps of the run.
+        build_transform: Makes the augmentation of an image, of the final size unless another one is given.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class TrainingBatches:
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.accumulation = arguments.gradient_accumulation_steps
         self.global_batch_size = arguments.per_device_train_batch_size * self.accumulation * accelerator.num_processes
-        build = partial(build_train_transform, arguments, image_processor, backgrounds=_backgrounds(arguments, train))
-        transform = ExampleTransform(build(), seed=arguments.seed)
+        backgrounds = _backgrounds(arguments, train)
+        self.build_transform = partial(build_train_transform, arguments, image_processor, backgrounds=backgrounds)
+        transform = ExampleTransform(self.build_transform(), seed=arguments.seed)
         collator = Collator(num_labels, arguments, seed=arguments.seed)
         # These deal the images to the processes, so accelerate must not divide them again.
         shares = {
@@ -86,7 +88,7 @@ class TrainingBatches:
             else:
                 images = cache_training_images(train, arguments.cache_images, image_processor)
                 images = images.with_transform(FromCache(transform))
-            images = TrainingImages(images, transform, collator, build)
+            images = TrainingImages(images, transform, collator, self.build_transform)
             self.steps_per_epoch = self.sampler.steps_per_epoch
         self.loader = _loader(
             images, arguments, accelerator, self.waiting, batch_size=None, sampler=None if self.stream else self
