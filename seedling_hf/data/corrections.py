@@ -17,6 +17,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count, one_line, unescape_cell
 from seedling_hf.files import write_csv, writing
 from seedling_hf.origin import is_ours
+from seedling_hf.paths import check_regular
 from seedling_hf.spelling import find_near
 
 KEPT = "corrections.csv"  # in the folder of a run
@@ -125,6 +126,7 @@ def _propose(names: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _read_cells(path: str | os.PathLike) -> list[tuple[str, str]]:
+    check_regular(path, "a list of labels")
     expected = f"expected the columns file and label in {path}, separated by commas"
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:

@@ -25,6 +25,7 @@ from seedling_hf.errors import InputError, require_package
 from seedling_hf.escaping import one_line, unescape_cell
 from seedling_hf.files import write_csv
 from seedling_hf.origin import LABELS, check_ours
+from seedling_hf.paths import check_regular
 
 ARRAYS = ("probabilities", "files", "class_names")  # of probabilities.npz; its labels are those of the folders
 COLUMNS = ("file", "label", "prediction", "probability", "label_probability")  # of predictions.csv
@@ -92,6 +93,7 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
     path = Path(path)
     if path.is_dir():
         path = path / "probabilities.npz" if (path / "probabilities.npz").exists() else path / "predictions.csv"
+    check_regular(path, "--predictions")
     read = _read_arrays if path.suffix == ".npz" else _read_rows
     try:
         predictions = read(path)
@@ -247,6 +249,8 @@ def _check_range(probabilities: np.ndarray) -> np.ndarray:
 def _find_trained_on(folder: Path) -> set[str]:
     """Files that a run's split.csv, or a report that found one, says the model was trained on."""
     trained: set[str] = set()
+    for name in ("split.csv", "report.json"):
+        check_regular(folder / name, f"the {name} beside the predictions")
     with suppress(InputError):
         trained |= {file for (file, _), split in read_split_csv(folder / "split.csv").items() if split == "train"}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -1,6 +1,7 @@
 import csv
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,17 @@ def test_a_file_that_holds_no_predictions_is_refused(tmp_path, name, content, fo
 def test_arrays_that_do_not_fit_are_refused(answers, changes, found):
     with pytest.raises(InputError, match=f"found .*{found}; check --predictions"):
         read_predictions(answers.write(**changes))
+
+
+@pytest.mark.parametrize("name", ["probabilities.npz", "predictions.csv", "split.csv", "report.json"])
+def test_a_pipe_is_not_waited_for(answers, name):
+    path = answers.write()
+    if name == "predictions.csv":
+        path.unlink()
+    (answers.folder / name).unlink(missing_ok=True)
+    os.mkfifo(answers.folder / name)
+    with pytest.raises(InputError, match="found a pipe, a socket or a device: "):
+        warn_of_training_images(read_predictions(answers.folder))
 
 
 def test_a_damaged_archive_is_refused(answers):

@@ -125,6 +125,10 @@ def test_a_name_stays_in_its_cell_and_in_its_section():
             {"dataset_name": "a/b", "train_dir": None},
             "that of the dataset [a/b](https://huggingface.co/datasets/a/b)",
         ),
+        (
+            {"label_file": "labels.csv"},
+            "Labels of training images were corrected, or images left out, by a file; valid",
+        ),
         ({"max_train_samples": 1000}, "seed 42. At most 1,000 for training were used."),
     ],
 )

@@ -525,6 +525,8 @@ def test_a_model_folder_with_something_else_than_files_is_a_sentence(tmp_path, m
 INPUTS = {
     "recipe": ["train", "--config", "odd", "--output_dir", "run"],
     "split file": [*map(str, train_words(Path("images"), 0)), "--split_file", "odd"],
+    "labels": [*map(str, train_words(Path("images"), 0)), "--label_file", "odd"],
+    "predictions": ["inspect_dataset", "--train_dir", "images", "--output_dir", "out", "--predictions", "odd"],
     "query": ["embed", "--embeddings_file", "features.parquet", "--query", "odd"],
     "table": ["embed", "--embeddings_file", "odd", "--query", "image.jpg"],
     "teacher": [*map(str, train_words(Path("images"), 0)), "--teacher_model_name_or_path", "odd"],
