@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     labels = dict(zip(members, draw_names([*members]), strict=True))
     check_outputs(arguments.output_dir, (fitting(name, ".png") for name in members), "--output_dir")
-    with Progress("finding the ground of images"):
-        backgrounds = Backgrounds(find_grounds(images))
+    backgrounds = Backgrounds(find_grounds(images))
     for name, rows in follow(members.items(), "drawing a sheet of each class", unit="sheet"):
         rows = rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS]
         draw_class(name, labels[name], images, rows, arguments, backgrounds)

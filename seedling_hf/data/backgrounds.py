@@ -20,6 +20,7 @@ from seedling_hf.data.greenness import plant_mask, soft_plant_mask
 from seedling_hf.data.images import choose_evenly, map_in_threads, read_image, to_rgb
 from seedling_hf.data.light import uniform
 from seedling_hf.data.pool import image_sources
+from seedling_hf.progress import follow
 
 MARGIN = 0.03  # of the side: leaves have pale edges below any threshold
 GREY = 128
@@ -110,7 +111,7 @@ def find_grounds(images: Dataset, count: int = BANK_SIZE, side: int = BANK_SIDE)
     """
     rows = images.select(choose_evenly(range(len(images)), count))
     found = map_in_threads(lambda source: _shrink(to_rgb(read_image(source)), side), image_sources(rows))
-    return bank(found)
+    return bank(follow(found, "finding the ground of images", len(rows)))
 
 
 def bank(images: Iterable[Image.Image]) -> Tensor | None:
