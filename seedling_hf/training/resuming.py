@@ -5,7 +5,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from seedling_hf.training.checkpoint_files import DamageError, RunState
 FREE_ARGUMENTS = frozenset(
     {
         "allow_changed_arguments", "auto_find_batch_size", "dataloader_num_workers", "ddp_timeout", "fold",
-        "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout", "label_file",
-        "logging_steps", "no_duplicate_check", "output_dir", "overwrite_output_dir", "per_device_eval_batch_size",
-        "push_to_hub", "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
-        "split_file", "trust_remote_code",
+        "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout",
+        "label_file", "logging_steps", "no_calibration", "no_duplicate_check", "output_dir",
+        "overwrite_output_dir", "per_device_eval_batch_size", "push_to_hub", "report_to",
+        "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit", "split_file",
+        "trust_remote_code",
     }
 )  # fmt: skip
 # Arguments that decide which state there is, so that not even `--allow_changed_arguments` can change them.
@@ -101,6 +102,9 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, all
         InputError: if arguments that change the run differ and `allow` is false; it names each with both values.
     """
     saved, current = (json.loads(json.dumps(dict(arguments), default=str)) for arguments in (saved, current))
+    # A checkpoint of an earlier version knows fewer flags, whose defaults change nothing.
+    defaults = {flag.name: flag.default for flag in fields(TrainArguments) if flag.default is not MISSING}
+    saved = {**{name: value for name, value in defaults.items() if name in current}, **saved}
     changes = {
         name: f"{MEANINGS.get(name, name)} was {_shown(saved, name)} and is {_shown(current, name)}"
         for name in sorted((saved.keys() | current.keys()) - FREE_ARGUMENTS)

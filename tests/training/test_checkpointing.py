@@ -722,6 +722,13 @@ def test_the_factors_of_one_global_batch_may_change_and_are_reported():
     ]
 
 
+def test_a_flag_that_an_earlier_version_did_not_have_is_no_change_at_its_default():
+    current = {**ARGUMENTS, "white_balance": 0.0, "rotation_fill": "mean"}
+    assert check_unchanged(ARGUMENTS, current) == []
+    with pytest.raises(InputError, match=r"white_balance was 0.0 and is 0.5"):
+        check_unchanged(ARGUMENTS, {**current, "white_balance": 0.5})
+
+
 def test_an_argument_that_only_one_side_has_is_named():
     with pytest.raises(InputError, match="novel was unknown and is 1"):
         check_unchanged(ARGUMENTS, {**ARGUMENTS, "novel": 1})
