@@ -53,7 +53,7 @@ GROUPS = {
         "demo": "classify images in the browser",
     },
     "Interpretation": {
-        "saliency": "show with Grad-CAM where a model looks",
+        "saliency": "show what in an image speaks for an answer",
         "visualize_erf": "draw and measure effective receptive fields",
     },
     "Sharing": {

@@ -49,7 +49,7 @@ class EvaluateArguments(CompiledInferenceArguments):
     exclude_training: bool = option(
         False, "leave out the images that the model was trained on, as its split.csv lists them"
     )
-    saliency: bool = option(False, "show where the model looked at the worst mistakes (needs captum)")
+    saliency: bool = option(False, "show what in the image spoke for the worst mistakes (needs captum)")
     probes: bool = option(False, "also measure the accuracy on altered images, as the command probe does")
     seed: int = option(42, "seed of the bootstrap, the halves and the probes", least=0, most=LARGEST_SEED)
 

@@ -1,4 +1,4 @@
-"""`saliency`: a model and images go in, where the model looked comes out, as overlays."""
+"""`saliency`: a model and images go in, what speaks for its answers comes out, as overlays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -21,7 +21,7 @@ LONGEST_PLACE = 80  # columns of a folder and a file in a figure
 
 @dataclass(kw_only=True)
 class SaliencyArguments(InferenceArguments):
-    """Show by Grad-CAM where a model looks.
+    """Show by integrated gradients what in an image speaks for a model's answer.
 
     Examples:
         seedling-hf saliency --images seedlings/Maize --output_dir outputs/saliency
@@ -37,16 +37,11 @@ class SaliencyArguments(InferenceArguments):
         files=("saliency.png",),
     )
     target: str | None = option(None, "class to explain instead of the predicted one")
-    stage: int | None = option(
-        None,
-        "stage of the maps: -1 is the last, -2 is finer but less reliable (default: the last of 4×4 or more)",
-        most=-1,
-    )
     max_samples: int | None = option(None, "largest number of images, evenly chosen", least=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Model and images → predictions → Grad-CAM → overlays."""
+    """Model and images → predictions → integrated gradients → overlays."""
     arguments = parse_arguments(SaliencyArguments, argv, prog="saliency")
 
     from seedling_hf.data.images import a_few, select_images
@@ -58,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     accelerator = build_accelerator("no")
     on_main_process(accelerator, arguments.lock_outputs)
     files = select_images(arguments.images, arguments.max_samples, skip_bad_images=arguments.skip_bad_images)
-    folder, names, sheet = Path(arguments.output_dir), file_names(files), []
+    folder, names, sheet, undecided = Path(arguments.output_dir), file_names(files), [], 0
     check_outputs(folder, names.values(), "--output_dir")
     model, image_processor = arguments.load()
     model.to(accelerator.device)
@@ -79,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     answers = (each for batch in batches for each in _explain(arguments, model, image_processor, batch, labels))
     with closing(follow(answers, "explaining", len(files))) as explanations:
         for file, explained, title, remark in explanations:
-            plot_saliency(*explained, folder / names[file], title=title, subtitle=places[file] + remark)
+            undecided += not explained.decisive
+            plot_saliency(*explained[:3], folder / names[file], title=title, subtitle=places[file] + remark)
             if len(sheet) < MOST_ON_THE_SHEET:
                 small = (image.resize((256, 256)) for image in (explained.seen, explained.overlay))
                 sheet.append((*small, title, folders[file]))
@@ -87,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         _draw_sheet(sheet, folder / "saliency.png")
     count = format_count(len(files), "image")
     print(f"overlays of {count} are in {folder}, the first {len(sheet)} in {folder / 'saliency.png'}")
+    if undecided:
+        print(f"of {undecided} no region decides, so nothing lies over them")
 
 
 def letter_files(files: Sequence[Path], labels: Mapping[str, str]) -> tuple[dict[Path, str], dict[Path, str]]:
@@ -120,9 +118,10 @@ def _explain(
     probabilities, predicted = logits.double().softmax(-1), logits.argmax(-1)
     target = arguments.target and class_names.index(arguments.target)
     targets = predicted if target is None else torch.full_like(predicted, target)
-    explanations = explain_images(model, image_processor, images, targets, stage=arguments.stage)
+    explanations = explain_images(model, image_processor, images, targets)
     for file, explained, chances, number in zip(files, explanations, probabilities, predicted, strict=True):
         remark = "" if target is None else f"; what speaks for {labels[arguments.target]} ({chances[target]:.1%})"
+        remark += "" if explained.decisive else "; no region decides"
         yield file, explained, f"{labels[class_names[number]]}, {chances[number]:.1%}", remark
 
 
@@ -147,4 +146,4 @@ def _draw_sheet(sheet: list[tuple], path: Path) -> None:
         missing = min(len(sheet), SHEET_COLUMNS) - len(part)
         rows += [[p[0] for p in part] + [[blank]] * missing, [p[1] for p in part] + [[blank]] * missing]
         captions += [[p[3] for p in part] + [""] * missing, [p[2] for p in part] + [""] * missing]
-    plot_contact_sheet(rows, path, title="Where the model looks (Grad-CAM), and its predictions", captions=captions)
+    plot_contact_sheet(rows, path, title="What speaks for the predictions", captions=captions)

@@ -22,6 +22,7 @@ ANSWER = """
 LEGEND = """
 {% if verdict.legend == "map" %}<b>{{ words("map") }}</b>
 <span>{{ words("low") }}</span><i></i><span>{{ words("high") }}</span> {{ words("outside") }}
+{% elif verdict.legend == "no map" %}<b>{{ words("no map") }}</b> <span>{{ words("outside") }}</span>
 {% elif verdict.legend == "boxes" %}<b>{{ words("boxes") }}</b> <span>{{ words("numbers") }}</span>{% endif %}
 """
 FACTS = """

@@ -45,7 +45,8 @@ class Row(NamedTuple):
 class Verdict(NamedTuple):
     """What the page shows of an image: a heading, a sentence, hints, a row for each species, and an image.
 
-    `legend` says what the image shows: `map`, `boxes`, or nothing without one. Rows that are no answer are grey.
+    `legend` says what the image shows: `map`, `boxes`, `no map` where no region decides, or nothing without one. Rows
+    that are no answer are grey.
     """
 
     heading: str = ""
@@ -107,8 +108,8 @@ class Demo:
         else:
             heading = words("unsure")
             sentence = words("unsure why", name=species, probability=probability, threshold=self.threshold)
-        shown = self.overlay(image, pixel_values)
-        return Verdict(heading, sentence, self.hint(image, words), rows, shown, "map" if shown else None)
+        shown, legend = self.overlay(image, pixel_values, ranking[0][0])
+        return Verdict(heading, sentence, self.hint(image, words), rows, shown, legend)
 
     def answer_tray(self, image: Image.Image, words: Words) -> Verdict:
         """How many plants of each species a photograph shows, and where they are."""
@@ -156,20 +157,27 @@ class Demo:
         """What the model says of each of `pixel_values` (N, C, H, W)."""
         return judge(forward(self.model, pixel_values), self.class_names, self.certainty, top_k)
 
-    def overlay(self, image: Image.Image, pixel_values: torch.Tensor) -> Image.Image | None:
-        """The image with what supports its prediction, darkened where the model does not see it; None without a map."""
+    def overlay(
+        self, image: Image.Image, pixel_values: torch.Tensor, species: str
+    ) -> tuple[Image.Image | None, str | None]:
+        """The image with what speaks for a species, darkened where the model does not see it, and its legend.
+
+        Both are None where maps cannot be computed.
+        """
         try:
-            from seedling_hf.interpretation.saliency import find_view, overlay, saliency_maps
+            from seedling_hf.interpretation.saliency import decisive_maps, find_view, overlay
 
             classifier = without_familiarity(self.model)
-            (saliency,) = saliency_maps(classifier, pixel_values.to(classifier.device))
+            target = torch.tensor([self.class_names.index(species)])
+            (saliency,) = decisive_maps(classifier, pixel_values.to(classifier.device), target)
         except (ImportError, InputError):
-            return None
+            return None, None
         shown = fit(image)
         box = find_view(shown.size, self.image_processor)
         result = Image.blend(shown, Image.new("RGB", shown.size), 0.5)
-        result.paste(overlay(shown.crop(box), saliency), box[:2])
-        return result
+        seen = shown.crop(box)
+        result.paste(seen if saliency is None else overlay(seen, saliency), box[:2])
+        return result, "no map" if saliency is None else "map"
 
 
 def read_size(path: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from seedling_hf.evaluation.comparison import Comparison
 from seedling_hf.evaluation.probing import format_probes
 from seedling_hf.evaluation.report import Report
 
-Saliency = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[Image.Image]]
+Saliency = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[Image.Image | None]]
 GALLERY_SIDE = 224
 FIGURES = ("confusion_matrix", "reliability", "coverage_risk", "probes")
 
@@ -34,7 +34,8 @@ def render_report(
     Args:
         output_dir: Folder with the PNGs of the figures; the page skips missing ones.
         dataset: Columns `image` and `file`; without it the gallery has only names.
-        saliency: Makes an overlay for each image and its predicted class that shows what spoke for it.
+        saliency: Makes an overlay for each image and its predicted class that shows what spoke for it; None where
+            no region decides.
     """
     mistakes = report.worst_mistakes
     images = load_images(dataset, [row.file for row in mistakes]) if dataset is not None else None
@@ -45,6 +46,7 @@ def render_report(
         report=report,
         even_loss=math.log(len(report.class_names)),
         figures={name: _figure_uri(Path(output_dir) / f"{name}.png") for name in FIGURES},
+        with_saliency=overlays is not None,
         mistakes=[
             {**asdict(row), "image": image and image_uri(image), "overlay": overlay and image_uri(overlay)}
             for row, image, overlay in zip(mistakes, images or nothing, overlays or nothing, strict=True)

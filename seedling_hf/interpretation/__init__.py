@@ -1,4 +1,5 @@
 """Gradients with respect to pixels.
 
-In reading order: `feature_maps`, `erf` (effective receptive fields), `saliency` (Grad-CAM).
+In reading order: `feature_maps`, `erf` (effective receptive fields), `faithfulness` of saliency maps, `saliency`
+(integrated gradients).
 """

@@ -1,14 +1,11 @@
-"""The last feature map of an image model, and the layer that outputs it."""
+"""The last feature map of an image model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from seedling_hf.errors import InputError, require_finite
-
-SMALLEST_MAP = 4  # pixels a side; a smaller map hardly localizes anything
 
 
 @contextmanager
@@ -53,47 +50,6 @@ def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
     # A gradient may be finite all the same: that of what became infinite is 0.
     require_finite(features, "features", model)
     return features
-
-
-@torch.no_grad()
-def map_layer(model: nn.Module, pixel_values: Tensor, stage: int | None = None) -> nn.Module:
-    """The last layer that outputs a map of a resolution, for methods that hook into a layer.
-
-    Args:
-        model: As for `feature_map`.
-        pixel_values: (N, C, H, W) images; the first runs through the model.
-        stage: Which resolution: -1 the last and coarsest, -2 the one before, usually twice as fine; None for the last
-            of `SMALLEST_MAP` pixels a side or more.
-
-    Raises:
-        InputError: as `feature_map` does; for a map of a single pixel, or a stage that does not exist.
-    """
-    pixel_values = pixel_values[:1]
-    last = tuple(feature_map(model, pixel_values).shape[-2:])
-    layers: dict[tuple[int, ...], nn.Module] = {}
-
-    def note(module: nn.Module, inputs: tuple, output: object) -> None:
-        if isinstance(output, Tensor) and _is_map(tuple(output.shape), tuple(pixel_values.shape)):
-            layers[tuple(output.shape[-2:])] = module
-
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        model(pixel_values)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    # A pooled map is smaller than the last one.
-    sizes = sorted((size for size in layers if size[0] >= last[0] and size[1] >= last[1]), reverse=True)
-    if stage is None:
-        stage = next((-n for n, size in enumerate(sizes[::-1], 1) if min(size) >= SMALLEST_MAP), -len(sizes))
-    if not -len(sizes) <= stage <= -1:
-        raise InputError(f"expected a stage from -1 to -{len(sizes)}, found {stage}")
-    if sizes[stage] == (1, 1):
-        raise InputError(
-            f"expected images whose feature map has more than one pixel, found {tuple(pixel_values.shape[-2:])}; "
-            "use larger images, or the stage before"
-        )
-    return layers[sizes[stage]]
 
 
 def _is_map(shape: tuple[int, ...], images: tuple[int, ...]) -> bool:

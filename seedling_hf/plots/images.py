@@ -25,7 +25,7 @@ def plot_saliency(
     left.imshow(image)
     heat = middle.imshow(saliency, cmap=SALIENCY_COLORS, vmin=0, vmax=1, interpolation="bilinear")
     right.imshow(overlay)
-    for axes, heading in ((left, "image"), (middle, "Grad-CAM"), (right, "overlay")):
+    for axes, heading in ((left, "image"), (middle, "what speaks for it"), (right, "overlay")):
         axes.set_title(heading, fontsize=8, color=INK)
         bare(axes)
     bar = figure.colorbar(heat, ax=[left, middle, right], shrink=0.75, aspect=25, pad=0.01, ticks=[0, 1])

@@ -169,7 +169,7 @@ def test_a_chinese_browser_gets_chinese(browser, shipped, locale):
         page.wait_for_selector("#mode label:has-text('一盘植物')")
         page.click("#examples button:has-text('玉米')")
         wait_for_heading(page, "玉米 Maize")
-        page.wait_for_selector("#legend :text('支持该答案的部位')")
+        page.wait_for_selector("#legend :text('部位')")
         page.wait_for_function("[...document.querySelectorAll('#examples img')].every(image => image.naturalWidth > 0)")
 
 

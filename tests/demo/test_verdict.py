@@ -1,6 +1,7 @@
 """What the page says about an image."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 
 from seedling_hf import SHIPPED_MODEL
-from seedling_hf.demo.markup import render_answer
+from seedling_hf.data.images import read_image, to_rgb
+from seedling_hf.demo.markup import render_answer, render_legend
 from seedling_hf.demo.verdict import Demo, Verdict, fit, shrink
 from seedling_hf.demo.words import Words
 from seedling_hf.inference.classifier import Pretrained, load_classifier
@@ -75,7 +77,7 @@ def test_an_unfamiliar_image_gets_no_answer_and_what_would_have_been_said_in_gre
 
 @pytest.mark.skipif(not WITH_SALIENCY, reason="no saliency maps here")
 def test_a_familiar_image_has_its_map(familiar, image):
-    assert Demo(*familiar, Certainty(0.0, True))(image, EN).legend == "map"
+    assert Demo(*familiar, Certainty(0.0, True))(image, EN).legend in ("map", "no map")
 
 
 @pytest.mark.parametrize(
@@ -157,12 +159,37 @@ def test_the_map_lies_over_the_whole_image_in_its_proportions(model, tmp_path, s
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     verdict = Demo(*model, Certainty(0.5))(str(tmp_path / "image.png"), EN)
-    assert verdict.legend == "map"
+    assert verdict.legend in ("map", "no map")
     assert verdict.image.size == fit(Image.fromarray(pixels)).size
     assert verdict.image.width / verdict.image.height == pytest.approx(size[0] / size[1], abs=0.01)
     # What the model does not see, its central crop, is half as bright.
     corner = np.asarray(fit(Image.fromarray(pixels)), dtype=float)[0, 0]
     assert np.asarray(verdict.image, dtype=float)[0, 0] == pytest.approx(corner / 2, abs=1)
+
+
+@pytest.mark.skipif(not WITH_SALIENCY, reason="no saliency maps here")
+def test_of_a_seedling_the_page_shows_what_speaks_for_its_species(shipped, sample_dir):
+    path = sorted((sample_dir / "Charlock").iterdir())[0]
+    verdict = Demo(*shipped, Certainty(0.3))(str(path), EN)
+    assert verdict.legend == "map"
+    assert "What speaks for the answer" in render_legend(verdict, EN)
+    plain = np.asarray(fit(to_rgb(read_image(path))), dtype=int)
+    middle = plain.shape[0] // 4, plain.shape[0] * 3 // 4
+    assert np.abs(np.asarray(verdict.image, dtype=int) - plain)[slice(*middle), slice(*middle)].max() > 50
+
+
+@pytest.mark.skipif(not WITH_SALIENCY, reason="no saliency maps here")
+@pytest.mark.parametrize(("words", "sentence"), [(EN, "No single region of the image decides"), (ZH, "单独决定答案")])
+def test_where_no_region_decides_the_page_says_so_and_shows_no_map(model_dir, image, words, sentence):
+    model, image_processor = load_classifier(str(model_dir))
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+    verdict = Demo(model, image_processor, Certainty(0.0))(image, words)
+    assert verdict.legend == "no map"
+    assert sentence in render_legend(verdict, words)
+    plain = np.asarray(fit(to_rgb(read_image(Path(image)))), dtype=int)
+    middle = slice(plain.shape[0] // 4, plain.shape[0] * 3 // 4)
+    assert np.array_equal(np.asarray(verdict.image, dtype=int)[middle, middle], plain[middle, middle])
 
 
 def test_a_tray_gets_a_number_and_a_class_for_each_plant(shipped, sample_dir):

@@ -142,6 +142,13 @@ def test_overlays_are_beside_the_images_and_are_requested_once(browser, folder, 
     page.close()
 
 
+def test_where_no_region_decides_the_gallery_says_so_beside_the_image(folder, reports, dataset):
+    mistakes = reports[0].worst_mistakes
+    page = render_report(reports[0], folder, dataset, lambda images, names: [images[0], *[None] * (len(images) - 1)])
+    assert page.count("No region decides.") == len(mistakes) - 1 > 0
+    assert page.count('alt="what speaks for') == 1
+
+
 def test_without_images_the_gallery_has_only_names(reports, tmp_path):
     page = render_report(reports[0], tmp_path)
     assert "data:image" not in page

@@ -44,7 +44,7 @@ def test_only_full_batches_are_compiled(model):
     found = [forward(model, images[:n]).logits for n in (4, 3, 1, 4)]
     assert shapes == [(4, 3, 32, 32)] * 2
     forward(model, torch.randn(4, 3, 64, 64))  # another size than the first batch's
-    model(pixel_values=images).logits.sum().backward()  # with gradients, as Grad-CAM takes them
+    model(pixel_values=images).logits.sum().backward()  # with gradients, as saliency maps take them
     assert len(shapes) == 2
     assert list(model.state_dict()) == names
     # 1e-5: float32, and the graph of the compiler is run operation by operation.

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from seedling_hf.errors import InputError
-from seedling_hf.interpretation.feature_maps import feature_map, map_layer
+from seedling_hf.interpretation.feature_maps import feature_map
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 
 
@@ -64,51 +64,3 @@ def test_a_map_with_the_channels_last_is_refused():
     )  # fmt: skip
     with pytest.raises(InputError, match=r"found SwinTransformer with one of shape \(1, 28, 28, 32\)"):
         feature_map(TimmWrapperForImageClassification(config), torch.rand(1, 3, 224, 224))
-
-
-@pytest.mark.parametrize("build", [replknet, resnet, convnext, timm_resnet])
-def test_the_layer_gives_the_map_that_the_head_pools(build, pixel_values):
-    model = build()
-    outputs = []
-    map_layer(model, pixel_values, -1).register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    model(pixel_values)
-    assert len(outputs) == 1
-    expected = feature_map(model, pixel_values)
-    if build is replknet:  # whose head pools the normalised map
-        expected = model.replknet.normalization(expected)
-    assert torch.equal(outputs[0], expected)
-
-
-@pytest.mark.parametrize(("stage", "size"), [(-2, (4, 6)), (-3, (8, 12)), (-4, (16, 24))])
-@pytest.mark.parametrize("build", [replknet, resnet, convnext])
-def test_a_stage_before_is_twice_as_fine(build, stage, size, pixel_values):
-    model, sizes = build(), []
-    layer = map_layer(model, pixel_values, stage)
-    layer.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[-2:])))
-    model(pixel_values)
-    assert sizes == [size]
-
-
-def test_a_missing_stage_is_refused(pixel_values):
-    with pytest.raises(InputError, match="expected a stage from -1 to -5, found -6"):
-        map_layer(replknet(), pixel_values, -6)
-
-
-def test_a_last_map_of_one_pixel_is_refused():
-    with pytest.raises(InputError, match="use larger images"):
-        map_layer(replknet(), torch.rand(1, 3, 32, 32), -1)
-
-
-@pytest.mark.parametrize(("side", "size"), [(32, 4), (64, 4), (96, 6), (128, 4), (224, 7)])
-def test_without_a_stage_the_last_map_that_is_large_enough_is_used(side, size):
-    model, sizes = replknet(), []
-    layer = map_layer(model, torch.rand(1, 3, side, side))
-    layer.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[-2:])))
-    model(torch.rand(1, 3, side, side))
-    assert sizes == [(size, size)]
-
-
-def test_no_hook_is_left_behind(pixel_values):
-    model = resnet()
-    map_layer(model, pixel_values)
-    assert not any(module._forward_hooks for module in model.modules())

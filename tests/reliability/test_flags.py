@@ -319,7 +319,7 @@ OTHERS = [
     ("embed --images IMAGES --embeddings_file e.parquet", "--top_k", 10**30),
     ("demo", "--threshold", "nan"),
     ("demo", "--port", 70_000),
-    ("saliency --images IMAGES --output_dir out", "--stage", -(10**30)),
+    ("saliency --images IMAGES --output_dir out", "--max_samples", -(10**30)),
     ("visualize_erf --images IMAGES --untrained nano --output_dir out", "--seed", -1),
     ("visualize_erf --images IMAGES --untrained nano --output_dir out", "--seed", LARGEST + 1),
     ("visualize_erf --images IMAGES --untrained nano --output_dir out", "--image_size", 10**30),
