@@ -29,7 +29,8 @@ class Probing:
     """The accuracy under each probe against the first, the plain accuracy; `guess` is that of a random guess.
 
     `probes` have `name`, `title`, `group`, `num_examples`, `accuracy` with its 95% `interval` (Wilson), and `change`
-    against the first with its 95% `change_interval` (bootstrap over the images).
+    against the first with its 95% `change_interval` (bootstrap over the images). Where the model tells, `unfamiliar` is
+    the share of the images that it calls so.
     """
 
     num_examples: int
@@ -67,10 +68,11 @@ def probe(evaluator: Evaluator, dataset: Dataset, *, seed: int = 0, probes: Sequ
     """
     probes = list_probes() if probes is None else probes
     grounds = list_grounds(dataset) if any(each.grounds for each in probes) else []
-    correct = [
-        evaluator.predict(dataset, transform=ProbeTransform(each, evaluator.image_processor, seed, grounds)).correct
+    found = [
+        evaluator.predict(dataset, transform=ProbeTransform(each, evaluator.image_processor, seed, grounds))
         for each in follow(probes, "probing", unit="probe")
     ]
+    correct = [each.correct for each in found]
     rows = [
         {
             "name": each.name,
@@ -81,8 +83,9 @@ def probe(evaluator: Evaluator, dataset: Dataset, *, seed: int = 0, probes: Sequ
             "interval": list(wilson_interval(int(right.sum()), len(right))),
             "change": float(right.mean() - correct[0].mean()),
             "change_interval": list(bootstrap_interval(right.astype(float) - correct[0], seed)),
+            **({} if said.unfamiliarity is None else {"unfamiliar": float((said.unfamiliarity > 1).mean())}),
         }
-        for each, right in zip(probes, correct, strict=True)
+        for each, right, said in zip(probes, correct, found, strict=True)
     ]
     return Probing(len(dataset), 1 / evaluator.model.config.num_labels, seed, rows)
 
@@ -108,9 +111,12 @@ def format_probes(probing: Probing) -> str:
     """The figures as a table in Markdown that is also readable in a terminal."""
     plain = probing.probes[0]
     width = max(len(row["title"]) for row in probing.probes)
+    is_told = "unfamiliar" in plain
     lines = [
-        f"| {'image':{width}} | accuracy | 95% interval   | change, points | 95% interval   |",
-        f"|:{'-' * (width + 1)}|---------:|:---------------|---------------:|:---------------|",
+        f"| {'image':{width}} | accuracy | 95% interval   | change, points | 95% interval   |"
+        f"{' unfamiliar |' if is_told else ''}",
+        f"|:{'-' * (width + 1)}|---------:|:---------------|---------------:|:---------------|"
+        f"{'-----------:|' if is_told else ''}",
     ]
     for row in probing.probes:
         low, high = row["interval"]
@@ -119,9 +125,10 @@ def format_probes(probing: Probing) -> str:
         if row is not plain:
             change = f"{100 * row['change']:+.1f}"
             change_interval = "{:+.1f} to {:+.1f}".format(*(100 * end for end in row["change_interval"]))
+        unfamiliar = f" {row['unfamiliar']:>10.1%} |" if is_told else ""
         lines.append(
             f"| {row['title']:{width}} | {row['accuracy']:>8.1%} | {interval:14} | {change:>14} | "
-            f"{change_interval:14} |"
+            f"{change_interval:14} |{unfamiliar}"
         )
     return "\n".join(lines)
 

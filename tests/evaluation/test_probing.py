@@ -17,10 +17,10 @@ from seedling_hf.data.greenness import excess_green, otsu_threshold, plant_mask
 from seedling_hf.data.transforms import EvalTransform, to_rgb
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation import probes, probing
-from seedling_hf.evaluation.evaluator import Evaluator
+from seedling_hf.evaluation.evaluator import Evaluator, open_evaluator
 from seedling_hf.evaluation.metrics import wilson_interval
 from seedling_hf.evaluation.probes import PHOTOGRAPHED, PROBES, Probe, list_probes, shuffle_patches
-from seedling_hf.evaluation.probing import ProbeTransform, probe
+from seedling_hf.evaluation.probing import ProbeTransform, format_probes, probe
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.prediction import build_accelerator, build_dataloader, predict
 
@@ -298,6 +298,16 @@ def test_a_plant_on_other_ground_stands_on_that_of_the_images_probed(model_dir, 
     expected = named("on_other_ground").alter(charlock, np.random.default_rng([0, 0]), grounds)
     assert torch.equal(make(rows)["pixel_values"][0], EvalTransform(image_processor)(expected))
     assert np.abs(np.subtract(expected, charlock, dtype=int))[~mask].mean() > 5
+
+
+def test_a_model_that_knows_tells_how_many_altered_images_are_unfamiliar(familiar_dir, strange_image, test_dir, result):
+    evaluator = open_evaluator(str(familiar_dir), build_accelerator("no"), 8, 0)
+    other = Probe("other", "something else", "color", lambda image, generator: Image.open(strange_image).convert("RGB"))
+    found = probe(evaluator, load_folder(test_dir, class_names=SPECIES), probes=[named("plain"), other])
+    assert [row["unfamiliar"] for row in found.probes] == [0, 1]
+    heading, _, first, second = format_probes(found).splitlines()
+    assert heading.endswith("| unfamiliar |") and first.endswith("|       0.0% |") and second.endswith("|     100.0% |")
+    assert "unfamiliar" not in result["probes"][0]
 
 
 def test_images_in_another_order_keep_their_labels(model_dir, test_dir, result):
