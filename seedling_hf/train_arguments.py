@@ -79,6 +79,23 @@ class DataArguments(SplitArguments):
     train_dir: str | None = option(
         None, "folder of class folders, or one with train/, val/ and test/ inside", images=True
     )
+    fold: str | None = option(
+        None,
+        "i/n: validate on fold i of n instead of a fraction; all/n: train each of the n folds, one after another, and "
+        "report on all images; stratified or grouped",
+    )
+    train_val_split: float = option(
+        0.3,
+        "fraction of the images used for validation, below 1; with 0 all images are trained on, and the last "
+        "weights are kept",
+        least=0,
+        below=1,
+    )
+    folds_dir: str | None = option(
+        None,
+        "with --train_val_split 0: output folder of --fold all/n, whose temperature, thresholds and figures the model "
+        "gets",
+    )
     dataset_name: str | None = option(None, "dataset on the Hub instead of a folder")
     dataset_config_name: str | None = option(None, "configuration of that dataset")
     dataset_revision: str | None = option(None, "branch, tag or commit of that dataset")
@@ -95,6 +112,13 @@ class DataArguments(SplitArguments):
         "image_size; with 1.5 times that, default crops are never enlarged)",
         least=32,
     )
+
+    _takes_all_folds = True
+
+    @property
+    def num_folds(self) -> int | None:
+        """How many folds are to be trained one after another; None for an ordinary run."""
+        return int(self.fold.partition("/")[2]) if self._trains_all else None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -346,18 +370,6 @@ class TrainArguments(
         seedling-hf train --config scripts/recipes/nano_cpu.yaml --train_dir mine --output_dir outputs/mine
     """
 
-    fold: str | None = option(
-        None,
-        "i/n: validate on fold i of n instead of a fraction; all/n: train each of the n folds, one after another, and "
-        "report on all images; stratified or grouped",
-    )
-    _takes_all_folds = True
-
-    @property
-    def num_folds(self) -> int | None:
-        """How many folds are to be trained one after another; None for an ordinary run."""
-        return int(self.fold.partition("/")[2]) if self._trains_all else None
-
     def __post_init__(self) -> None:
         images = self.dataset_name if self.train_dir is None else expand_home(self.train_dir)
         if self.output_dir is None and images is not None:
@@ -378,6 +390,28 @@ class TrainArguments(
             )
         if self.num_folds is not None:
             self._check_all_folds()
+        if self.train_val_split == 0:
+            self._check_all_images()
+        elif self.folds_dir is not None:
+            raise InputError(
+                f"expected --folds_dir with --train_val_split 0, found {self.train_val_split}; a model with validation "
+                "images is calibrated on these"
+            )
+
+    def _check_all_images(self) -> None:
+        refused = {
+            "--fold": self.fold is not None,
+            "--validation_dir": self.validation_dir is not None,
+            "--split_file": self.split_file is not None,
+            "--split_strategy mle_bench": self.split_strategy == "mle_bench",
+            "--streaming": self.streaming,
+            "--early_stopping_patience": self.early_stopping_patience is not None,
+        }
+        for found, is_there in refused.items():
+            if is_there:
+                raise InputError(
+                    f"expected no validation images with --train_val_split 0, found {found}; remove one of the two"
+                )
 
     def _check_all_folds(self) -> None:
         refused = {

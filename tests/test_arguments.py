@@ -88,7 +88,7 @@ def test_kernels_of_another_network_than_a_replknet_are_refused():
         (["--learn", "1"], "unknown flag --learn "),
         (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["--variant", "huge"], "invalid choice: 'huge'"),
-        (["--train_val_split", "1.5"], "expected --train_val_split above 0 and below 1, found 1.5"),
+        (["--train_val_split", "1.5"], "expected --train_val_split at least 0 and below 1, found 1.5"),
         (["--per_device_train_batch_size", "0"], "expected --per_device_train_batch_size at least 1, found 0"),
         (["--mixup_prob", "nan"], "expected --mixup_prob at least 0 and at most 1, found nan"),
         (["--dataset_name", "a/b"], "expected --train_dir or --dataset_name, found both"),

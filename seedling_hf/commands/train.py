@@ -73,6 +73,7 @@ def train(
     from seedling_hf.training.memory import check_step_memory
     from seedling_hf.training.models import build_trainable_model
     from seedling_hf.training.output_dir import report_run, report_start, report_stop
+    from seedling_hf.training.precedents import read_precedents
     from seedling_hf.training.resuming import advising_to_resume
     from seedling_hf.training.trackers import start_trackers
 
@@ -80,8 +81,10 @@ def train(
     splits = load_streamed(arguments) if arguments.streaming else load_splits(arguments)
     if folds is not None:
         folds.check_images(splits)
+    class_names = splits["train"].features["label"].names
+    precedents = read_precedents(arguments, class_names)
     arguments = fit_batch_to_images(arguments, splits, accelerator)
-    model, image_processor = build_trainable_model(arguments, splits["train"].features["label"].names)
+    model, image_processor = build_trainable_model(arguments, class_names)
     check_step_memory(arguments, model, image_processor, splits, accelerator)
     if arguments.auto_find_batch_size:
         arguments = fit_batch_size(arguments, model, image_processor.crop_size["height"], accelerator)
@@ -97,7 +100,7 @@ def train(
     with advising_to_resume():
         finished = training.run()
         if finished:
-            report_run(training)
+            report_run(training, precedents)
     training.run_log.trackers.finish()
     return None if finished else report_stop(training, training.output_dir if folds is None else folds.output_dir)
 

@@ -33,8 +33,8 @@ def load_splits(arguments: SplitArguments) -> DatasetDict:
     """Loads the images of a run and splits them, the same way on every process; without `train_dir` from the Hub.
 
     Returns:
-        `train`, `validation` and perhaps `test`; columns `image`, `label` (ClassLabel, names in byte order), `file`
-        and `index` (row number in its split).
+        `train`, `validation` (empty for a fraction of 0) and perhaps `test`; columns `image`, `label` (ClassLabel,
+        names in byte order), `file` and `index` (row number in its split).
 
     Raises:
         InputError: for a missing folder, fewer than two classes, an empty class, a class that is in validation only,
@@ -52,13 +52,18 @@ def load_splits(arguments: SplitArguments) -> DatasetDict:
     elif arguments.split_file is not None or arguments.fold is not None:
         flag = "--split_file" if arguments.split_file is not None else "--fold"
         raise InputError(f"expected {flag} for images without a validation split, found one; leave {flag} out")
+    elif arguments.train_val_split == 0:
+        raise InputError(
+            "expected images without a validation split for --train_val_split 0, found one; put them all into one tree "
+            "of class folders"
+        )
     if arguments.label_file is not None:
         pools, members = correct_training_images(corrections, pools, members, arguments.label_file)
     limits = {"train": arguments.max_train_samples, "validation": arguments.max_eval_samples}
     for split, limit in limits.items():
         rows = pools.get(split, pools["train"]).rows
         members[split] = choose_of_each_class(rows, members[split], limit, arguments.split_seed)
-        if not members[split]:
+        if not members[split] and (split == "train" or arguments.train_val_split):
             raise InputError(f"expected images for {split}, found none; change --train_val_split or add images")
     splits = _build(pools, class_names, members)
     untrained = sorted(set(class_names) - {class_names[i] for i in splits["train"]["label"]})
@@ -128,6 +133,8 @@ def _split(
     rows = [pool.rows[i] for i in good]
     if arguments.split_file is not None:
         split_of = split_as_written(rows, arguments.split_file, corrections, ignore_test=has_test)
+    elif arguments.train_val_split == 0:
+        split_of = dict.fromkeys(rows, "train")
     else:
         clusters = None
         if arguments.split_strategy == "grouped":

@@ -15,6 +15,7 @@ from seedling_hf.inference.classifier import Pretrained, list_classes
 EXAMPLES = "examples"  # in a model folder: an image of each class, named after it
 TRAYS = "trays"  # in that folder: photographs of whole trays
 REPORT = "report.json"
+OUT_OF_FOLD = "out_of_fold.json"  # of a model that was trained on all images
 CARD = "README.md"
 
 
@@ -65,9 +66,9 @@ def example_files(folder: Path) -> list[Path]:
 
 
 def read_accuracy(source: Pretrained) -> tuple[float | None, int | None]:
-    """The accuracy that report.json or else the card states, and on how many images; None for what neither does."""
+    """The accuracy by report.json, by the folds or by the card, and on how many images; None for what none states."""
     try:
-        if (path := source.find(REPORT)) is not None:
+        if (path := source.find(REPORT) or source.find(OUT_OF_FOLD)) is not None:
             report = json.loads(path.read_text(encoding="utf-8"))
             return _fraction(report["accuracy"]), int(report["num_examples"])
         if (path := source.find(CARD)) is not None:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,19 +13,14 @@ import numpy as np
 from seedling_hf.data.images import a_few
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count
+from seedling_hf.evaluation.calibration import calibrate, sure_threshold
 from seedling_hf.evaluation.evaluator import LabelledProbabilities, compute_metrics
+from seedling_hf.evaluation.report import FoldFigures, Provenance, Report, make_report
+from seedling_hf.inference.familiarity import FAMILIAR_SHARE
+from seedling_hf.inference.judgement import Certainty
 
-
-@dataclass(frozen=True)
-class FoldFigures:
-    """The figures of one network on the images of its fold."""
-
-    fold: int
-    num_examples: int
-    accuracy: float
-    accuracy_interval: list[float]
-    macro_f1: float
-    expected_calibration_error: float
+# In probabilities.npz: of the images as they are, and with their values stretched to the whole range.
+DISTANCES, STRETCHED_DISTANCES = "distances", "stretched_distances"
 
 
 @dataclass(frozen=True)
@@ -33,20 +29,34 @@ class OutOfFold:
 
     Attributes:
         fold: (N,) the number of the fold that each image belongs to, from 1.
-        distances: (N,) how far each image is from the training images of its network; None unless every fold has them.
+        distances: (N,) how far each image is from the training images of its network, as it is and perhaps stretched;
+            only what every fold has.
         folds: The figures of each fold.
     """
 
     found: LabelledProbabilities
     class_names: list[str]
     fold: np.ndarray
-    distances: np.ndarray | None
+    distances: dict[str, np.ndarray]
     folds: list[FoldFigures]
+
+    @property
+    def familiarity_threshold(self) -> float | None:
+        """The distance within which `FAMILIAR_SHARE` of the images are, in each form; None without distances."""
+        limits = [float(np.quantile(distances, FAMILIAR_SHARE)) for distances in self.distances.values()]
+        return max(limits, default=None)
+
+    @property
+    def confidence_threshold(self) -> float:
+        """The probability from which on a familiar answer is sure."""
+        limit = self.familiarity_threshold
+        is_familiar = np.full(len(self.fold), True) if limit is None else self.distances[DISTANCES] <= limit
+        return sure_threshold(self.found.probabilities.max(1), self.found.correct, is_familiar)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What probabilities.npz has of all folds beside that of one run."""
-        return {"fold": self.fold} | ({} if self.distances is None else {"distances": self.distances})
+        return {"fold": self.fold} | self.distances
 
 
 def pool_folds(folders: Sequence[Path]) -> OutOfFold:
@@ -76,18 +86,40 @@ def pool_folds(folders: Sequence[Path]) -> OutOfFold:
         )
     joined = {
         name: np.concatenate([archive[name] for archive in archives])[first]
-        for name in ("probabilities", "labels", "distances")
+        for name in ("probabilities", "labels", DISTANCES, STRETCHED_DISTANCES)
         if all(name in archive for archive in archives)
+    }
+    distances = {
+        name: joined[name] for name in (DISTANCES, STRETCHED_DISTANCES) if DISTANCES in joined and name in joined
     }
     found = LabelledProbabilities(joined["probabilities"], joined["labels"], files.tolist(), sum(seconds))
     fold = np.repeat(np.arange(1, len(archives) + 1), [len(archive["labels"]) for archive in archives])
     figures = [_measure(number, archive, class_names) for number, archive in enumerate(archives, 1)]
-    return OutOfFold(found, class_names, fold[first], joined.get("distances"), figures)
+    return OutOfFold(found, class_names, fold[first], distances, figures)
 
 
-def read_provenance(folders: Sequence[Path]) -> dict[str, Any]:
-    """The provenance of the report of the first of some runs, with the parameters of its network."""
-    return _read_report(folders[0])["provenance"]
+def report_folds(pooled: OutOfFold, folders: Sequence[Path], images: str, *, seed: int) -> Report:
+    """The report on all images together, of which `images` is the name, with the figures of each fold.
+
+    Args:
+        folders: Of the runs that were pooled, all in one folder.
+        seed: As for `evaluate_model`.
+    """
+    found, count, limit = pooled.found, len(folders), pooled.familiarity_threshold
+    certainty = Certainty(pooled.confidence_threshold, limit is not None)
+    if limit is not None:
+        found = replace(found, unfamiliarity=pooled.distances[DISTANCES] / limit)
+    provenance = replace(
+        Provenance(**_read_report(folders[0])["provenance"]),
+        model=f"{folders[0].parent} ({count} folds)",
+        data=f"the images of {images}, each by the network that was not trained on it",
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(found.seconds, 2),
+        images_per_second=round(len(found.labels) / max(found.seconds, 1e-9), 1),
+    )
+    calibration = calibrate(found.probabilities, found.labels, seed=seed, fitted_on="the images of all folds")
+    report = make_report(found, pooled.class_names, provenance, calibration=calibration, certainty=certainty, seed=seed)
+    return replace(report, folds=pooled.folds)
 
 
 def _measure(number: int, archive: dict[str, np.ndarray], class_names: Sequence[str]) -> FoldFigures:
@@ -101,7 +133,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         count, num_classes = arrays["probabilities"].shape
-        if not len(arrays["labels"]) == len(arrays["files"]) == len(arrays.get("distances", arrays["files"])) == count:
+        if {len(arrays[name]) for name in ("labels", "files", DISTANCES, STRETCHED_DISTANCES) if name in arrays} != {
+            count
+        }:
             raise ValueError("arrays of different lengths")
         if len(arrays["class_names"]) != num_classes:
             raise ValueError("probabilities of other classes")

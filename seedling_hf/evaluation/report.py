@@ -26,7 +26,6 @@ from seedling_hf.evaluation.calibration import (
 )
 from seedling_hf.evaluation.evaluator import Evaluator, LabelledProbabilities, compute_metrics
 from seedling_hf.evaluation.metrics import HARD_PAIR, CropWeedCosts, HardPair, confused_pair, crop_weed_costs
-from seedling_hf.evaluation.out_of_fold import FoldFigures
 from seedling_hf.evaluation.probing import Probing
 from seedling_hf.evaluation.training_data import TrainedOn, judge_others
 from seedling_hf.evaluation.trust import Trust, list_certainties, measure_trust
@@ -108,6 +107,18 @@ class Provenance:
     @property
     def precision(self) -> str:
         return precision_name(self.mixed_precision)
+
+
+@dataclass(frozen=True)
+class FoldFigures:
+    """The figures of one network on the images of its fold."""
+
+    fold: int
+    num_examples: int
+    accuracy: float
+    accuracy_interval: list[float]
+    macro_f1: float
+    expected_calibration_error: float
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ def describe_split(arguments: dict[str, Any]) -> Markdown:
     elif name:
         link = f"[{Markdown.of(name)}](https://huggingface.co/datasets/{name})"
         how = f"The split is that of the dataset {link} if it has a validation split, otherwise {drawn}."
+    elif share == 0:
+        how = "All images were used for training, and none for validation."
     elif arguments.get("validation_dir") or (folder and Path(folder, "train").is_dir()):
         how = "The split was given: the validation images are in a folder of their own."
     else:

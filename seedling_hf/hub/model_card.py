@@ -16,7 +16,7 @@ from seedling_hf.escaping import Markdown, finish_markdown
 from seedling_hf.evaluation.metrics import PLANT_SEEDLINGS
 from seedling_hf.files import write_text
 from seedling_hf.hub.cards import check_card, count_split, describe_split, fence, merge_cards
-from seedling_hf.hub.outbox import CARD, model_files
+from seedling_hf.hub.outbox import CARD, OUT_OF_FOLD, model_files
 from seedling_hf.inference.classifier import parse_hub_name
 from seedling_hf.inference.model_files import FAMILIARITY
 
@@ -99,6 +99,8 @@ def card_values(folder: Path, *, results: bool) -> dict[str, Any]:
         "start": _describe_start(arguments, base_model),
         "arguments_text": fence(arguments_text.strip(), "yaml") if arguments_text else "",
         "report": report,
+        "is_on_all_images": arguments.get("train_val_split") == 0,
+        "out_of_fold": _read_json(folder / OUT_OF_FOLD) if results else None,
         "data_name": data_name,
         "weakest": [(name, row) for name, row in ranked if round(row["f1"], 2) < 1],
         "training": training,

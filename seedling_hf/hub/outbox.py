@@ -27,7 +27,9 @@ CARD = "README.md"
 # Only these files are pushed, and the code that `auto_map` names; all are at the top of a model folder.
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 OF_WEIGHTS = (*WEIGHTS, FAMILIARITY)
+OUT_OF_FOLD = "out_of_fold.json"  # the figures of the folds, of a model that was trained on all images
 RESULTS = (
+    OUT_OF_FOLD,
     "report.json", "report.md", "confusion_matrix.png", "reliability.png", "coverage_risk.png", "predictions.csv",
     "train_results.json", "curves.png",
 )  # fmt: skip

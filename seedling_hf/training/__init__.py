@@ -6,5 +6,5 @@ its convolution, and `threads` says how many threads compute; `loaders` makes th
 changes, with `optimization`, `distillation` and `sharding`; `loop` is the run, with the `readings` of its steps, its
 `run_log`, `run_folder` and `trackers`; `checkpointing`, `checkpoint_files` and `resuming` save and restore it;
 `certainty` calibrates what it has learned; and `output_dir` reports its start and its end. `folds` makes one run of all
-folds of a cross-validation.
+folds of a cross-validation; what they find are the `precedents` of a model on all images.
 """

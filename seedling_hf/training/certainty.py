@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from seedling_hf.data.transforms import ExampleTransform
 from seedling_hf.evaluation.calibration import calibrate, scale_probabilities, sure_threshold
 from seedling_hf.evaluation.evaluator import Evaluator, LabelledProbabilities
 from seedling_hf.evaluation.metrics import expected_calibration_error, reliability_bins
+from seedling_hf.evaluation.out_of_fold import DISTANCES, STRETCHED_DISTANCES
 from seedling_hf.inference.batch_memory import image_side
 from seedling_hf.inference.classifier import load_classifier
 from seedling_hf.inference.familiarity import Familiarity, stage_sizes
@@ -36,7 +38,7 @@ class Certainty:
 
     Attributes:
         temperature: What the logits are divided by; None for a model that is not calibrated.
-        calibration_error: Expected calibration error before.
+        calibration_error: Expected calibration error before; None where only the error after it was measured.
         calibrated_error: The same after, each half of the images scaled by the temperature of the other half.
         confidence_threshold: The probability from which on a familiar answer is sure.
         familiarity_threshold: The largest distance of a familiar image; None for a network without this measure.
@@ -44,25 +46,31 @@ class Certainty:
     """
 
     temperature: float | None
-    calibration_error: float
+    calibration_error: float | None
     calibrated_error: float | None
     confidence_threshold: float
     familiarity_threshold: float | None
     num_images: int
 
 
-def settle_certainty(training: "Training") -> Certainty:
+def settle_certainty(training: "Training") -> tuple[Certainty, dict[str, np.ndarray]]:
     """Calibrates the saved model of a finished run, and writes how unfamiliar images are told.
 
     The temperature is folded into the classifier (W / T, b / T), so that whoever loads the model gets calibrated
     probabilities; the weights of a run whose end is repeated are not changed again. Every process must call it.
+
+    Returns:
+        What was found, and the distances (N,) of the validation images in their order, in each of their forms; none
+        where they cannot be measured.
     """
     arguments, output_dir = training.arguments, training.output_dir
     model, image_processor = load_classifier(str(output_dir), merge=False)
     loading = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
     evaluator = Evaluator(model, image_processor, training.accelerator, *loading)
     found, familiarity, distances = _measure(evaluator, training)
-    is_familiar = np.full(len(found.labels), True) if familiarity is None else distances <= float(familiarity.threshold)
+    is_familiar = np.full(len(found.labels), True)
+    if familiarity is not None:
+        is_familiar = distances[DISTANCES] <= float(familiarity.threshold)
 
     folded = getattr(model.config, "calibration_temperature", None)
     raw = found.probabilities if folded is None else scale_probabilities(found.probabilities, 1 / folded)
@@ -89,9 +97,8 @@ def settle_certainty(training: "Training") -> Certainty:
             )
         if familiarity:
             familiarity.save(output_dir)
-    return Certainty(
-        temperature, error, scaled_error, threshold, familiarity and float(familiarity.threshold), len(found.labels)
-    )
+    limit = familiarity and float(familiarity.threshold)
+    return Certainty(temperature, error, scaled_error, threshold, limit, len(found.labels)), distances
 
 
 def describe_certainty(certainty: Certainty) -> str:
@@ -112,28 +119,22 @@ def describe_certainty(certainty: Certainty) -> str:
 
 def _measure(
     evaluator: Evaluator, training: "Training"
-) -> tuple[LabelledProbabilities, Familiarity | None, np.ndarray | None]:
-    """The predictions of the validation images, and their distances (N,) from the training images.
+) -> tuple[LabelledProbabilities, Familiarity | None, dict[str, np.ndarray]]:
+    """The predictions of the validation images, and their distances (N,) from the training images, in each form.
 
     These count as they are and as training has changed them: what it has taught the network to see past is familiar.
     """
     arguments, validation = training.arguments, training.splits["validation"]
     sizes = stage_sizes(evaluator.model.config)
     if sizes is None or arguments.streaming:
-        return evaluator.predict(validation), None, None
-    train = training.splits["train"]
-    train = train.select(range(0, len(train), math.ceil(len(train) / MOST_MEASURED)))
-    changed = ExampleTransform(training.batches.build_transform(), seed=arguments.seed)
-    known = [evaluator.measure(train), evaluator.measure(train, changed)]
-    features = np.concatenate([features.numpy() for _, features in known])
-    familiarity = Familiarity.fit(features, np.concatenate([found.labels for found, _ in known]), sizes)
+        return evaluator.predict(validation), None, {}
+    familiarity = fit_familiarity(evaluator, training, sizes)
     found, features = evaluator.measure(validation)
-    distances = familiarity(features).numpy()
-    forms = [distances]
+    distances = {DISTANCES: familiarity(features).numpy()}
     if arguments.levels_prob:  # half of what it changes is stretched, which is as familiar as the originals
         _, features = evaluator.measure(validation, Stretched(evaluator.image_processor))
-        forms.append(familiarity(features).numpy())
-    familiarity.set_threshold(*forms)
+        distances[STRETCHED_DISTANCES] = familiarity(features).numpy()
+    familiarity.set_threshold(*distances.values())
     return found, familiarity, distances
 
 
@@ -143,6 +144,16 @@ class Stretched(InferenceTransform):
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         pixels = [v2.functional.pil_to_tensor(to_rgb(image)) / 255 for image in rows["image"]]
         return super().__call__({**rows, "image": [v2.functional.to_pil_image(stretch(image)) for image in pixels]})
+
+
+def fit_familiarity(evaluator: Evaluator, training: "Training", sizes: Sequence[int]) -> Familiarity:
+    """The measure of the training images, whose threshold is still infinite; every process must call it."""
+    train = training.splits["train"]
+    train = train.select(range(0, len(train), math.ceil(len(train) / MOST_MEASURED)))
+    changed = ExampleTransform(training.batches.build_transform(), seed=training.arguments.seed)
+    known = [evaluator.measure(train), evaluator.measure(train, changed)]
+    features = np.concatenate([features.numpy() for _, features in known])
+    return Familiarity.fit(features, np.concatenate([found.labels for found, _ in known]), sizes)
 
 
 @torch.no_grad()

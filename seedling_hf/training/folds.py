@@ -8,13 +8,12 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import yaml
 from accelerate import Accelerator
-from datasets import DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from seedling_hf.arguments import write_arguments
 from seedling_hf.data.corrections import has_kept, read_labels
@@ -23,9 +22,7 @@ from seedling_hf.data.images import a_few
 from seedling_hf.data.splits import read_split_csv
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count
-from seedling_hf.evaluation.calibration import calibrate
-from seedling_hf.evaluation.out_of_fold import OutOfFold, pool_folds, read_provenance
-from seedling_hf.evaluation.report import Provenance, Report, make_report
+from seedling_hf.evaluation.out_of_fold import pool_folds, report_folds
 from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.inference.members import fold_folder
 from seedling_hf.inference.model_files import CONFIG
@@ -125,29 +122,13 @@ class Folds:
         if not self.accelerator.is_main_process:
             return
         pooled = pool_folds(self.folders)
-        report = self._make_report(pooled)
+        images = self.arguments.train_dir or self.arguments.dataset_name
+        report = report_folds(pooled, self.folders, images, seed=self.arguments.seed)
         write_report(report, self.output_dir, self._load_images(), arrays=pooled.arrays)
         print(f"\n{format_report(report)}")
         print(f"\nThe folds and their report are in {self.output_dir}: open {self.output_dir / 'report.html'}.\n")
 
-    def _make_report(self, pooled: OutOfFold) -> Report:
-        found, images = pooled.found, self.arguments.train_dir or self.arguments.dataset_name
-        provenance = Provenance(**read_provenance(self.folders))
-        provenance = replace(
-            provenance,
-            model=f"{self.output_dir} ({len(self.folders)} folds)",
-            data=f"the images of {images}, each by the network that was not trained on it",
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(found.seconds, 2),
-            images_per_second=round(len(found.labels) / max(found.seconds, 1e-9), 1),
-        )
-        calibration = calibrate(
-            found.probabilities, found.labels, seed=self.arguments.seed, fitted_on="the images of all folds"
-        )
-        report = make_report(found, pooled.class_names, provenance, calibration=calibration)
-        return replace(report, folds=pooled.folds)
-
-    def _load_images(self):
+    def _load_images(self) -> Dataset:
         """All images of all folds as they are labelled, by whichever split is drawn the fastest."""
         every = {"fold": None, "split_strategy": "random", "label_file": None}
         every |= {"max_train_samples": None, "max_eval_samples": None}

@@ -166,12 +166,14 @@ class Training:
             self.readings.read()
 
     def evaluate(self) -> dict[str, float]:
-        """Validates the weights that would be saved now, and saves them if they are the best so far.
+        """Validates the weights that would be saved now, and saves them if they are the best so far, or none validate.
 
         A signal ends it, and the checkpoint that is then saved says that it is to be repeated.
         """
         self.read_steps()
         self._forget_lost_model()
+        if not len(self.eval_labels):
+            return self._keep_last()
         started, self.is_evaluated = time.perf_counter(), False
         self.learner.share_statistics()
         logits, index = predict(self.learner.evaluated_model(), self.eval_loader, self.accelerator)
@@ -196,6 +198,14 @@ class Training:
             )
         self.is_evaluated = True
         return values
+
+    def _keep_last(self) -> dict[str, float]:
+        """Saves the present weights: without validation images, the last are the best."""
+        self.learner.share_statistics()
+        self.unwritten_best = {**NO_BEST, "best_step": self.counters["step"]}, self.learner.evaluated_weights()
+        self._write_best()
+        self.is_evaluated = True
+        return {}
 
     def keep_best_model(self) -> bool:
         """Evaluates the present weights if the best ones are not in the output folder: there, these are the best."""
@@ -314,7 +324,7 @@ class Training:
         """Stages the current state for the Hub, if a push was requested for this event."""
         if self.pusher:
             counters = self.counters
-            metrics = {} if counters["best_step"] is None else {"accuracy": counters["best_accuracy"]}
+            metrics = {} if counters["best_accuracy"] < 0 else {"accuracy": counters["best_accuracy"]}
             self.pusher.stage(event, step=counters["step"], epoch=self.epoch, metrics=metrics, checkpoint=checkpoint)
 
     def log(self, values: dict[str, float | None]) -> None:

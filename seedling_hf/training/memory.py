@@ -84,7 +84,7 @@ def check_step_memory(
         share=0.5 if accelerator.mixed_precision in DTYPES else 1.0,
         device=accelerator.device,
     )
-    images = min(arguments.per_device_eval_batch_size, len(splits["validation"]))
+    images = min(arguments.per_device_eval_batch_size, len(splits["validation"]) or len(train))
     advice = "lower --image_size or --per_device_eval_batch_size, or use a smaller --variant"
     check_memory(model, images, side, advice, device=accelerator.device)
 

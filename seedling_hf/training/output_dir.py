@@ -21,7 +21,7 @@ from seedling_hf.data.images import num_cores
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count
 from seedling_hf.evaluation.evaluator import open_evaluator
-from seedling_hf.evaluation.report import evaluate_model
+from seedling_hf.evaluation.report import Report, evaluate_model
 from seedling_hf.evaluation.report_files import format_report, write_report
 from seedling_hf.hub.model_card import write_card
 from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Outbox
@@ -45,6 +45,7 @@ from seedling_hf.training.checkpointing import (
 )
 from seedling_hf.training.finetuning import describe_start
 from seedling_hf.training.loop import Training
+from seedling_hf.training.precedents import Precedents, describe_final_model, settle_by_precedents
 from seedling_hf.training.run_log import RESULTS
 from seedling_hf.training.threads import VARIABLE
 
@@ -207,36 +208,52 @@ def report_stop(training: Training, output_dir: Path) -> int:
     return RESUMABLE_EXIT_CODE
 
 
-def report_run(training: Training) -> None:
+def report_run(training: Training, precedents: Precedents | None = None) -> None:
     """Evaluates the saved model of a finished run, and writes and prints report, curves, timing and card.
 
-    The folder is loaded as its users will load it, so the report describes what was saved. Every process must call it.
+    The folder is loaded as its users will load it, so the report describes what was saved. A model that was trained on
+    all images gets no report, but what its `precedents` have found. Every process must call it.
     """
-    arguments, accelerator, output_dir = training.arguments, training.accelerator, training.output_dir
-    validation = training.splits["validation"]
+    output_dir, images = training.output_dir, training.splits["validation"]
     training.keep_best_model()
-    certainty = settle_certainty(training)
-    batch_size, num_workers = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
-    report = evaluate_model(
-        open_evaluator(str(output_dir), accelerator, batch_size, num_workers),
-        validation,
-        data_name=f"the validation images of {arguments.train_dir or arguments.dataset_name}",
-    )
-    if not accelerator.is_main_process:
+    distances = {}
+    if len(images):
+        certainty, distances = settle_certainty(training)
+        report = _evaluate(training)
+    else:
+        certainty, report, images = settle_by_precedents(training, precedents), None, training.splits["train"]
+    if not training.accelerator.is_main_process:
         return
-    write_report(report, output_dir, validation)
+    if report is not None:
+        write_report(report, output_dir, images, arrays=distances)
     plot_curves(training.run_log.read(), output_dir / "curves.png")
-    training.run_log.write_results(training.timing, training.counters, training.resumed_at_step, asdict(certainty))
+    values = training.timing, training.counters, training.resumed_at_step
+    training.run_log.write_results(*values, certainty and asdict(certainty))
     try:
         write_card(output_dir)
     except ValueError as error:  # a model without a card is still a model
         print(f"warning: no card could be written into {output_dir}: {error}", file=sys.stderr)
-    print(format_report(report))
-    print(f"\n{describe_certainty(certainty)}")
+    if report is None:
+        print(f"\n{describe_final_model(training, precedents)}")
+    else:
+        print(f"{format_report(report)}\n\n{describe_certainty(certainty)}")
     print(f"\n{training.timing.share_waiting:.1%} of the training time was spent waiting for images.")
-    print(f"\nThe model and its report are in {output_dir}: open {output_dir / 'report.html'}.")
-    print(f"Classify an image with\n\n  {predict_command(output_dir, example_image(validation))}\n")
+    where = (
+        f" and its report are in {output_dir}: open {output_dir / 'report.html'}" if report else f" is in {output_dir}"
+    )
+    print(f"\nThe model{where}.")
+    print(f"Classify an image with\n\n  {predict_command(output_dir, example_image(images))}\n")
     training.stage_push("end")
+
+
+def _evaluate(training: Training) -> Report:
+    arguments = training.arguments
+    loading = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
+    return evaluate_model(
+        open_evaluator(str(training.output_dir), training.accelerator, *loading),
+        training.splits["validation"],
+        data_name=f"the validation images of {arguments.train_dir or arguments.dataset_name}",
+    )
 
 
 def example_image(images: Dataset) -> str:

@@ -26,7 +26,7 @@ from seedling_hf.training.checkpoint_files import DamageError, RunState
 FREE_ARGUMENTS = frozenset(
     {
         "allow_changed_arguments", "auto_find_batch_size", "dataloader_num_workers", "ddp_timeout", "fold",
-        "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout",
+        "folds_dir", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout",
         "label_file", "logging_steps", "no_calibration", "no_duplicate_check", "output_dir",
         "overwrite_output_dir", "per_device_eval_batch_size", "push_to_hub", "report_to",
         "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit", "split_file",

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -155,7 +156,7 @@ class RunLog:
         return next(path for path in names if not path.exists())
 
     def write_results(
-        self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int, certainty: Mapping[str, Any]
+        self, timing: Timing, counters: Mapping[str, Any], resumed_at_step: int, certainty: Mapping[str, Any] | None
     ) -> None:
         """Writes train_results.json: what depends on the machine and the day, separate from the figures that do not."""
         self.flush()
@@ -175,7 +176,7 @@ class RunLog:
             "torch_threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets", "timm")},
             "date": time.strftime("%Y-%m-%d"),
-            **counters,
+            **{name: value for name, value in counters.items() if value not in (math.inf, -1.0)},  # none validated
             "certainty": certainty,
         }
         write_text(self.path.with_name(RESULTS), json.dumps(results, indent=2) + "\n")

@@ -50,7 +50,17 @@ def test_each_fold_has_its_figures(folds):
 
 def test_distances_that_one_fold_lacks_are_left_out(folds, tmp_path):
     folds.append(write_fold(tmp_path / "fold_3", ["d"], [0], [[0.6, 0.4]]))
-    assert pool_folds(folds).distances is None
+    assert pool_folds(folds).distances == {}
+
+
+def test_the_limit_of_the_familiar_holds_for_images_as_they_are_and_stretched(folds):
+    assert pool_folds(folds).familiarity_threshold == pytest.approx(np.quantile([1, 2, 3], 0.97))
+    for folder, values in zip(folds, ([5.0, 9.0], [7.0]), strict=True):
+        arrays = dict(np.load(folder / "probabilities.npz"))
+        np.savez(folder / "probabilities.npz", **arrays, stretched_distances=np.array(values))
+    pooled = pool_folds(folds)
+    assert pooled.familiarity_threshold == pytest.approx(np.quantile([5, 7, 9], 0.97))
+    np.testing.assert_array_equal(pooled.arrays["stretched_distances"], [9.0, 7.0, 5.0])
 
 
 def test_an_image_in_two_folds_is_refused(folds, tmp_path):

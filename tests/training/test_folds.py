@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import time
@@ -13,34 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import Started, assert_sentence, assert_well, command
+from fold_runs import FLAGS
 from training_runs import TIMED, Run, kill
 
 from seedling_hf.errors import InputError
 from seedling_hf.train_arguments import TrainArguments
-
-FLAGS = shlex.split(
-    "train --train_dir images --output_dir run --variant tiny --image_size 32 --per_device_train_batch_size 8 "
-    "--max_steps 2 --save_steps 1 --eval_steps 2 --logging_steps 1 --fold all/2"
-)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, images) -> Path:
-    """The folder in which two folds were trained; to read only."""
-    folder = tmp_path_factory.mktemp("folds")
-    (folder / "images").symlink_to(images)
-    outcome = command(FLAGS, folder)
-    assert_well(outcome)
-    (folder / "stdout").write_text(outcome.stdout)
-    return folder
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open(newline="")))
 
 
-def test_each_image_is_answered_by_the_run_that_did_not_train_on_it(finished, images):
-    run = finished / "run"
+def test_each_image_is_answered_by_the_run_that_did_not_train_on_it(finished_folds, images):
+    run = finished_folds / "run"
     pooled = {row["file"]: row for row in read_rows(run / "predictions.csv")}
     assert len(pooled) == len(list(images.glob("*/*.jpg"))) == 48
     archive = np.load(run / "probabilities.npz")
@@ -50,46 +34,47 @@ def test_each_image_is_answered_by_the_run_that_did_not_train_on_it(finished, im
         split = {row["file"]: row["split"] for row in read_rows(run / f"fold_{number}" / "split.csv")}
         assert {file for file, name in split.items() if name == "validation"} == validated.keys()
         assert {file for file, fold in fold_of.items() if fold == number} == validated.keys()
-        assert all(pooled[file] == row for file, row in validated.items())
+        # A word on the certainty is by the thresholds of all folds.
+        assert all({**pooled[file], "certainty": row["certainty"]} == row for file, row in validated.items())
 
 
-def test_the_report_of_all_images_has_the_figures_of_each_fold(finished):
-    run = finished / "run"
+def test_the_report_of_all_images_has_the_figures_of_each_fold(finished_folds):
+    run = finished_folds / "run"
     report = json.loads((run / "report.json").read_text())
     own = [json.loads((run / f"fold_{number}" / "report.json").read_text()) for number in (1, 2)]
     assert [fold["accuracy"] for fold in report["folds"]] == [each["accuracy"] for each in own]
     assert [fold["accuracy_interval"] for fold in report["folds"]] == [each["accuracy_interval"] for each in own]
     right = sum(round(each["accuracy"] * each["num_examples"]) for each in own)
     assert (report["num_examples"], report["accuracy"]) == (48, right / 48)
-    printed = (finished / "stdout").read_text()
+    printed = (finished_folds / "stdout").read_text()
     assert f"{right} of 48 images; 95% interval" in printed and "  fold   images  accuracy  95% interval" in printed
     assert "which was not trained on it" not in printed and "each by the network that was not trained on it" in printed
     for page in ("report.html", "report.md"):
         assert "Folds" in (run / page).read_text()
 
 
-def test_another_run_in_the_same_folder_is_refused(finished):
-    assert_sentence(command(FLAGS, finished), "found a run in run", "--overwrite_output_dir")
+def test_another_run_in_the_same_folder_is_refused(finished_folds):
+    assert_sentence(command(FLAGS, finished_folds), "found a run in run", "--overwrite_output_dir")
     ordinary = [*FLAGS[:-2], "--resume_from_checkpoint", "latest"]
-    assert_sentence(command(ordinary, finished), "expected to resume --fold all/2", "found an ordinary run")
+    assert_sentence(command(ordinary, finished_folds), "expected to resume --fold all/2", "found an ordinary run")
     other = [*FLAGS[:-1], "all/3", "--resume_from_checkpoint", "latest"]
-    assert_sentence(command(other, finished), "expected to resume --fold all/2", "found --fold all/3")
+    assert_sentence(command(other, finished_folds), "expected to resume --fold all/2", "found --fold all/3")
 
 
-def test_finished_folds_are_not_trained_again(finished):
-    run = finished / "run"
+def test_finished_folds_are_not_trained_again(finished_folds):
+    run = finished_folds / "run"
     before = {path: path.stat().st_mtime_ns for path in run.glob("fold_*/*")}
     report = (run / "report.json").read_bytes()
     (run / "report.json").unlink()
-    outcome = command([*FLAGS, "--resume_from_checkpoint", "latest"], finished)
+    outcome = command([*FLAGS, "--resume_from_checkpoint", "latest"], finished_folds)
     assert_well(outcome)
     assert outcome.stdout.count("is finished, in run/fold_") == 2
     assert {path: path.stat().st_mtime_ns for path in run.glob("fold_*/*")} == before
     assert TIMED.sub(b"", (run / "report.json").read_bytes()) == TIMED.sub(b"", report)
 
 
-def test_images_that_were_added_between_folds_are_refused(tmp_path, images, finished):
-    shutil.copytree(finished / "run", tmp_path / "run")
+def test_images_that_were_added_between_folds_are_refused(tmp_path, images, finished_folds):
+    shutil.copytree(finished_folds / "run", tmp_path / "run")
     shutil.copytree(images, tmp_path / "images")
     shutil.rmtree(tmp_path / "run" / "fold_2")
     first = next((tmp_path / "images").glob("Maize/*.jpg"))
@@ -119,8 +104,8 @@ def test_labels_are_corrected_where_they_are_trained_on_and_every_image_is_answe
     assert_sentence(changed, "split (the images and their labels, after --split_file and --label_file) was ")
 
 
-def test_overwriting_discards_every_fold(tmp_path, images, finished):
-    shutil.copytree(finished / "run", tmp_path / "run")
+def test_overwriting_discards_every_fold(tmp_path, images, finished_folds):
+    shutil.copytree(finished_folds / "run", tmp_path / "run")
     (tmp_path / "images").symlink_to(images)
     shutil.copytree(tmp_path / "run" / "fold_2", tmp_path / "run" / "fold_3")
     (tmp_path / "run" / "fold_3" / "mine.txt").write_text("mine")
