@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from seedling_hf.data.greenness import plant_mask, soft_plant_mask
 from seedling_hf.data.images import choose_evenly, map_in_threads, read_image, to_rgb
@@ -27,6 +28,7 @@ GREY = 128
 BANK_SIZE, BANK_SIDE, NUM_TEXTURES = 96, 160, 48
 LEAST_GROUND = 0.3  # of an image: with less, the same piece would be seen again and again
 LEAST_PLANT, MOST_PLANT = 0.002, 0.9  # of an image whose background is replaced
+MEASURED_SIDE = 96  # pixels whose mean is taken: of more, threads would add up parts, and their number would matter
 CONTRASTS = 0.4, 1.3  # of one ground to another that takes its place
 GREEN_HUES = 0.1, 0.57  # from yellow to azure, which have excess green: a plant could not be told from them
 
@@ -61,23 +63,26 @@ class Backgrounds:
 
     def like(self, image: Tensor) -> Tensor:
         """A ground (3, h, w) with the mean and about the spread of the ground of a square float `image` (3, h, w)."""
-        pixels, size = image[:, soft_plant_mask(image) < 0.1], image.shape[-1]
+        size = image.shape[-1]
+        step = -(-size // MEASURED_SIDE)
+        sparse = image[:, ::step, ::step]
+        pixels = sparse[:, soft_plant_mask(sparse) < 0.1]
         if pixels.shape[1] < 2:
-            pixels = image.flatten(1)
+            pixels = sparse.flatten(1)
         ground = self._ground(size) if self.grounds is not None else self._texture(size).expand(3, size, size)
-        deviation, mean = torch.std_mean(ground, (1, 2), keepdim=True)
+        deviation, mean = torch.std_mean(ground[:, ::step, ::step], (1, 2), keepdim=True)
         wanted_deviation, wanted_mean = torch.std_mean(pixels, 1)
         scale = (wanted_deviation[:, None, None] / deviation.clamp(min=0.02)).clamp_(*CONTRASTS)
         return ((ground - mean) * scale + wanted_mean[:, None, None]).clamp_(0, 1)
 
     def _ground(self, size: int) -> Tensor:
         ground = self.grounds[int(torch.randint(len(self.grounds), ()))]
-        return _cut(ground, size).clamp_(0, 255).div_(255)
+        return _cut(ground, size).div_(255)
 
     def _texture(self, size: int) -> Tensor:
         """(1, size, size) from 0 to 1."""
         texture = self.textures[int(torch.randint(len(self.textures), ()))][None]
-        return _cut(texture, size).clamp_(0, 255).div_(255)
+        return _cut(texture, size).div_(255)
 
 
 class RandomBackground(nn.Module):
@@ -174,11 +179,11 @@ def _cut(texture: Tensor, size: int) -> Tensor:
     """A random square of the bytes of a `texture` (C, H, W), of any direction, as floats (C, size, size)."""
     side = round(texture.shape[-1] * uniform(0.5, 1))
     top, left = (int(torch.randint(texture.shape[-1] - side + 1, ())) for _ in range(2))
-    cut = texture[:, top : top + side, left : left + side].float()
+    cut = texture[:, top : top + side, left : left + side]
     turns, mirrored = int(torch.randint(4, ())), bool(torch.rand(()) < 0.5)
-    cut = F.interpolate(cut[None], (size, size), mode="bilinear", align_corners=False)[0]
-    cut = torch.rot90(cut, turns, (1, 2))
-    return cut.flip(2) if mirrored else cut
+    # Of bytes, resized images do not depend on the number of threads.
+    cut = torch.rot90(v2.functional.resize(cut, [size, size], antialias=True), turns, (1, 2))
+    return (cut.flip(2) if mirrored else cut).float()
 
 
 def _color() -> Tensor:

@@ -65,9 +65,12 @@ class RandomNoise(nn.Module):
             return image
         amount, is_coarse = uniform(0, 1) ** 2, bool(torch.rand(()) < 0.5)
         height, width = image.shape[-2:]
-        noise = torch.randn(3, -(-height // 2), -(-width // 2)) if is_coarse else torch.randn(3, height, width)
-        if is_coarse:
-            noise = F.interpolate(noise[None], (height, width), mode="bilinear", align_corners=False)[0]
+        if is_coarse:  # each pixel is the mean of its neighbours in a noise of grains of two by two
+            noise = torch.randn(3, height // 2 + 1, width // 2 + 1).repeat_interleave(2, 1).repeat_interleave(2, 2)
+            noise = (noise[:, 1 : height + 1] + noise[:, :height]) * 0.5
+            noise = (noise[..., 1 : width + 1] + noise[..., :width]) * 0.5
+        else:
+            noise = torch.randn(3, height, width)
         deviation = (amount * MOST_SHOT_NOISE * image + (amount * MOST_READ_NOISE) ** 2).sqrt_()
         return noise.mul_(deviation).add_(image).clamp_(0, 1)
 

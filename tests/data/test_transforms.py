@@ -157,3 +157,18 @@ def test_all_steps_together_work_with_images_of_any_side(images):
         for seed, side in enumerate((20, 33, 150)):
             found = same_random_numbers(seed, transform, images[seed].resize((side, side + 7)))
             assert found.shape == (3, size, size) and found.isfinite().all()
+
+
+@pytest.mark.parametrize("flag", FOR_THE_FIELD)
+def test_a_step_gives_the_same_bits_whatever_the_number_of_threads(images, flag):
+    """Large enough for PyTorch to divide the work; workers have one thread, a process without workers all."""
+    augmentation = AugmentationArguments(**NOTHING, **{flag: 1.0})
+    transform = build_train_transform(augmentation, RepLKNetImageProcessor(crop_size=224))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append([same_random_numbers(seed, transform, image) for seed, image in enumerate(images)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, *found))
