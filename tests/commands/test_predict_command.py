@@ -38,12 +38,6 @@ def linked(tmp_path_factory, sample_dir) -> Callable[[int], Path]:
 
 
 @pytest.fixture(scope="module")
-def model_dir(familiar_dir) -> Path:
-    """A model that also says what is unfamiliar."""
-    return familiar_dir
-
-
-@pytest.fixture(scope="module")
 def many(linked) -> Path:
     folder = linked(300)
     for number in (0, 7, 150, 299):
@@ -55,9 +49,9 @@ def many(linked) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(model_dir, many, tmp_path_factory) -> Path:
+def uninterrupted(familiar_dir, many, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    finished = finish(folder, words(model_dir, many, folder / "out" / "answers.csv"))
+    finished = finish(folder, words(familiar_dir, many, folder / "out" / "answers.csv"))
     assert finished.returncode == 0, finished.stdout
     return folder / "out"
 
@@ -67,9 +61,9 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def words(model_dir: Path, images: Path, output: Path, batch_size: int = 4, **further) -> list[str]:
+def words(familiar_dir: Path, images: Path, output: Path, batch_size: int = 4, **further) -> list[str]:
     return flags(
-        model_name_or_path=model_dir, images=[images], output_file=output, per_device_eval_batch_size=batch_size,
+        model_name_or_path=familiar_dir, images=[images], output_file=output, per_device_eval_batch_size=batch_size,
         top_k=2, threshold=0.5, skip_bad_images=True, **further,
     )  # fmt: skip
 
@@ -95,8 +89,8 @@ def test_all_images_but_the_failed_ones_have_their_rows_in_order(uninterrupted, 
     assert len(contents(uninterrupted)) == 2, "no temporary file remains"
 
 
-def test_a_killed_run_resumes_to_the_very_same_files(model_dir, many, uninterrupted, out, tmp_path):
-    arguments = words(model_dir, many, out / "answers.csv", dataloader_num_workers=2)
+def test_a_killed_run_resumes_to_the_very_same_files(familiar_dir, many, uninterrupted, out, tmp_path):
+    arguments = words(familiar_dir, many, out / "answers.csv", dataloader_num_workers=2)
     part = out / "answers.csv.partial" / "answers-00000.jsonl"
     process = start(tmp_path, arguments)
     wait_until(lambda: lines_in(part) >= 40 or process.status is not None)
@@ -128,12 +122,12 @@ KILLS = 20
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_run_killed_at_twenty_moments_ends_with_the_very_same_files(
-    model_dir, many, uninterrupted, tmp_path, num_workers
+    familiar_dir, many, uninterrupted, tmp_path, num_workers
 ):
     moments, kills, midway = random.Random(num_workers), 0, 0
     for attempt in itertools.count():
         out = tmp_path / f"out-{attempt}"
-        arguments = words(model_dir, many, out / "answers.csv", dataloader_num_workers=num_workers)
+        arguments = words(familiar_dir, many, out / "answers.csv", dataloader_num_workers=num_workers)
         rows, alive = out / "answers.csv.partial" / "answers-00000.jsonl", True
         while kills < KILLS and alive:
             # A quarter of them before the first answer, or after the last.
@@ -149,8 +143,8 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_very_same_files(
     assert midway >= KILLS // 4
 
 
-def test_two_processes_give_the_very_same_files_as_one(model_dir, many, uninterrupted, out):
-    process = run_on_two(words(model_dir, many, out / "answers.csv"))
+def test_two_processes_give_the_very_same_files_as_one(familiar_dir, many, uninterrupted, out):
+    process = run_on_two(words(familiar_dir, many, out / "answers.csv"))
     parts = [out / "answers.csv.partial" / f"answers-{i:05d}.jsonl" for i in range(2)]
     wait_until(lambda: all(map(lines_in, parts)) or process.poll() is not None)
     assert process.poll() is None, "both have answers before the run ends"
@@ -159,21 +153,21 @@ def test_two_processes_give_the_very_same_files_as_one(model_dir, many, uninterr
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_is_killed_resume_to_the_very_same_files(model_dir, many, uninterrupted, out):
-    process = run_on_two(words(model_dir, many, out / "answers.csv"))
+def test_two_processes_of_which_one_is_killed_resume_to_the_very_same_files(familiar_dir, many, uninterrupted, out):
+    process = run_on_two(words(familiar_dir, many, out / "answers.csv"))
     parts = [out / "answers.csv.partial" / f"answers-{i:05d}.jsonl" for i in range(2)]
     wait_until(lambda: all(lines_in(part) >= 12 for part in parts) or process.poll() is not None)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     assert process.wait() != 0
     assert not (out / "answers.csv").exists()
-    process = run_on_two(words(model_dir, many, out / "answers.csv"))
+    process = run_on_two(words(familiar_dir, many, out / "answers.csv"))
     assert process.wait() == 0, process.stdout.read()
     assert contents(out) == contents(uninterrupted)
 
 
-def test_a_run_that_gets_sigterm_says_how_to_resume(model_dir, many, out, tmp_path):
-    process = start(tmp_path, words(model_dir, many, out / "answers.csv"))
+def test_a_run_that_gets_sigterm_says_how_to_resume(familiar_dir, many, out, tmp_path):
+    process = start(tmp_path, words(familiar_dir, many, out / "answers.csv"))
     wait_until(lambda: lines_in(out / "answers.csv.partial" / "answers-00000.jsonl") or process.status is not None)
     os.kill(process.id, signal.SIGTERM)
     finished = process.finish()
@@ -182,19 +176,19 @@ def test_a_run_that_gets_sigterm_says_how_to_resume(model_dir, many, out, tmp_pa
     assert "Traceback" not in finished.stdout
 
 
-def test_a_resumed_run_with_other_arguments_is_refused(model_dir, many, tmp_path, capsys):
+def test_a_resumed_run_with_other_arguments_is_refused(familiar_dir, many, tmp_path, capsys):
     folder = tmp_path / "answers.csv.partial"
     folder.mkdir()
     (folder / "run.json").write_text('{"--top_k": 3, "batch_size": 4}')
-    assert run(predict.main, words(model_dir, many, tmp_path / "answers.csv")) == 2
+    assert run(predict.main, words(familiar_dir, many, tmp_path / "answers.csv")) == 2
     error = capsys.readouterr().err
     assert "--top_k 2 instead of 3" in error
     assert error.count("\n") == 1
     assert (folder / "run.json").exists()
 
 
-def test_jsonl_is_chosen_by_the_suffix_and_has_the_same_predictions(model_dir, many, uninterrupted, tmp_path):
-    assert run(predict.main, words(model_dir, many, tmp_path / "answers.jsonl")) == 0
+def test_jsonl_is_chosen_by_the_suffix_and_has_the_same_predictions(familiar_dir, many, uninterrupted, tmp_path):
+    assert run(predict.main, words(familiar_dir, many, tmp_path / "answers.jsonl")) == 0
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     expected = read_csv((uninterrupted / "answers.csv").read_text())
     assert [(row["file"], row["class"], row["certainty"]) for row in rows] == [
@@ -202,23 +196,23 @@ def test_jsonl_is_chosen_by_the_suffix_and_has_the_same_predictions(model_dir, m
     ]
 
 
-def test_the_list_of_failed_files_of_an_earlier_run_is_removed(model_dir, sample_dir, tmp_path):
+def test_the_list_of_failed_files_of_an_earlier_run_is_removed(familiar_dir, sample_dir, tmp_path):
     (tmp_path / "answers.failed.csv").write_text("file,reason\nold.jpg,torn\n")
     image = next((sample_dir / "Maize").iterdir())
-    assert run(predict.main, words(model_dir, image, tmp_path / "answers.csv")) == 0
+    assert run(predict.main, words(familiar_dir, image, tmp_path / "answers.csv")) == 0
     assert not (tmp_path / "answers.failed.csv").exists()
 
 
-def test_a_run_in_which_all_images_fail_is_refused_and_leaves_nothing(model_dir, tmp_path, capsys):
+def test_a_run_in_which_all_images_fail_is_refused_and_leaves_nothing(familiar_dir, tmp_path, capsys):
     (tmp_path / "torn.jpg").write_bytes(b"no image")
-    assert run(predict.main, words(model_dir, tmp_path, tmp_path / "new" / "answers.csv")) == 2
+    assert run(predict.main, words(familiar_dir, tmp_path, tmp_path / "new" / "answers.csv")) == 2
     assert "torn.jpg" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
-def peak_memory_kb(model_dir: Path, images: Path, folder: Path) -> int:
+def peak_memory_kb(familiar_dir: Path, images: Path, folder: Path) -> int:
     output = folder / f"{images.name}.csv"
-    finished = finish(folder, words(model_dir, images, output, batch_size=32))
+    finished = finish(folder, words(familiar_dir, images, output, batch_size=32))
     assert finished.returncode == 0, finished.stdout
     with open(output, newline="") as stream:
         assert sum(1 for _ in csv.reader(stream)) == 1 + 2 * sum(1 for _ in images.iterdir())
@@ -226,8 +220,8 @@ def peak_memory_kb(model_dir: Path, images: Path, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("count", [2000, pytest.param(20000, marks=pytest.mark.slow)])
-def test_memory_for_many_images_equals_that_for_400(model_dir, linked, tmp_path, count):
-    few, most = (peak_memory_kb(model_dir, linked(number), tmp_path) for number in (400, count))
+def test_memory_for_many_images_equals_that_for_400(familiar_dir, linked, tmp_path, count):
+    few, most = (peak_memory_kb(familiar_dir, linked(number), tmp_path) for number in (400, count))
     assert most < 1.1 * few
 
 
@@ -248,9 +242,9 @@ def drop(sample_dir: Path, folder: Path, number: int) -> Path:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_watched_folder_is_answered_as_images_arrive_until_a_signal(
-    model_dir, sample_dir, inbox, out, tmp_path, ending
+    familiar_dir, sample_dir, inbox, out, tmp_path, ending
 ):
-    arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
+    arguments = flags(model_name_or_path=familiar_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
     process = start(tmp_path, arguments)
     wait_for_rows(process, out / "answers.csv", 1)
     (inbox / "torn.jpg").write_bytes(b"no image")
@@ -266,8 +260,8 @@ def test_a_watched_folder_is_answered_as_images_arrive_until_a_signal(
     assert [Path(row["file"]).name for row in read_csv((out / "answers.failed.csv").read_text())] == ["torn.jpg"]
 
 
-def test_a_killed_watch_resumes_without_a_missing_or_repeated_row(model_dir, sample_dir, inbox, out, tmp_path):
-    arguments = flags(model_name_or_path=model_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
+def test_a_killed_watch_resumes_without_a_missing_or_repeated_row(familiar_dir, sample_dir, inbox, out, tmp_path):
+    arguments = flags(model_name_or_path=familiar_dir, images=[inbox], output_file=out / "answers.csv", watch=True)
     process = start(tmp_path, arguments)
     wait_for_rows(process, out / "answers.csv", 1)
     time.sleep(0.3)
@@ -288,14 +282,14 @@ def test_a_killed_watch_resumes_without_a_missing_or_repeated_row(model_dir, sam
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_watch_killed_at_twenty_moments_names_every_image_once(model_dir, many, tmp_path):
+def test_a_watch_killed_at_twenty_moments_names_every_image_once(familiar_dir, many, tmp_path):
     # Single images, since batches are others after a kill, and rounding differs between batches of different sizes.
     reference = tmp_path / "reference" / "answers.csv"
-    assert finish(tmp_path, words(model_dir, many, reference, batch_size=1)).returncode == 0
+    assert finish(tmp_path, words(familiar_dir, many, reference, batch_size=1)).returncode == 0
     expected, moments, kills = reference.read_bytes(), random.Random(0), 0
     for attempt in itertools.count():
         output = tmp_path / f"out-{attempt}" / "answers.csv"
-        arguments = words(model_dir, many, output, batch_size=1, watch=True)
+        arguments = words(familiar_dir, many, output, batch_size=1, watch=True)
         while kills < KILLS and lines_in(output) < expected.count(b"\n"):
             count = 0 if moments.random() < 0.25 else lines_in(output) + moments.randint(1, 60)
             count = min(count, expected.count(b"\n"))
@@ -322,17 +316,17 @@ def test_a_watch_killed_at_twenty_moments_names_every_image_once(model_dir, many
         ({"watch": True, "images": [__file__]}, "expected a folder to --watch"),
     ],
 )
-def test_impossible_flags_are_refused_in_one_sentence(model_dir, sample_dir, tmp_path, capsys, wrong, named):
-    values = {"model_name_or_path": model_dir, "images": [sample_dir], "output_file": tmp_path / "a.csv"} | wrong
+def test_impossible_flags_are_refused_in_one_sentence(familiar_dir, sample_dir, tmp_path, capsys, wrong, named):
+    values = {"model_name_or_path": familiar_dir, "images": [sample_dir], "output_file": tmp_path / "a.csv"} | wrong
     assert run(predict.main, flags(**values)) == 2
     error = capsys.readouterr().err
     assert named in error
     assert error.count("\n") == 1
 
 
-def test_a_watch_does_not_write_into_another_file(model_dir, inbox, tmp_path, capsys):
+def test_a_watch_does_not_write_into_another_file(familiar_dir, inbox, tmp_path, capsys):
     (tmp_path / "a.csv").write_text("precious")
-    words = flags(model_name_or_path=model_dir, images=[inbox], output_file=tmp_path / "a.csv", watch=True)
+    words = flags(model_name_or_path=familiar_dir, images=[inbox], output_file=tmp_path / "a.csv", watch=True)
     assert run(predict.main, words) == 2
     assert "expected a new --output_file" in capsys.readouterr().err
     assert (tmp_path / "a.csv").read_text() == "precious"
