@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 from small_models import SPECIES
 
 from seedling_hf.data.dataset import load_folder
-from seedling_hf.evaluation.calibration import Bootstrap, Kept, NotSure
+from seedling_hf.evaluation.calibration import PRIOR_DEVIATION, Bootstrap, Kept, NotSure
 from seedling_hf.evaluation.evaluator import Evaluator, open_evaluator
 from seedling_hf.evaluation.metrics import HARD_PAIR, confused_pair
 from seedling_hf.evaluation.rendering import format_confusion_matrix, markdown_report, render_report
@@ -281,12 +281,12 @@ def test_the_reliability_diagram_is_scikit_learns_calibration_curve(raw, figures
     assert figures["expected_calibration_error"] == pytest.approx(error)
 
 
-def test_no_temperature_near_it_has_a_smaller_loss(raw, figures):
+def test_no_temperature_near_it_is_more_probable(raw, figures):
     probabilities, labels = raw
 
     def loss(temperature: float) -> float:
         scaled = torch.from_numpy(probabilities).log().div(temperature).softmax(-1).numpy()
-        return log_loss(labels, scaled)
+        return log_loss(labels, scaled) + (np.log(temperature) / PRIOR_DEVIATION) ** 2 / 2 / len(labels)
 
     best = figures["calibration"]["temperature"]
     assert loss(best) < min(loss(0.98 * best), loss(1.02 * best))
@@ -305,6 +305,7 @@ def test_the_loss_after_scaling_is_that_of_halves_that_scale_each_other(raw, fig
         def closure(fitted=fitted, inverse=inverse, logits=logits, target=target, optimizer=optimizer):
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(logits[fitted] * inverse, target[fitted])
+            loss = loss + (inverse.log() / PRIOR_DEVIATION).square() / 2 / len(fitted)
             loss.backward()
             return loss
 
