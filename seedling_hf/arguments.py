@@ -40,7 +40,16 @@ RANGES = {
     "below": ("below", operator.lt),
 }
 
-DECLARED = {*RANGES, "path", "images", "positional", "writable", "apart", "files"}  # checked here, unknown to argparse
+DECLARED = {
+    *RANGES,
+    "path",
+    "images",
+    "positional",
+    "writable",
+    "apart",
+    "files",
+    "accepts",
+}  # checked here, unknown to argparse
 
 # Flags that name files or folders; others say so with `path=True`.
 PATH_ENDINGS = ("_dir", "_file", "_path")
@@ -61,6 +70,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
         positional: the list of a command that also takes the words that follow no flag
         writable: a folder or file to write, apart from what is read
         apart: the folder to write must not hold the images either
+        accepts: whether a word beside those of `positional` belongs to this list, unless it is the first
         files: names of the files in that folder, which are replaced only if they are ours
     """
     return field(**{"default_factory" if default is list else "default": default}, metadata={"help": help, **metadata})
@@ -247,7 +257,8 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None, *, prog: str) -> T
     )
     argv = list(sys.argv[1:] if argv is None else argv)
     if positional:
-        argv = name_words(argv, f"--{positional}", parser._option_string_actions)
+        accepts = {f"--{flag.name}": flag.metadata["accepts"] for flag in fields(cls) if "accepts" in flag.metadata}
+        argv = name_words(argv, f"--{positional}", parser._option_string_actions, accepts)
     paths = {flag.name for group in groups for flag in fields(group) if is_path(flag)}
     recipe = _recipe_flags(_named_recipe(argv), paths, replaced=_replaced_keys(groups, argv))
     parser.refuse_unknown_flags(recipe, "in the recipe")

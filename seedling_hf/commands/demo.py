@@ -26,6 +26,8 @@ class DemoArguments(ClassifierArguments):
         seedling-hf demo --model_name_or_path outputs/quickstart --threshold 0.7
     """
 
+    _takes_several = True
+
     threshold: float | None = option(
         None,
         "probability below which the page says that the model is not sure (default: the confidence_threshold of the "
@@ -54,7 +56,8 @@ def serve(arguments: DemoArguments) -> None:
 
     check_address(arguments.host, arguments.port)
     page = build_demo(
-        arguments.model_name_or_path,
+        arguments.members,
+        name=arguments.model_name,
         revision=arguments.model_revision,
         trust_remote_code=arguments.trust_remote_code,
         threshold=arguments.threshold,

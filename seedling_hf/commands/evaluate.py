@@ -21,6 +21,7 @@ class EvaluateArguments(CompiledInferenceArguments):
     """
 
     _argument_group_name = "Evaluation"
+    _takes_several = True
 
     test_dir: str = option(MISSING, "folder of class folders", images=True)
     output_dir: str = option(
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.evaluation.probing import probe
     from seedling_hf.evaluation.report import evaluate_model
     from seedling_hf.evaluation.report_files import format_report, write_report
-    from seedling_hf.evaluation.training_data import leave_out, recognise
+    from seedling_hf.evaluation.training_data import leave_out, recognise_together
+    from seedling_hf.inference.judgement import explained_network
     from seedling_hf.inference.prediction import on_main_process
     from seedling_hf.interpretation.saliency import check_captum, overlay_classes
 
@@ -86,12 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         for folder in (arguments.test_dir, arguments.calibration_dir)
         if folder
     )
-    split_file = arguments.find_file("split.csv")
-    training_images = recognise(dataset, [split_file])[0]
+    split_files = [source.find("split.csv") for source in arguments.sources]
+    training_images = recognise_together(dataset, split_files)
     if arguments.exclude_training:
-        name = arguments.model_name_or_path
+        name = arguments.model_name
         dataset = leave_out(dataset, training_images, name)
-        others = [leave_out(other, recognise(other, [split_file])[0], name) for other in others]
+        others = [leave_out(other, recognise_together(other, split_files), name) for other in others]
     report = evaluate_model(
         evaluator,
         dataset,
@@ -107,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         report = replace(report, probing=probe(evaluator, dataset, seed=arguments.seed))
     if evaluator.accelerator.is_main_process:
         saliency = (
-            partial(overlay_classes, evaluator.classifier, evaluator.image_processor) if arguments.saliency else None
+            partial(overlay_classes, explained_network(evaluator.model), evaluator.image_processor)
+            if arguments.saliency
+            else None
         )
         with Progress("writing the report"):
             write_report(report, arguments.output_dir, dataset, saliency)

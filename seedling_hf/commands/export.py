@@ -23,6 +23,8 @@ class ExportArguments(ClassifierArguments):
         seedling-hf export --output_file seedlings.onnx --int8 --train_dir seedlings --images seedlings
     """
 
+    _takes_several = True
+
     output_file: str = option(MISSING, "file to write, .onnx or .pt2; for the format half a folder", writable=True)
     format: str = option(
         "onnx",
@@ -50,6 +52,10 @@ class ExportArguments(ClassifierArguments):
             raise InputError(f"expected --train_dir and --format onnx for --int8, found {found}")
         if self.format != "half" and not (self.images or self.eval_dir or self.train_dir):
             raise InputError("expected images to check the file on, found none; give --images or --eval_dir")
+        if not suffix and len(self.members) > 1:
+            raise InputError(
+                f"expected one model for --format half, found {len(self.members)}; use onnx or torch_export"
+            )
         if not suffix:
             check_new_folder(Path(self.output_file), "--output_file")
         else:
@@ -77,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         check_packages()
     model, image_processor = arguments.load(merge=arguments.format != "half")
     if arguments.format == "half":
-        folder, card = Path(arguments.output_file), Path(arguments.model_name_or_path, "README.md")
+        folder, card = Path(arguments.output_file), Path(arguments.members[0], "README.md")
         familiarity = find_familiarity(arguments.source, model.config)
         size = export_half(model, image_processor, card if card.is_file() else None, folder, familiarity)
         print(f"{folder}: {size / 1e6:.1f} MB of weights in float16; measure their accuracy with seedling-hf evaluate")

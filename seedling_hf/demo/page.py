@@ -1,5 +1,6 @@
 """The page that `demo` and a Space serve."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from seedling_hf.demo.verdict import Demo, Verdict
 from seedling_hf.demo.words import DEFAULT, TEXTS, Words, choose_language
 from seedling_hf.escaping import Markdown, one_line
 from seedling_hf.inference.batch_memory import check_memory, image_side
-from seedling_hf.inference.classifier import Pretrained, load_classifier
-from seedling_hf.inference.judgement import Certainty, add_familiarity, choose_certainty
+from seedling_hf.inference.classifier import Pretrained
+from seedling_hf.inference.ensemble import load_together
+from seedling_hf.inference.judgement import Certainty, add_familiarity, choose_certainty, explained_network
 from seedling_hf.network import without_proxies
 
 THRESHOLD = 0.5  # of models that name none
@@ -28,8 +30,9 @@ ONE, MANY = "one", "many"
 
 
 def build_demo(
-    model_name_or_path: str,
+    model_name_or_path: str | Sequence[str],
     *,
+    name: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     threshold: float | None = None,
@@ -38,16 +41,23 @@ def build_demo(
 ) -> gr.Blocks:
     """The page of a model, for `launch`: `top_k` species, and "not sure" below the probability `threshold`.
 
-    By default the threshold is that of the model, or else `THRESHOLD`. The page speaks the language of the browser,
-    except for a `title` of one's own.
+    Several models, which `name` says what to call together, answer as one. By default the threshold is that of the
+    model, or else `THRESHOLD`. The page speaks the language of the browser, except for a `title` of one's own.
 
     Raises:
         InputError: as `load_classifier` does.
     """
-    model, image_processor = load_classifier(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    check_memory(model, 1, image_side(image_processor), "use a model for smaller images", trains=True)  # of its map
-    source = Pretrained(model_name_or_path, revision, trust_remote_code)
+    names = [model_name_or_path] if isinstance(model_name_or_path, str) else list(model_name_or_path)
+    model, image_processor = load_together(
+        names, name=name or " + ".join(names), revision=revision, trust_remote_code=trust_remote_code
+    )
+    check_memory(
+        explained_network(model), 1, image_side(image_processor), "use a model for smaller images", trains=True
+    )  # of its map
+    source = Pretrained(names[0], revision, trust_remote_code)
     facts = read_facts(source, model, image_processor)
+    if len(names) > 1:  # what is known of one is not known of all
+        facts = facts._replace(name=model.name_or_path, accuracy=None, num_images=None)
     model = add_familiarity(model, source)
     certainty = choose_certainty(model, threshold, otherwise=THRESHOLD)
     demo = Demo(model, image_processor, certainty, top_k)

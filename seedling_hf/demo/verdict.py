@@ -19,7 +19,7 @@ from seedling_hf.demo.words import Words
 from seedling_hf.errors import InputError, NonFiniteError
 from seedling_hf.inference.answers import NOT_SURE, SURE, UNFAMILIAR
 from seedling_hf.inference.classifier import list_classes
-from seedling_hf.inference.judgement import Certainty, Judgement, judge, without_familiarity
+from seedling_hf.inference.judgement import Certainty, Judgement, explained_network, judge
 from seedling_hf.inference.prediction import forward
 from seedling_hf.inference.tiles import Box, draw_boxes, find_plants
 
@@ -167,7 +167,7 @@ class Demo:
         try:
             from seedling_hf.interpretation.saliency import decisive_maps, find_view, overlay
 
-            classifier = without_familiarity(self.model)
+            classifier = explained_network(self.model)
             target = torch.tensor([self.class_names.index(species)])
             (saliency,) = decisive_maps(classifier, pixel_values.to(classifier.device), target)
         except (ImportError, InputError):

@@ -62,6 +62,16 @@ def recognise(dataset: Dataset, split_files: Sequence[Path | None]) -> list[Trai
     return find_training_images(dataset, list(map(find_known_images, split_files)))
 
 
+def recognise_together(dataset: Dataset, split_files: Sequence[Path | None]) -> TrainingImages | None:
+    """Which images of a dataset any of some models was trained on; None where that is unknown of one of them."""
+    found = recognise(dataset, split_files)
+    if None in found or len(found) == 1:
+        return found[0] if len(found) == 1 else None
+    known = {file for each in found for file in each.files}
+    files = [file for file in dataset["file"] if file in known]
+    return TrainingImages(files, max(each.same_name for each in found), all(each.by_content for each in found))
+
+
 def leave_out(dataset: Dataset, training_images: TrainingImages | None, model: str) -> Dataset:
     """The images that a model was not trained on, numbered anew.
 

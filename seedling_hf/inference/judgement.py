@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from seedling_hf.inference.answers import NOT_SURE, SURE, UNFAMILIAR, Ranking
 from seedling_hf.inference.classifier import Pretrained
+from seedling_hf.inference.ensemble import Ensemble
 from seedling_hf.inference.familiarity import Familiarity, find_familiarity, stage_features
 
 
@@ -127,19 +128,31 @@ class SideBySide(nn.Module):
         return FamiliarOutput(torch.cat([outputs.logits.double(), outputs.unfamiliarity[:, None].double()], dim=1))
 
 
-def add_familiarity(model: PreTrainedModel, source: Pretrained) -> nn.Module:
+def add_familiarity(model: PreTrainedModel | Ensemble, source: Pretrained) -> nn.Module:
     """The model with what its folder or repository knows of unfamiliar images; the model itself where that is nothing.
+
+    Of several models as one each has its own, and all need it.
 
     Raises:
         InputError: for a damaged file, or that of another network.
     """
+    if isinstance(model, Ensemble):
+        return model.rebuilt(add_familiarity)
     familiarity = find_familiarity(source, model.config)
     return model if familiarity is None else FamiliarClassifier(model, familiarity)
 
 
 def without_familiarity(model: nn.Module) -> nn.Module:
     """The classifier alone, for what reads its layers."""
+    if isinstance(model, Ensemble):
+        return model.rebuilt(lambda member, source: without_familiarity(member))
     return model.model if isinstance(model, FamiliarClassifier) else model
+
+
+def explained_network(model: nn.Module) -> nn.Module:
+    """The classifier whose layers are looked into: of several as one, the first."""
+    classifier = without_familiarity(model)
+    return classifier.first if isinstance(classifier, Ensemble) else classifier
 
 
 def judge(outputs: Any, class_names: Sequence[str], certainty: Certainty, top_k: int = 1) -> list[Judgement]:

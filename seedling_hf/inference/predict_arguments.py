@@ -24,6 +24,7 @@ class PredictArguments(CompiledInferenceArguments):
     """
 
     _argument_group_name = "Prediction"
+    _takes_several = True
 
     images: list[str] = option(
         MISSING, "images, or folders that are searched for images; the flag may be left out", images=True,
@@ -110,8 +111,11 @@ class PredictArguments(CompiledInferenceArguments):
     @property
     def identity(self) -> dict[str, Any]:
         """All that the predictions depend on: flags, and the files of a model folder."""
-        folder = Path(self.model_name_or_path)
-        files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        folders = [Path(name) for name in self.members if Path(name).is_dir()]
+        files = [
+            file for folder in folders for kind in ("*.json", "*.safetensors") for file in sorted(folder.glob(kind))
+        ]
+        models = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in self.members]
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         names = (
             "model_revision", "mixed_precision", "no_merge", "test_time_augmentation", "top_k", "threshold",
@@ -119,7 +123,7 @@ class PredictArguments(CompiledInferenceArguments):
         )  # fmt: skip
         return {
             "--images": [os.path.abspath(path) for path in self.images],
-            "--model_name_or_path": str(folder.resolve()) if files else self.model_name_or_path,
+            "--model_name_or_path": models[0] if len(models) == 1 else models,
             "the checksum of the model's files": hashlib.sha1(repr(stamps).encode()).hexdigest()[:8],
             "--boxes_dir": self.boxes_dir and os.path.abspath(self.boxes_dir),
             **{f"--{name}": getattr(self, name) for name in names},
