@@ -19,7 +19,7 @@ from typing import Any
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.commands import run
 from seedling_hf.files import write_text
-from seedling_hf.inference.classifier import ClassifierArguments
+from seedling_hf.inference.classifier_arguments import ClassifierArguments
 from seedling_hf.progress import follow
 
 SHIPPED = "integrated gradients, 8 steps, smoothed"

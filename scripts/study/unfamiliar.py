@@ -24,7 +24,8 @@ from seedling_hf.data.images import to_rgb
 from seedling_hf.data.light import stretch
 from seedling_hf.errors import InputError, require_package
 from seedling_hf.inference.answers import NOT_SURE, SURE, UNFAMILIAR
-from seedling_hf.inference.classifier import ClassifierArguments, Pretrained, list_classes
+from seedling_hf.inference.classifier import Pretrained, list_classes
+from seedling_hf.inference.classifier_arguments import ClassifierArguments
 from seedling_hf.inference.judgement import FamiliarClassifier, add_familiarity, choose_certainty
 from seedling_hf.progress import follow
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError, require_package
-from seedling_hf.inference.classifier import ClassifierArguments
+from seedling_hf.inference.classifier_arguments import ClassifierArguments
 from seedling_hf.network import without_proxies
 from seedling_hf.progress import idling
 from seedling_hf.signals import Terminated

@@ -8,7 +8,7 @@ from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.export import INT8_SUFFIX
 from seedling_hf.files import check_new_folder
-from seedling_hf.inference.classifier import ClassifierArguments
+from seedling_hf.inference.classifier_arguments import ClassifierArguments
 from seedling_hf.origin import check_ours
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}

@@ -10,7 +10,8 @@ from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count
 from seedling_hf.files import fitting
-from seedling_hf.inference.classifier import InferenceArguments, list_classes
+from seedling_hf.inference.classifier import list_classes
+from seedling_hf.inference.classifier_arguments import InferenceArguments
 from seedling_hf.origin import check_outputs
 from seedling_hf.progress import Progress, follow
 from seedling_hf.spelling import find_near

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from seedling_hf.compiling import CompilingArguments, check_compiler
 from seedling_hf.escaping import format_count
-from seedling_hf.inference.classifier import InferenceArguments
+from seedling_hf.inference.classifier_arguments import InferenceArguments
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -10,14 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
 from seedling_hf.errors import InputError
-from seedling_hf.inference.classifier import (
-    InferenceArguments,
-    Pretrained,
-    is_on_hub,
-    list_classes,
-    load_classifier,
-    parse_hub_name,
-)
+from seedling_hf.inference.classifier import Pretrained, is_on_hub, list_classes, load_classifier, parse_hub_name
+from seedling_hf.inference.classifier_arguments import InferenceArguments
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
 

@@ -12,7 +12,8 @@ from faults import assert_sentence, assert_well, command
 from small_models import SPECIES, write_familiarity, write_model
 
 from seedling_hf.errors import InputError
-from seedling_hf.inference.classifier import ClassifierArguments, list_classes, load_classifier
+from seedling_hf.inference.classifier import list_classes, load_classifier
+from seedling_hf.inference.classifier_arguments import ClassifierArguments
 from seedling_hf.inference.ensemble import Ensemble, load_ensemble
 from seedling_hf.inference.judgement import add_familiarity, without_familiarity
 from seedling_hf.inference.prediction import EightSymmetries
