@@ -116,7 +116,7 @@ def test_commands_for_one_model_refuse_several(name, folds_dir, sample_dir, tmp_
 def test_images_may_follow_a_model(folds_dir, names, sample_dir, tmp_path):
     from argparse import ArgumentParser
 
-    from seedling_hf.inference.classifier import names_a_model
+    from seedling_hf.inference.classifier_arguments import names_a_model
 
     parser = ArgumentParser()
     parser.add_argument("--model_name_or_path", nargs="+")
@@ -152,3 +152,18 @@ def test_predict_and_evaluate_take_several(folds_dir, names, sample_dir, tmp_pat
             "unfamiliar",
         )
         assert float(row["probability"]) == pytest.approx(probabilities.max(), abs=1e-4)
+
+
+def test_one_exported_file_holds_all_members(folds_dir, names, pixel_values, sample_dir, tmp_path):
+    from seedling_hf.export.torch_program import run_torch_export
+
+    words = ["export", "--model_name_or_path", folds_dir, "--format", "torch_export", "--output_file", "both.pt2"]
+    assert_well(command([*words, "--images", sample_dir / "Maize", "--max_check_samples", "2"], tmp_path))
+    logits, unfamiliarity = run_torch_export(tmp_path / "both.pt2")(pixel_values.numpy())
+    ensemble, _ = load_ensemble(names, name="both")
+    with torch.no_grad():
+        expected = add_familiarity(ensemble, ensemble.sources[0])(pixel_values)
+    np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(unfamiliarity, expected.unfamiliarity.numpy(), rtol=1e-3)
+    words = ["export", "--model_name_or_path", folds_dir, "--format", "half", "--output_file", "half"]
+    assert_sentence(command(words, tmp_path), "expected one model for --format half, found 2")
