@@ -46,7 +46,7 @@ def test_the_command_reports_a_mistake_in_one_sentence(words, named, capsys):
 
 
 def test_a_port_that_is_taken_is_one_sentence_before_the_model_is_loaded(capsys, monkeypatch):
-    monkeypatch.setattr("seedling_hf.demo.page.load_classifier", None)
+    monkeypatch.setattr("seedling_hf.demo.page.load_together", None)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert run(command.main, ["--port", str(port)]) == 2
