@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # The authors' extension is optional, and Triton comes with torch where it exists.
-OURS = {"seedling_hf", "study", "results", "depthwise_conv2d_implicit_gemm", "triton"}
+OURS = {"seedling_hf", "study", "results", "saliency_methods", "depthwise_conv2d_implicit_gemm", "triton"}
 NOT_IMPORTED = {"onnxscript"}  # torch.onnx.export imports it
 
 

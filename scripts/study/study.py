@@ -265,7 +265,8 @@ def _train(flags: list[str], **variables: str) -> None:
     code = "import sys; from seedling_hf.commands import main; sys.exit(main())"
     # One thread each: two runs at a time do more than one run on two threads, and CPU time means the same for all.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    flags = [*flags, "--overwrite_output_dir"]
+    # Weights are compared and averaged as training leaves them.
+    flags = [*flags, "--overwrite_output_dir", "--no_calibration"]
     done = subprocess.run(
         [sys.executable, "-c", code, "train", *flags], env=environment, capture_output=True, text=True
     )

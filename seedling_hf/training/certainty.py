@@ -97,6 +97,7 @@ def settle_certainty(training: "Training") -> tuple[Certainty, dict[str, np.ndar
             )
         if familiarity:
             familiarity.save(output_dir)
+    training.accelerator.wait_for_everyone()  # before the others load what the first has written
     limit = familiarity and float(familiarity.threshold)
     return Certainty(temperature, error, scaled_error, threshold, limit, len(found.labels)), distances
 
