@@ -117,6 +117,7 @@ def settle_by_precedents(training: Training, precedents: Precedents | None) -> C
         if familiarity:
             familiarity.save(output_dir)
         write_text(output_dir / OUT_OF_FOLD, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    training.accelerator.wait_for_everyone()  # before the others load what the first has written
     return Certainty(
         temperature, None, report.expected_calibration_error, precedents.confidence_threshold,
         familiarity and float(familiarity.threshold), report.num_examples,
