@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from seedling_hf.data.light import uniform
+from seedling_hf.data.light import RandomStep, uniform
 
 # As shares of the image's side: the standard deviation of Gaussian blur, the radius of defocus, half a movement.
 MOST_SIGMA, MOST_RADIUS, MOST_MOVEMENT = 0.015, 0.025, 0.035
@@ -29,17 +29,11 @@ class RandomJPEG(nn.Module):
         return v2.functional.pil_to_tensor(Image.open(file, formats=["JPEG"]))
 
 
-class RandomBlur(nn.Module):
+class RandomBlur(RandomStep):
     """With this probability blurs an image: by a Gaussian, as out of focus (a disk), or as moved (a line)."""
 
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, image: Tensor) -> Tensor:
+    def change(self, image: Tensor) -> Tensor:
         """Blurs a float `image` (3, H, W) of values from 0 to 1."""
-        if torch.rand(()) >= self.probability:
-            return image
         side, kind, amount = min(image.shape[-2:]), int(torch.randint(3, ())), uniform(0.2, 1)
         if kind == 0:
             kernel = gaussian_kernel(amount * MOST_SIGMA * side)
@@ -49,20 +43,14 @@ class RandomBlur(nn.Module):
         return _filter(image, line_kernel(amount * MOST_MOVEMENT * side, uniform(0, math.pi)))
 
 
-class RandomNoise(nn.Module):
+class RandomNoise(RandomStep):
     """With this probability adds a sensor's noise: more in bright parts (shot noise), and everywhere (read noise).
 
     Half of the time it is coarse, as after enlargement or a camera's own smoothing.
     """
 
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, image: Tensor) -> Tensor:
+    def change(self, image: Tensor) -> Tensor:
         """Adds noise to a float `image` (3, H, W) of values from 0 to 1."""
-        if torch.rand(()) >= self.probability:
-            return image
         amount, is_coarse = uniform(0, 1) ** 2, bool(torch.rand(()) < 0.5)
         height, width = image.shape[-2:]
         if is_coarse:  # each pixel is the mean of its neighbours in a noise of grains of two by two

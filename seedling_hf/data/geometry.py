@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from seedling_hf.data.backgrounds import Backgrounds
 from seedling_hf.data.greenness import soft_plant_mask
-from seedling_hf.data.light import uniform
+from seedling_hf.data.light import RandomStep, uniform
 
 SMALLEST_CROP, LARGEST_CROP = 0.06, 0.4  # fractions of the area
 SMALLEST_INSET, LARGEST_INSET = 0.25, 0.85  # fractions of the side
@@ -19,17 +19,11 @@ FEATHER = 0.12  # of the inset's side, in which it fades into the background
 SEARCH_SIDE = 48  # pixels among which a plant is looked for
 
 
-class RandomQuarterTurn(nn.Module):
+class RandomQuarterTurn(RandomStep):
     """With this probability rotates a square image by 0, 90, 180 or 270 degrees, without interpolation."""
 
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, image: Tensor) -> Tensor:
+    def change(self, image: Tensor) -> Tensor:
         """Rotates an `image` (C, size, size)."""
-        if torch.rand(()) >= self.probability:
-            return image
         return torch.rot90(image, int(torch.randint(4, ())), (-2, -1))
 
 

@@ -33,6 +33,21 @@ def temperature_gains(mireds: float) -> Tensor:
     return torch.exp(-SECOND_RADIATION_CONSTANT * mireds * 1e-6 / SRGB_GAMMA * red_to_green)
 
 
+class RandomStep(nn.Module):
+    """With this probability has `change` change an image; otherwise no other random number is drawn."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, image: Tensor) -> Tensor:
+        """An `image` (C, H, W), changed or as it is."""
+        return image if torch.rand(()) >= self.probability else self.change(image)
+
+    def change(self, image: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
 class RandomWhiteBalance(nn.Module):
     """Light of another colour temperature, and each channel a little brighter or darker by itself; luma stays.
 
@@ -69,38 +84,26 @@ def stretch(image: Tensor, black: float = 0.0, white: float = 1.0) -> Tensor:
     return ((image - low) * ((white - black) / (high - low).clamp(min=1 / 255)) + black).clamp_(0, 1)
 
 
-class RandomLevels(nn.Module):
+class RandomLevels(RandomStep):
     """With this probability moves the black and the white point of an image.
 
     Half of these images are stretched from 0 to 1, as are the copies of the tutorial; the others are darker and of
     lower contrast, as cameras expose for the whole of a scene.
     """
 
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, image: Tensor) -> Tensor:
+    def change(self, image: Tensor) -> Tensor:
         """Changes an `image` (3, H, W)."""
-        if torch.rand(()) >= self.probability:
-            return image
         if torch.rand(()) < 0.5:
             return stretch(image)
         # Most black points are at 0: the square of a number is more often small.
         return stretch(image, HIGHEST_BLACK * uniform(0, 1) ** 2, uniform(LOWEST_WHITE, 1))
 
 
-class RandomShadow(nn.Module):
+class RandomShadow(RandomStep):
     """With this probability darkens an image on one side of a line, in a strip or in a triangle, with soft edges."""
 
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, image: Tensor) -> Tensor:
+    def change(self, image: Tensor) -> Tensor:
         """Darkens a part of an `image` (3, H, W)."""
-        if torch.rand(()) >= self.probability:
-            return image
         inside = _random_region(*image.shape[-2:])
         # Shadows are lit by the sky, which is bluer than the sun.
         darkness, blue = uniform(0.3, 0.75), uniform(0, 0.1)

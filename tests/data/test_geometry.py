@@ -1,5 +1,6 @@
 import pytest
 import torch
+from augmented import roughness, same_random_numbers
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
@@ -15,15 +16,6 @@ HOW = {"interpolation": InterpolationMode.BICUBIC, "antialias": True}
 @pytest.fixture
 def images(sample_dir) -> list[Image.Image]:
     return [to_rgb(Image.open(sorted(folder.iterdir())[0])) for folder in sorted(sample_dir.iterdir())]
-
-
-def same_random_numbers(seed: int, transform, image) -> torch.Tensor:
-    torch.manual_seed(seed)
-    return transform(image)
-
-
-def roughness(image: torch.Tensor) -> torch.Tensor:
-    return image.diff(dim=-1).abs().mean() + image.diff(dim=-2).abs().mean()
 
 
 def test_an_image_is_turned_as_torchvision_turns_it_but_less_softly(images):

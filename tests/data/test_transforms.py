@@ -4,6 +4,7 @@ from io import BytesIO
 
 import pytest
 import torch
+from augmented import roughness, same_random_numbers
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
@@ -30,15 +31,6 @@ def train_transform(resample: int = Image.Resampling.BICUBIC, **flags):
 @pytest.fixture
 def images(sample_dir) -> list[Image.Image]:
     return [to_rgb(Image.open(sorted(folder.iterdir())[0])) for folder in sorted(sample_dir.iterdir())]
-
-
-def same_random_numbers(seed: int, transform, image) -> torch.Tensor:
-    torch.manual_seed(seed)
-    return transform(image)
-
-
-def roughness(image: torch.Tensor) -> torch.Tensor:
-    return image.diff(dim=-1).abs().mean() + image.diff(dim=-2).abs().mean()
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
