@@ -6,6 +6,8 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
+from torch import nn
+from transformers import BaseImageProcessor
 
 from seedling_hf.data.images import read_image, to_rgb
 from seedling_hf.demo.facts import Facts, read_facts
@@ -48,17 +50,7 @@ def build_demo(
         InputError: as `load_classifier` does.
     """
     names = [model_name_or_path] if isinstance(model_name_or_path, str) else list(model_name_or_path)
-    model, image_processor = load_together(
-        names, name=name or " + ".join(names), revision=revision, trust_remote_code=trust_remote_code
-    )
-    check_memory(
-        explained_network(model), 1, image_side(image_processor), "use a model for smaller images", trains=True
-    )  # of its map
-    source = Pretrained(names[0], revision, trust_remote_code)
-    facts = read_facts(source, model, image_processor)
-    if len(names) > 1:  # what is known of one is not known of all
-        facts = facts._replace(name=model.name_or_path, accuracy=None, num_images=None)
-    model = add_familiarity(model, source)
+    model, image_processor, facts = _load(names, name or " + ".join(names), revision, trust_remote_code)
     certainty = choose_certainty(model, threshold, otherwise=THRESHOLD)
     demo = Demo(model, image_processor, certainty, top_k)
     say = translate(facts, certainty, title)
@@ -97,6 +89,21 @@ def build_demo(
         gr.HTML(say("facts"), elem_id="facts")
     page.translations = say
     return page.queue(max_size=MOST_WAITING)
+
+
+def _load(
+    names: Sequence[str], name: str, revision: str | None, trust_remote_code: bool
+) -> tuple[nn.Module, BaseImageProcessor, Facts]:
+    """The models that answer as one, their image processor, and what the page says of them."""
+    model, image_processor = load_together(names, name=name, revision=revision, trust_remote_code=trust_remote_code)
+    check_memory(
+        explained_network(model), 1, image_side(image_processor), "use a model for smaller images", trains=True
+    )  # of its map
+    source = Pretrained(names[0], revision, trust_remote_code)
+    facts = read_facts(source, model, image_processor)
+    if len(names) > 1:  # what is known of one is not known of all
+        facts = facts._replace(name=model.name_or_path, accuracy=None, num_images=None)
+    return add_familiarity(model, source), image_processor, facts
 
 
 def words_of(request: gr.Request | None) -> Words:

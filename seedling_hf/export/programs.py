@@ -86,13 +86,8 @@ def export_classifier(
         InputError: for an image processor that cannot be described, or if the outputs differ; nothing is written then.
     """
     metadata = describe_export(model, image_processor, include_preprocessing=include_preprocessing)
-    num_images = len(check_files) + len(calibration_files or [])
-    check_memory(
-        without_familiarity(model),
-        min(BATCH_SIZE, num_images),
-        image_side(image_processor),
-        "use a model for smaller images",
-    )
+    num_images, side = len(check_files) + len(calibration_files or []), image_side(image_processor)
+    check_memory(without_familiarity(model), min(BATCH_SIZE, num_images), side, "use a model for smaller images")
     prepare = partial(input_batches, image_processor=image_processor, include_preprocessing=include_preprocessing)
     program = ExportedClassifier(model, metadata["mean"], metadata["std"], include_preprocessing).eval()
     pixel_values, example = next(prepare(2 * list(check_files[:1])))

@@ -63,10 +63,8 @@ def settle_certainty(training: "Training") -> tuple[Certainty, dict[str, np.ndar
         What was found, and the distances (N,) of the validation images in their order, in each of their forms; none
         where they cannot be measured.
     """
-    arguments, output_dir = training.arguments, training.output_dir
-    model, image_processor = load_classifier(str(output_dir), merge=False)
-    loading = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
-    evaluator = Evaluator(model, image_processor, training.accelerator, *loading)
+    arguments, evaluator = training.arguments, load_finished(training)
+    model, image_processor = evaluator.model, evaluator.image_processor
     found, familiarity, distances = _measure(evaluator, training)
     is_familiar = np.full(len(found.labels), True)
     if familiarity is not None:
@@ -86,20 +84,41 @@ def settle_certainty(training: "Training") -> tuple[Certainty, dict[str, np.ndar
             temperature = scaled_error = None
     confidence = (scale_probabilities(raw, temperature) if temperature else raw).max(1)
     threshold = sure_threshold(confidence, found.correct, is_familiar)
-    if training.accelerator.is_main_process:
-        if folded is None:
-            training.learner.write_model(
-                model.state_dict(),
-                output_dir,
-                image_processor,
-                calibration_temperature=temperature,
-                confidence_threshold=threshold,
-            )
-        if familiarity:
-            familiarity.save(output_dir)
-    training.accelerator.wait_for_everyone()  # before the others load what the first has written
+    write_settled(training, evaluator, familiarity, temperature, threshold)
     limit = familiarity and float(familiarity.threshold)
     return Certainty(temperature, error, scaled_error, threshold, limit, len(found.labels)), distances
+
+
+def load_finished(training: "Training") -> Evaluator:
+    """The saved model of a finished run, as its users will load it but not merged."""
+    loading = training.arguments.per_device_eval_batch_size, training.arguments.dataloader_num_workers
+    return Evaluator(*load_classifier(str(training.output_dir), merge=False), training.accelerator, *loading)
+
+
+def write_settled(
+    training: "Training",
+    evaluator: Evaluator,
+    familiarity: Familiarity | None,
+    temperature: float | None,
+    confidence_threshold: float,
+) -> None:
+    """Writes the model of `load_finished` with its certainty, unless that is in it already, and what is familiar to it.
+
+    Every process must call it: afterwards all of them can load what the first has written.
+    """
+    model = evaluator.model
+    if training.accelerator.is_main_process:
+        if getattr(model.config, "calibration_temperature", None) is None:
+            training.learner.write_model(
+                model.state_dict(),
+                training.output_dir,
+                evaluator.image_processor,
+                calibration_temperature=temperature,
+                confidence_threshold=confidence_threshold,
+            )
+        if familiarity:
+            familiarity.save(training.output_dir)
+    training.accelerator.wait_for_everyone()
 
 
 def describe_certainty(certainty: Certainty) -> str:

@@ -165,8 +165,8 @@ class Training:
         with self.timing.measure("train"):
             self.readings.read()
 
-    def evaluate(self) -> dict[str, float]:
-        """Validates the weights that would be saved now, and saves them if they are the best so far, or none validate.
+    def evaluate(self) -> None:
+        """Validates the weights that would be saved now, and saves them if they are the best so far.
 
         A signal ends it, and the checkpoint that is then saved says that it is to be repeated.
         """
@@ -197,15 +197,13 @@ class Training:
                 f"{self.timing.images_per_second:5.1f} images/s{'  best' if better else ''}"
             )
         self.is_evaluated = True
-        return values
 
-    def _keep_last(self) -> dict[str, float]:
+    def _keep_last(self) -> None:
         """Saves the present weights: without validation images, the last are the best."""
         self.learner.share_statistics()
         self.unwritten_best = {**NO_BEST, "best_step": self.counters["step"]}, self.learner.evaluated_weights()
         self._write_best()
         self.is_evaluated = True
-        return {}
 
     def keep_best_model(self) -> bool:
         """Evaluates the present weights if the best ones are not in the output folder: there, these are the best."""

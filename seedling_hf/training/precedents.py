@@ -15,17 +15,16 @@ import yaml
 
 from seedling_hf.data.images import a_few
 from seedling_hf.errors import InputError
-from seedling_hf.evaluation.evaluator import Evaluator
 from seedling_hf.evaluation.out_of_fold import pool_folds, report_folds
 from seedling_hf.evaluation.report import Report
 from seedling_hf.files import write_text
 from seedling_hf.hub.outbox import OUT_OF_FOLD
 from seedling_hf.inference.batch_memory import image_side
-from seedling_hf.inference.classifier import Pretrained, load_classifier
+from seedling_hf.inference.classifier import Pretrained
 from seedling_hf.inference.familiarity import stage_sizes
 from seedling_hf.inference.members import list_members
 from seedling_hf.train_arguments import TrainArguments
-from seedling_hf.training.certainty import Certainty, fit_familiarity, scale_logits
+from seedling_hf.training.certainty import Certainty, fit_familiarity, load_finished, scale_logits, write_settled
 from seedling_hf.training.loop import Training
 from seedling_hf.training.resuming import FREE_ARGUMENTS, ROUNDING_ARGUMENTS
 
@@ -93,31 +92,19 @@ def settle_by_precedents(training: Training, precedents: Precedents | None) -> C
     """
     if precedents is None:
         return None
-    arguments, output_dir, report = training.arguments, training.output_dir, precedents.report
-    model, image_processor = load_classifier(str(output_dir), merge=False)
-    loading = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
-    evaluator = Evaluator(model, image_processor, training.accelerator, *loading)
+    arguments, report, evaluator = training.arguments, precedents.report, load_finished(training)
+    model = evaluator.model
     temperature = None if arguments.no_calibration else precedents.temperature
     familiarity, sizes = None, stage_sizes(model.config)
     if precedents.familiarity_threshold is not None and sizes is not None:
         familiarity = fit_familiarity(evaluator, training, sizes)
         familiarity.threshold.fill_(precedents.familiarity_threshold)
     folded = getattr(model.config, "calibration_temperature", None)
-    if temperature and not folded and not scale_logits(model, temperature, image_side(image_processor)):
+    if temperature and not folded and not scale_logits(model, temperature, image_side(evaluator.image_processor)):
         temperature = None
+    write_settled(training, evaluator, familiarity, temperature, precedents.confidence_threshold)
     if training.accelerator.is_main_process:
-        if folded is None:
-            training.learner.write_model(
-                model.state_dict(),
-                output_dir,
-                image_processor,
-                calibration_temperature=temperature,
-                confidence_threshold=precedents.confidence_threshold,
-            )
-        if familiarity:
-            familiarity.save(output_dir)
-        write_text(output_dir / OUT_OF_FOLD, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
-    training.accelerator.wait_for_everyone()  # before the others load what the first has written
+        write_text(training.output_dir / OUT_OF_FOLD, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     return Certainty(
         temperature, None, report.expected_calibration_error, precedents.confidence_threshold,
         familiarity and float(familiarity.threshold), report.num_examples,
