@@ -233,7 +233,7 @@ def build_eval_loader(
 ) -> TimedLoader:
     """The validation images as the image processor prepares them, dealt to the processes."""
     options = {"batch_size": arguments.per_device_eval_batch_size, "collate_fn": Collator(num_labels)}
-    if arguments.cache_images is None:
+    if arguments.cache_images is None or not len(validation):  # with --train_val_split 0 nothing is there to keep
         transform = ExampleTransform(EvalTransform(image_processor), seed=arguments.seed)
     else:
         validation, transform = cache_validation_images(validation, image_processor), prepared_examples

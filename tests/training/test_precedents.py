@@ -29,7 +29,7 @@ def trained(tmp_path_factory, images, folds_dir) -> tuple[Path, Outcome]:
     """The output folder of a run on all images, and how the run ended."""
     folder = tmp_path_factory.mktemp("all")
     (folder / "images").symlink_to(images)
-    outcome = command([*ALL, "--ema_decay", "0.5", "--folds_dir", folds_dir], folder)
+    outcome = command([*ALL, "--ema_decay", "0.5", "--cache_images", "48", "--folds_dir", folds_dir], folder)
     assert_well(outcome)
     return folder / "run", outcome
 
