@@ -16,6 +16,7 @@ from seedling_hf.evaluation.calibration import sure_threshold
 from seedling_hf.train_arguments import TrainArguments
 
 ALL = [*FLAGS[:-2], "--train_val_split", "0"]  # without --fold
+CACHED = ["--ema_decay", "0.5", "--cache_images", "48"]
 HEAD = "classifier."
 
 
@@ -29,7 +30,7 @@ def trained(tmp_path_factory, images, folds_dir) -> tuple[Path, Outcome]:
     """The output folder of a run on all images, and how the run ended."""
     folder = tmp_path_factory.mktemp("all")
     (folder / "images").symlink_to(images)
-    outcome = command([*ALL, "--ema_decay", "0.5", "--cache_images", "48", "--folds_dir", folds_dir], folder)
+    outcome = command([*ALL, *CACHED, "--folds_dir", folds_dir], folder)
     assert_well(outcome)
     return folder / "run", outcome
 
@@ -92,7 +93,7 @@ def test_a_finished_run_that_is_resumed_is_not_calibrated_again(trained, tmp_pat
     shutil.copytree(trained[0], tmp_path / "run")
     (tmp_path / "images").symlink_to(images)
     before = contents(tmp_path / "run")
-    flags = ["--ema_decay", "0.5", "--folds_dir", folds_dir, "--resume_from_checkpoint", "latest"]
+    flags = [*CACHED, "--folds_dir", folds_dir, "--resume_from_checkpoint", "latest"]
     assert_well(command([*ALL, *flags], tmp_path))
     after = contents(tmp_path / "run")
     names = {name for name in before | after if before.get(name) != after.get(name)}
