@@ -14,18 +14,23 @@ from .pointwise_conv import computed_dtype
 
 
 class DownsamplingConv2d(nn.Conv2d):
-    """`nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1, groups=channels)`."""
-
-    def __init__(self, channels: int, bias: bool = False) -> None:
-        super().__init__(channels, channels, 3, 2, 1, groups=channels, bias=bias)
+    """An `nn.Conv2d`, with a fast gradient where it is depthwise, 3×3, with stride 2 and padding 1."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         dtype, is_on_cpu = computed_dtype(hidden_states), hidden_states.device.type == "cpu"
         needs_grad = torch.is_grad_enabled() and hidden_states.requires_grad
-        if not is_on_cpu or dtype != torch.bfloat16 or not needs_grad or torch.compiler.is_exporting():
+        is_slow = is_on_cpu and dtype == torch.bfloat16 and needs_grad and self._is_downsampling()
+        if not is_slow or torch.compiler.is_exporting():
             return super().forward(hidden_states)
         bias = None if self.bias is None else self.bias.to(dtype)
         return _Downsampling.apply(hidden_states.to(dtype), self.weight.to(dtype), bias)
+
+    def _is_downsampling(self) -> bool:
+        return (
+            self.groups == self.in_channels == self.out_channels
+            and (self.kernel_size, self.stride, self.padding, self.dilation) == ((3, 3), (2, 2), (1, 1), (1, 1))
+            and self.padding_mode == "zeros"
+        )
 
 
 class _Downsampling(torch.autograd.Function):

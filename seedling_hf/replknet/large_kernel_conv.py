@@ -128,14 +128,31 @@ def in_fast_format(x: Tensor) -> Tensor:
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)` that runs fast."""
+    """An `nn.Conv2d`, fast where each channel has a kernel of its own, with padding that keeps height and width.
 
-    def __init__(self, channels: int, kernel_size: int, bias: bool = False, implementation: str | None = None) -> None:
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
+    Args:
+        *args: Those of `nn.Conv2d`.
+        implementation: Name of a candidate; None chooses.
+        **kwargs: Those of `nn.Conv2d`.
+    """
+
+    def __init__(self, *args, implementation: str | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
         self.implementation = implementation
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        return depthwise_conv2d(x, self.weight, self.bias, self.implementation, relu)
+        if self._is_depthwise():
+            return depthwise_conv2d(x, self.weight, self.bias, self.implementation, relu)
+        y = super().forward(x)
+        return F.relu(y) if relu else y
+
+    def _is_depthwise(self) -> bool:
+        return (
+            self.groups == self.in_channels == self.out_channels
+            and self.stride == self.dilation == (1, 1)
+            and self.padding == tuple(side // 2 for side in self.kernel_size)
+            and self.padding_mode == "zeros"
+        )
 
 
 # The operator. A compiler sees one operation, whatever the candidate. Each copy of this file, as models carry it, has

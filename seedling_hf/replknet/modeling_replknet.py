@@ -42,6 +42,9 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_replknet.RepLKNetForImageClassification",
 }
 
+# What can be merged, by its name.
+MERGED_LAYERS = {"convolution": nn.Conv2d, "normalization": (nn.BatchNorm2d, nn.SyncBatchNorm, nn.Identity)}
+
 
 class RepLKNetConvNorm(nn.Module):
     """A convolution and its BatchNorm; with a folded BatchNorm the convolution has a bias instead."""
@@ -97,9 +100,9 @@ class RepLKNetEmbeddings(nn.Module):
         self.layers = nn.ModuleList(
             [
                 RepLKNetConvNorm(nn.Conv2d(config.num_channels, channels, 3, 2, 1, bias=config.fused)),
-                RepLKNetConvNorm(DepthwiseConv2d(channels, 3, bias=config.fused)),
-                RepLKNetConvNorm(PointwiseConv2d(channels, channels, bias=config.fused)),
-                RepLKNetConvNorm(DownsamplingConv2d(channels, bias=config.fused)),
+                RepLKNetConvNorm(_depthwise(channels, 3, bias=config.fused)),
+                RepLKNetConvNorm(PointwiseConv2d(channels, channels, 1, bias=config.fused)),
+                RepLKNetConvNorm(DownsamplingConv2d(channels, channels, 3, 2, 1, groups=channels, bias=config.fused)),
             ]
         )
 
@@ -123,13 +126,11 @@ class RepLKNetLargeKernel(nn.Module):
         self.large = self.small = self.merged = None
         implementation = config.conv_implementation
         if config.reparameterized:
-            self.merged = DepthwiseConv2d(channels, kernel_size, bias=True, implementation=implementation)
+            self.merged = _depthwise(channels, kernel_size, implementation, bias=True)
             return
-        self.large = RepLKNetConvNorm(DepthwiseConv2d(channels, kernel_size, implementation=implementation))
+        self.large = RepLKNetConvNorm(_depthwise(channels, kernel_size, implementation))
         if config.small_kernel_size is not None:
-            self.small = RepLKNetConvNorm(
-                DepthwiseConv2d(channels, config.small_kernel_size, implementation=implementation)
-            )
+            self.small = RepLKNetConvNorm(_depthwise(channels, config.small_kernel_size, implementation))
 
     def forward(self, hidden_states: Tensor, relu: bool = False) -> Tensor:
         if isinstance(self.merged or self.large.convolution, DepthwiseConv2d):  # once for both convolutions
@@ -152,9 +153,7 @@ class RepLKNetLargeKernel(nn.Module):
             weight = weight + F.pad(small_weight, [margin] * 4)
             bias = bias + small_bias
         old = self.large.convolution
-        self.merged = DepthwiseConv2d(
-            old.out_channels, old.kernel_size[0], bias=True, implementation=old.implementation
-        ).to(old.weight)
+        self.merged = _depthwise(old.out_channels, old.kernel_size[0], old.implementation, bias=True).to(old.weight)
         self.merged.weight.copy_(weight)
         self.merged.bias.copy_(bias)
         self.merged.train(self.training)
@@ -168,9 +167,9 @@ class RepLKNetLargeKernelBlock(nn.Module):
         super().__init__()
         inner = int(channels * config.dw_ratio)
         self.normalization = nn.Identity() if config.fused else nn.BatchNorm2d(channels)
-        self.pointwise1 = RepLKNetConvNorm(PointwiseConv2d(channels, inner, bias=config.fused))
+        self.pointwise1 = RepLKNetConvNorm(PointwiseConv2d(channels, inner, 1, bias=config.fused))
         self.large_kernel = RepLKNetLargeKernel(config, inner, kernel_size)
-        self.pointwise2 = RepLKNetConvNorm(PointwiseConv2d(inner, channels, bias=config.fused))
+        self.pointwise2 = RepLKNetConvNorm(PointwiseConv2d(inner, channels, 1, bias=config.fused))
         self.drop_path = RepLKNetDropPath(drop_prob)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -189,8 +188,8 @@ class RepLKNetFeedForwardBlock(nn.Module):
         super().__init__()
         inner = int(channels * config.ffn_ratio)
         self.normalization = nn.Identity() if config.fused else nn.BatchNorm2d(channels)
-        self.pointwise1 = RepLKNetConvNorm(PointwiseConv2d(channels, inner, bias=config.fused))
-        self.pointwise2 = RepLKNetConvNorm(PointwiseConv2d(inner, channels, bias=config.fused))
+        self.pointwise1 = RepLKNetConvNorm(PointwiseConv2d(channels, inner, 1, bias=config.fused))
+        self.pointwise2 = RepLKNetConvNorm(PointwiseConv2d(inner, channels, 1, bias=config.fused))
         self.drop_path = RepLKNetDropPath(drop_prob)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -222,8 +221,9 @@ class RepLKNetStage(nn.Module):
         self.downsampling = nn.ModuleList()
         if index > 0:
             previous = config.hidden_sizes[index - 1]
-            self.downsampling.append(RepLKNetConvNorm(PointwiseConv2d(previous, channels, bias=config.fused)))
-            self.downsampling.append(RepLKNetConvNorm(DownsamplingConv2d(channels, bias=config.fused)))
+            self.downsampling.append(RepLKNetConvNorm(PointwiseConv2d(previous, channels, 1, bias=config.fused)))
+            convolution = DownsamplingConv2d(channels, channels, 3, 2, 1, groups=channels, bias=config.fused)
+            self.downsampling.append(RepLKNetConvNorm(convolution))
         self.layers = nn.ModuleList(
             [RepLKNetLayer(config, channels, config.kernel_sizes[index], drop_prob) for drop_prob in drop_probs]
         )
@@ -277,10 +277,11 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
             The model itself.
 
         Raises:
-            ValueError: if the weights are not there (on the meta device).
+            ValueError: if the weights are not there (on the meta device), or an adapter (PEFT) is on what is merged.
         """
         if not self.config.reparameterized:
             self._refuse_meta_device()
+            self._refuse_adapters(RepLKNetLargeKernel)
             for module in self.modules():
                 if isinstance(module, RepLKNetLargeKernel):
                     module.reparameterize()
@@ -292,10 +293,15 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
 
         Folding is exact: the BatchNorms before a block precede 1x1 convolutions, which have no padding. The BatchNorm
         before pooling and those of `norm_intermediate_features` stay.
+
+        Raises:
+            ValueError: as `reparameterize` does; the model is unchanged then.
         """
-        self.reparameterize()
         if not self.config.fused:
             self._refuse_meta_device()
+            self._refuse_adapters(RepLKNetConvNorm, RepLKNetLargeKernelBlock, RepLKNetFeedForwardBlock)
+        self.reparameterize()
+        if not self.config.fused:
             for module in self.modules():
                 if isinstance(module, RepLKNetConvNorm):
                     _fuse(module)
@@ -308,6 +314,19 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
     def _refuse_meta_device(self) -> None:
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError("expected weights to merge, found parameters on the meta device; load the weights first")
+
+    def _refuse_adapters(self, *merged: type[nn.Module]) -> None:
+        """Refuses layers inside `merged` that PEFT, or another library, has put its own in place of."""
+        for name, module in self.named_modules():
+            if not isinstance(module, merged):
+                continue
+            for child_name, child in module.named_modules(prefix=name):
+                kinds = MERGED_LAYERS.get(child_name.rsplit(".", 1)[-1])
+                if kinds and not isinstance(child, kinds):
+                    raise ValueError(
+                        f"expected a layer to merge in {child_name}, found {type(child).__module__}."
+                        f"{type(child).__name__}; merge the adapter first, with merge_and_unload() of PEFT"
+                    )
 
     def _change_config(self, **changes: bool) -> None:
         # A copy, since another model may share the configuration; one copy for all parts of this model.
@@ -475,6 +494,15 @@ class RepLKNetBackbone(BackboneMixin, RepLKNetPreTrainedModel):
                 norms = self.hidden_states_norms
                 feature_maps.append(norms[name](hidden_state) if name in norms else hidden_state)
         return BackboneOutput(feature_maps=tuple(feature_maps), hidden_states=hidden_states)
+
+
+def _depthwise(
+    channels: int, kernel_size: int, implementation: str | None = None, bias: bool = False
+) -> DepthwiseConv2d:
+    padding = kernel_size // 2
+    return DepthwiseConv2d(
+        channels, channels, kernel_size, padding=padding, groups=channels, bias=bias, implementation=implementation
+    )
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -24,13 +24,13 @@ _packed = WeakTensorKeyDictionary()
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d(in_channels, out_channels, kernel_size=1)` for activations in channels_last, with an activation."""
+    """An `nn.Conv2d` with an activation, fast in channels_last where its kernel is 1×1; elsewhere as `nn.Conv2d`.
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+    It is built like any `nn.Conv2d`, since libraries build layers of the kind that they adapt (PEFT's LoRA).
+    """
 
     def forward(self, hidden_states: Tensor, activation: str = "none") -> Tensor:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if not self._is_pointwise() or torch.compiler.is_exporting() or torch.jit.is_tracing():
             return ACTIVATIONS[activation](super().forward(hidden_states))
         needs_grad = torch.is_grad_enabled() and (hidden_states.requires_grad or self.weight.requires_grad)
         if needs_grad and _is_for_onednn(hidden_states, self.weight) and _is_for_convolution(hidden_states):
@@ -44,6 +44,9 @@ class PointwiseConv2d(nn.Conv2d):
         else:
             rows = ACTIVATIONS[activation](_linear(rows, self.weight.flatten(1), self.bias))
         return rows.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+    def _is_pointwise(self) -> bool:
+        return self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ def test_compiled_training_is_that_of_the_model(variant, precision):
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_pointwise_convolution_trains_compiled_as_one_product(bias):
     torch.manual_seed(0)
-    module, operations = PointwiseConv2d(6, 8, bias=bias), Counter()
+    module, operations = PointwiseConv2d(6, 8, 1, bias=bias), Counter()
     compiled = copy.deepcopy(module)
     compiled.compile(fullgraph=True, backend=recording(operations))
     x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)

@@ -26,7 +26,7 @@ class InputGradients(TorchDispatchMode):
 def layer_and_input(shape, dtype, bias=False):
     torch.manual_seed(0)
     x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
-    return DownsamplingConv2d(shape[1], bias=bias).to(dtype), x
+    return DownsamplingConv2d(shape[1], shape[1], 3, 2, 1, groups=shape[1], bias=bias).to(dtype), x
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

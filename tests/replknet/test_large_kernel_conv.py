@@ -239,7 +239,7 @@ def test_autocast_does_not_change_float64():
 def test_a_compiled_module_trains_as_the_plain_one(name):
     torch._dynamo.reset()  # or the ninth module would run uncompiled
     torch._dynamo.utils.counters.clear()
-    module = DepthwiseConv2d(6, 13, bias=True, implementation=name)
+    module = DepthwiseConv2d(6, 6, 13, padding=6, groups=6, bias=True, implementation=name)
     x = torch.randn(2, 6, 14, 14)
     expected = results(lambda x, *_: module(x), x.requires_grad_(), module.weight, module.bias)
     compiled = torch.compile(module, backend="aot_eager")
@@ -249,7 +249,7 @@ def test_a_compiled_module_trains_as_the_plain_one(name):
 
 
 def test_an_exported_module_takes_any_batch():
-    module = DepthwiseConv2d(6, 13, bias=True).eval()
+    module = DepthwiseConv2d(6, 6, 13, padding=6, groups=6, bias=True).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(module, (torch.randn(2, 6, 14, 14),), dynamic_shapes=({0: batch},))
     x = torch.randn(5, 6, 14, 14)
@@ -258,7 +258,7 @@ def test_an_exported_module_takes_any_batch():
 
 @pytest.mark.parametrize("name", [*CANDIDATES, None])
 def test_export_sees_one_plain_convolution(name):
-    module = DepthwiseConv2d(6, 13, bias=True, implementation=name).eval()
+    module = DepthwiseConv2d(6, 6, 13, padding=6, groups=6, bias=True, implementation=name).eval()
     program = torch.export.export(module, (torch.randn(2, 6, 14, 14),))
     operations = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert operations == [torch.ops.aten.conv2d.default]
@@ -268,7 +268,7 @@ def test_a_module_in_onnx_takes_any_batch():
     reason = "onnx, onnxscript and onnxruntime, of the extra `all`, are needed to export and run ONNX"
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=reason)
-    module = DepthwiseConv2d(4, 13, bias=True).eval()
+    module = DepthwiseConv2d(4, 4, 13, padding=6, groups=4, bias=True).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, of PyTorch's coming releases
@@ -299,7 +299,7 @@ def test_the_same_inputs_give_the_same_bits(shape):
 def test_the_same_seed_trains_the_same_bits(name):
     def trained() -> list[torch.Tensor]:
         torch.manual_seed(3)
-        module = DepthwiseConv2d(5, 13, bias=True, implementation=name)
+        module = DepthwiseConv2d(5, 5, 13, padding=6, groups=5, bias=True, implementation=name)
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         before = module.weight.detach().clone()
         for _ in range(3):
@@ -414,7 +414,7 @@ def test_an_unknown_candidate_in_the_environment_is_refused_by_the_variables_nam
 
 def test_an_even_kernel_is_refused_by_the_module():
     with pytest.raises(ValueError, match=r"with odd K, found \(1, 2, 9, 9\) and \(2, 1, 4, 4\)"):
-        DepthwiseConv2d(2, 4)(torch.randn(1, 2, 9, 9))
+        DepthwiseConv2d(2, 2, 4, padding=2, groups=2, bias=False)(torch.randn(1, 2, 9, 9))
 
 
 def test_one_image_without_a_batch_is_refused():
@@ -668,7 +668,7 @@ def test_an_extension_that_raises_is_not_timed(extension, method, monkeypatch):
 def test_a_compiled_module_trains_with_the_extension(extension):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    module = DepthwiseConv2d(6, 7, bias=True, implementation="implicit_gemm")
+    module = DepthwiseConv2d(6, 6, 7, padding=3, groups=6, bias=True, implementation="implicit_gemm")
     x = torch.randn(2, 6, 9, 9, requires_grad=True)
     expected = results(lambda x, *_: module(x), x, module.weight, module.bias)
     compiled = torch.compile(module, backend="aot_eager")

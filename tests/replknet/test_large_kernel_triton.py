@@ -139,7 +139,7 @@ def test_the_kernels_on_a_gpu_give_the_same_bits_twice(dtype):
 def test_a_module_on_a_gpu_compiles_in_one_graph_and_trains_as_uncompiled():
     torch._dynamo.reset()
     torch.manual_seed(0)
-    module = conv.DepthwiseConv2d(16, 13, bias=True).cuda()
+    module = conv.DepthwiseConv2d(16, 16, 13, padding=6, groups=16, bias=True).cuda()
     x = torch.randn(4, 16, 14, 14, device="cuda", requires_grad=True)
     compiled = torch.compile(module, fullgraph=True)
     results = []
@@ -153,7 +153,7 @@ def test_a_module_on_a_gpu_compiles_in_one_graph_and_trains_as_uncompiled():
 
 @needs_gpu
 def test_a_training_step_can_be_captured_as_a_graph():
-    module = conv.DepthwiseConv2d(16, 13).cuda()
+    module = conv.DepthwiseConv2d(16, 16, 13, padding=6, groups=16, bias=False).cuda()
     x = torch.randn(4, 16, 14, 14, device="cuda", requires_grad=True)
 
     def step() -> torch.Tensor:

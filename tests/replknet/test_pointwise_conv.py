@@ -19,7 +19,7 @@ def layer_and_input(shape, dtype=torch.float32, bias=False):
     n, c_in, c_out, h, w = shape
     torch.manual_seed(0)
     x = torch.randn(n, c_in, h, w, dtype=dtype).contiguous(memory_format=CHANNELS_LAST)
-    return PointwiseConv2d(c_in, c_out, bias=bias).to(dtype), x
+    return PointwiseConv2d(c_in, c_out, 1, bias=bias).to(dtype), x
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST], ids=str)
