@@ -63,7 +63,7 @@ GROUPS = {
     },
     "Export": {
         "export": "write a model as ONNX (float32 and int8), torch.export or float16",
-        "convert_checkpoint": "convert the authors' .pth weights for from_pretrained",
+        "convert_checkpoint": "convert published .pth weights for from_pretrained",
     },
     "Speed": {"benchmark": "time the large-kernel convolution, whole models and image loading"},
 }

@@ -13,7 +13,8 @@ from transformers import ConvNextConfig, ConvNextForImageClassification
 from seedling_hf.commands import run
 from seedling_hf.commands.visualize_erf import main
 from seedling_hf.errors import InputError
-from seedling_hf.export.conversion import load_model, read_checkpoint
+from seedling_hf.export.checkpoint_files import read_checkpoint
+from seedling_hf.export.conversion import load_model
 from seedling_hf.interpretation.erf import (
     THRESHOLDS,
     area_ratios,

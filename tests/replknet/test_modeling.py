@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 
-from seedling_hf.export.conversion import load_model, official_names, read_checkpoint
+from seedling_hf.export.checkpoint_files import read_checkpoint
+from seedling_hf.export.checkpoint_layouts import official_names
+from seedling_hf.export.conversion import load_model
 from seedling_hf.replknet import RepLKNetBackbone, RepLKNetConfig, RepLKNetForImageClassification, RepLKNetModel
 
 GOLDEN = Path(__file__).parents[1] / "golden"
