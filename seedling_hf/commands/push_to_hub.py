@@ -10,6 +10,7 @@ import yaml
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
+from seedling_hf.hub.endpoint import endpoint_files
 from seedling_hf.hub.outbox import CARD, Outbox, Snapshot, Target, model_files
 
 
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         check(arguments.output_dir)
         if not arguments.dry_run:
             write_missing_card(folder)
-        waiting = [Snapshot(model_files(folder), default_target(folder, is_named=arguments.hub_model_id is not None))]
+        files = model_files(folder) | endpoint_files(folder)
+        waiting = [Snapshot(files, default_target(folder, is_named=arguments.hub_model_id is not None))]
     snapshots = [
         replace(snapshot, target=change_target(snapshot.target, arguments, is_last=snapshot is waiting[-1]))
         for snapshot in waiting

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from seedling_hf.errors import InputError
 from seedling_hf.hub.connection import REQUEST_TIMEOUT_S, limit_waiting
+from seedling_hf.hub.endpoint import endpoint_files
 from seedling_hf.hub.model_card import write_card
 from seedling_hf.hub.outbox import Outbox, Snapshot, Target, model_files
 from seedling_hf.hub.repository import PREFLIGHT_TIMEOUT_S, TRIES, check_access, push
@@ -147,6 +148,7 @@ class HubPusher:
             elif self._checkpoint is None:
                 return  # there is no model before the first evaluation
             files = model_files(self.output_dir, results=is_end, checkpoint=self._checkpoint)
+            files |= endpoint_files(self.output_dir)
             snapshot = self._put(files, target, f"step-{step:08d}-{event}")
         except (OSError, ValueError) as error:
             self._not_staged = f"no snapshot of step {step}: {getattr(error, 'strerror', None) or error}"

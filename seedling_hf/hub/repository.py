@@ -25,6 +25,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.files import replacing
 from seedling_hf.hub.cards import address_card, check_card, merge_cards
 from seedling_hf.hub.connection import full_repo_id, limit_waiting, require_login
+from seedling_hf.hub.endpoint import ENDPOINT_FILES, is_ours
 from seedling_hf.hub.outbox import CARD, LAST_CHECKPOINT, PUSHED, Snapshot, Target, is_result, model_files
 from seedling_hf.inference.classifier import parse_hub_name
 from seedling_hf.network import explain
@@ -161,7 +162,8 @@ def _operations(api: HfApi, repo: dict[str, str], head: str, snapshot: Snapshot,
     files = snapshot.files
     additions = [CommitOperationAdd(name, str(path)) for name, path in files.items() if name != CARD]
     with_checkpoint = any(name.startswith(f"{LAST_CHECKPOINT}/") for name in files)
-    operations = [addition for addition in additions if not _is_equal(addition, there.get(addition.path_in_repo))]
+    additions = [addition for addition in additions if not _is_equal(addition, there.get(addition.path_in_repo))]
+    operations = [each for each in additions if not _is_of_people(repo, head, each.path_in_repo, files, there)]
     operations += [
         CommitOperationDelete(name)
         for name in there
@@ -175,6 +177,18 @@ def _operations(api: HfApi, repo: dict[str, str], head: str, snapshot: Snapshot,
         if card != theirs:
             operations.append(CommitOperationAdd(CARD, card.encode()))
     return operations
+
+
+def _is_of_people(
+    repo: dict[str, str], head: str, name: str, files: Mapping[str, Path], there: Mapping[str, RepoFile]
+) -> bool:
+    """Whether the Hub has a file for the service that people wrote, in the place of which ours would come."""
+    if name not in ENDPOINT_FILES or name not in there or not is_ours(files[name]):
+        return False
+    if is_ours(Path(hf_hub_download(**repo, filename=name, revision=head))):
+        return False
+    logger.warning("%s on the Hub was not written here and stays; delete it there to get ours", name)
+    return True
 
 
 def _card(snapshot: Snapshot, repo_id: str, theirs: str | None, *, is_new_model: bool) -> str:
