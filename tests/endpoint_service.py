@@ -7,12 +7,12 @@ status codes of `webservice_starlette.py`. As a program: `endpoint_service.py FO
 
 import base64
 import importlib.util
+import json
 import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import orjson
 from PIL import Image
 
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/jpg", "image/tiff", "image/bmp", "image/gif", "image/webp"}
@@ -41,7 +41,7 @@ def read_body(content_type: str, body: bytes, task: str) -> dict[str, Any]:
         return {"inputs": decode(body)}
     if media_type != "application/json":
         raise ValueError(f'Content type "{content_type}" not supported.')
-    data = orjson.loads(body)
+    data = json.loads(body)
     if "inputs" not in data:
         raise ValueError("Body needs to provide a inputs key")
     return data | {"inputs": decode_text(data["inputs"])} if task == "image-classification" else data
@@ -71,9 +71,9 @@ def build_app(handler: Any, task: str) -> Any:
             if request.query_params and "parameters" not in data:
                 values = dict(request.query_params)
                 data["parameters"] = {k: int(v) if v.isnumeric() else v for k, v in values.items()}
-            return Response(orjson.dumps(handler(data)), media_type="application/json")
+            return Response(json.dumps(handler(data)), media_type="application/json")
         except Exception as error:
-            return Response(orjson.dumps({"error": str(error)}), status_code=400, media_type="application/json")
+            return Response(json.dumps({"error": str(error)}), status_code=400, media_type="application/json")
 
     return Starlette(routes=[Route("/", health, methods=["GET"]), Route("/", predict, methods=["POST"])])
 

@@ -57,7 +57,9 @@ def test_a_wheel_holds_the_card_template_the_pages_and_the_shipped_model(tmp_pat
     (wheel,) = builder.build(directory=str(tmp_path), versions=["standard"])
     files = {path.removeprefix("seedling_hf/") for path in ZipFile(wheel).namelist()}
     package = ROOT / "seedling_hf"
-    templates = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.suffix in (".html", ".md")}
+    templates = {
+        path.relative_to(package).as_posix() for path in package.rglob("*") if path.suffix in (".html", ".md", ".txt")
+    }
     assert len(templates) >= 5
     shipped = {path.relative_to(package).as_posix() for path in (package / "nano").rglob("*") if path.is_file()}
     named = {"nano/model.safetensors", "nano/config.json", "nano/modeling_replknet.py", "nano/examples/Maize.jpg"}

@@ -1,5 +1,6 @@
 """The files of a Space that runs the demo of a model: app, requirements, card, and this package's code."""
 
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from seedling_hf.files import write_text
 from seedling_hf.hub.outbox import CARD, model_files
 
 MODEL = "model"
+# Of the pins, which are those of this environment, so that they have been installed on it; the Hub's own is 3.10.
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 # What the demo imports; gradio itself comes with the Space, in the version that the card names.
 REQUIREMENTS = (
     "accelerate", "captum", "datasets", "huggingface-hub", "jinja2", "matplotlib", "pyyaml", "safetensors",
@@ -54,7 +57,8 @@ def write_space(
 def _card(title: str, repo_id: str | None) -> str:
     header = {
         "title": title, "emoji": "🌱", "colorFrom": "green", "colorTo": "yellow", "sdk": "gradio",
-        "sdk_version": _version("gradio"), "app_file": "app.py", "pinned": False, "license": "apache-2.0",
+        "sdk_version": _version("gradio"), "python_version": PYTHON, "app_file": "app.py", "pinned": False,
+        "license": "apache-2.0",
     }  # fmt: skip
     if repo_id:
         header["models"] = [repo_id]

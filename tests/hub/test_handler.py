@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pytest
 import torch
 from hub_client import Client, Repository, free_port, wait_until
 from local_hub import LocalHub, User
+from packaging.requirements import Requirement
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -36,10 +38,11 @@ SERVICE = Path(__file__).resolve().parents[1] / "endpoint_service.py"
 # Each form in which the service may give an image; the last is a list of all.
 CALL = f"""
 import base64, json, sys
-sys.path.insert(0, {str(SERVICE.parent)!r})
-from endpoint_service import Blocker, load_handler
-sys.meta_path.insert(0, Blocker())
+from importlib.util import find_spec
 folder, *files = sys.argv[1:]
+assert not any(map(find_spec, ("seedling_hf", "accelerate", "datasets", "timm", "sklearn")))
+sys.path.append({str(SERVICE.parent)!r})
+from endpoint_service import load_handler
 handler = load_handler(folder)
 from PIL import Image
 answers = {{}}
@@ -51,7 +54,6 @@ for file in files:
         Image.open(file), Image.open(file).convert("RGB"),
     ]
     answers[file] = [handler({{"inputs": form}}) for form in forms] + handler({{"inputs": forms}})
-assert "seedling_hf" not in sys.modules
 print("ANSWERS" + json.dumps(answers))
 """
 
@@ -111,15 +113,50 @@ def in_base64(image: Image.Image, format: str = "PNG", **options) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def test_every_form_of_an_image_gets_the_answer_of_predict_without_the_package(pushed, files, judgements, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-P", "-c", CALL, str(pushed), *map(str, files)], cwd=tmp_path, env=alone(tmp_path / "home"),
+def write_packages(folder: Path, *names: str) -> None:
+    """Links `names` and what they require into a folder, as pip would install them into an empty environment."""
+    folder.mkdir()
+    waiting, done = list(names), set()
+    while waiting:
+        name = waiting.pop()
+        if name in done:
+            continue
+        done.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):  # not needed on this machine
+            package = metadata.distribution(name)
+            for top in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
+                if not (folder / top).exists():
+                    (folder / top).symlink_to(package.locate_file(top))
+            wanted = map(Requirement, package.requires or [])
+            waiting += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+
+
+def call_alone(pushed: Path, files: list[Path], place: Path, packages: tuple[str, ...]) -> subprocess.CompletedProcess:
+    """Calls the handler in a process that can import `packages` and what they require, and nothing else."""
+    write_packages(place / "packages", *packages)
+    environment = alone(place / "home") | {"PYTHONPATH": str(place / "packages")}
+    return subprocess.run(
+        [sys.executable, "-S", "-P", "-c", CALL, str(pushed), *map(str, files)], cwd=place, env=environment,
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+def test_every_form_of_an_image_gets_the_answer_of_predict_without_the_package(pushed, files, judgements, tmp_path):
+    result = call_alone(pushed, files, tmp_path, ("torch", "torchvision", "transformers"))
     assert result.returncode == 0, result.stderr
     answers = json.loads(result.stdout.split("ANSWERS")[1])
     for file, judgement in zip(files, judgements, strict=True):
         assert answers[str(file)] == 14 * [expected(judgement)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("packages", "missing"), [(("torch", "transformers"), "torchvision"), (("torchvision",), "transformers")]
+)
+def test_fewer_packages_are_not_enough(pushed, files, tmp_path, packages, missing):
+    result = call_alone(pushed, files[:1], tmp_path, packages)
+    assert result.returncode != 0
+    assert missing in result.stderr.splitlines()[-1], result.stderr
 
 
 def test_the_answers_have_every_certainty(judgements):

@@ -28,7 +28,7 @@ MODEL = {
     "README.md", "config.json", "preprocessor_config.json", "model.safetensors", "configuration_replknet.py",
     "downsampling_conv.py", "image_processing_replknet.py", "large_kernel_conv.py", "large_kernel_triton.py",
     "modeling_replknet.py", "pointwise_conv.py", "arguments.yaml", "split.csv", "near_duplicates.json", "metrics.jsonl",
-    "familiarity.safetensors",
+    "familiarity.safetensors", "handler.py", "requirements.txt",
 }  # fmt: skip
 REPORT = {
     "report.json", "report.md", "confusion_matrix.png", "reliability.png", "coverage_risk.png", "predictions.csv",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from seedling_hf.commands import push_to_hub
 from seedling_hf.commands import run as run_command
+from seedling_hf.hub.endpoint import MARK, endpoint_files
 from seedling_hf.replknet import (
     RepLKNetBackbone,
     RepLKNetConfig,
@@ -28,7 +29,9 @@ CODE = {
     "configuration_replknet.py", "downsampling_conv.py", "image_processing_replknet.py", "large_kernel_conv.py",
     "large_kernel_triton.py", "modeling_replknet.py", "pointwise_conv.py",
 }  # fmt: skip
-MODEL_FILES = {"README.md", "config.json", "preprocessor_config.json", "model.safetensors", "metrics.jsonl"} | CODE
+ENDPOINT = {"handler.py", "requirements.txt"}
+MODEL_FILES = {"README.md", "config.json", "preprocessor_config.json", "model.safetensors", "metrics.jsonl"}
+MODEL_FILES |= CODE | ENDPOINT
 CHECKPOINT_FILES = {"last-checkpoint/model.safetensors", "last-checkpoint/state.json", "last-checkpoint/manifest.json"}
 # A loop like that of the training, with the real pusher: each save is new weights, a line of metrics and a checkpoint.
 RUN = """
@@ -121,7 +124,8 @@ def assert_hub_has(repository: Repository, folder: Path, *, without: set[str] = 
     """Each file of the run is on the Hub as it is in the folder, except the card, which names its repository."""
     expected = {"curves.png", *MODEL_FILES} - without
     assert set(repository.tree()) == expected
-    assert {name for name in expected - {"README.md"} if repository.read(name) != (folder / name).read_bytes()} == set()
+    here = {name: folder / name for name in expected - {"README.md"} - ENDPOINT} | endpoint_files(folder)
+    assert {name for name, path in here.items() if repository.read(name) != path.read_bytes()} == set()
 
 
 def pending(folder: Path) -> list[str]:
@@ -173,6 +177,31 @@ def test_other_files_of_the_folder_are_not_pushed(client, folder, repository):
     result = client.command("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
     assert result.returncode == 0, result.stdout
     assert set(repository.tree()) == MODEL_FILES - {"metrics.jsonl"}
+
+
+def test_a_handler_that_people_wrote_on_the_hub_stays(client, folder, repository):
+    push = ("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
+    (folder / "handler.py").write_text("class EndpointHandler: ...  # by Alice\n")
+    assert client.command(*push).returncode == 0
+    (folder / "handler.py").unlink()
+    (folder / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0}\n')
+    later = client.command(*push)
+    assert later.returncode == 0
+    assert "handler.py on the Hub was not written here and stays" in later.stdout
+    assert repository.read("handler.py") == b"class EndpointHandler: ...  # by Alice\n"
+    assert b'"step": 1' in repository.read("metrics.jsonl")
+
+
+def test_a_handler_of_an_earlier_version_is_replaced(client, folder, repository):
+    push = ("push_to_hub", "--output_dir", folder, "--hub_model_id", "seedlings")
+    client.command(*push)
+    earlier = f"# {MARK}, as it did once\n".encode()
+    code = "import sys; from huggingface_hub import HfApi; HfApi().upload_file(path_or_fileobj=sys.argv[1].encode(),"
+    code += " path_in_repo='handler.py', repo_id='alice/seedlings')"
+    assert client.python(code, earlier.decode()).returncode == 0
+    assert repository.read("handler.py") == earlier
+    assert client.command(*push).returncode == 0
+    assert repository.read("handler.py") == endpoint_files(folder)["handler.py"].read_bytes()
 
 
 def test_a_push_of_the_same_files_makes_no_commit(client, folder, repository):

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import metadata, packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,13 @@ pytest.importorskip("gradio", reason="the extra [all] is not installed")
 
 import yaml
 from hub_client import Repository
+from huggingface_hub import SpaceCard
+from packaging.specifiers import SpecifierSet
 
 from seedling_hf import SHIPPED_MODEL
 from seedling_hf.commands import push_space, run
-from seedling_hf.hub.space import REQUIREMENTS, write_space
+from seedling_hf.hub.cards import check_card
+from seedling_hf.hub.space import PYTHON, REQUIREMENTS, write_space
 
 pytest_plugins = ("hub_fixtures",)
 
@@ -84,6 +87,53 @@ def test_the_requirements_pin_dependencies_of_the_package(tmp_path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = [*project["dependencies"], *project["optional-dependencies"]["all"]]
     assert set(REQUIREMENTS) <= {re.match(r"[\w-]+", line)[0] for line in declared}
+
+
+def test_the_python_of_the_space_takes_every_pin(tmp_path):
+    text = write_space(tmp_path, "alice/seedlings", revision=None, threshold=0.5, title="A")["README.md"].read_text()
+    assert re.search(r"^python_version: '3\.\d+'$", text, re.MULTILINE)  # a number, 3.10 would be 3.1
+    python = header(text)["python_version"]
+    pinned = [*REQUIREMENTS, "gradio"]
+    assert [name for name in pinned if not SpecifierSet(metadata(name)["Requires-Python"]).contains(python)] == []
+    # On the Python that the Hub takes otherwise it would not be built.
+    assert not all(SpecifierSet(metadata(name)["Requires-Python"]).contains("3.10") for name in pinned)
+
+
+def test_the_card_is_one_of_a_space(tmp_path):
+    files = write_space(tmp_path, "alice/seedlings", revision=None, threshold=0.5, title="A: B")
+    text = files["README.md"].read_text(encoding="utf-8")
+    check_card(text)
+    data = SpaceCard(text).data
+    assert (data.title, data.sdk, data.sdk_version, data.app_file) == ("A: B", "gradio", version("gradio"), "app.py")
+    assert (data.license, data.models, data.pinned) == ("apache-2.0", ["alice/seedlings"], False)
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {data.colorFrom, data.colorTo} <= colors
+    assert len(data.emoji) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", [PYTHON, "3.10"])
+def test_the_hub_can_install_what_the_space_needs(tmp_path, python):
+    """As its builds do, with packages of their own; needs a package registry."""
+    files = write_space(tmp_path, "alice/seedlings", revision=None, threshold=0.5, title="A")
+    sdk = header(files["README.md"].read_text(encoding="utf-8"))["sdk_version"]
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--retries", "1",
+            "--only-binary=:all:", "--python-version", python, "--target", str(tmp_path / "target"),
+            "-r", str(files["requirements.txt"]), f"gradio[oauth,mcp]=={sdk}", "uvicorn>=0.14.0", "websockets>=10.4",
+            "spaces",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=550,
+    )  # fmt: skip
+    if "connection broken" in result.stdout or "No module named pip" in result.stdout:
+        pytest.skip("no package registry can be reached")
+    if python == PYTHON:
+        assert result.returncode == 0, result.stdout
+        assert f" transformers-{version('transformers')} " in result.stdout
+    else:
+        assert result.returncode != 0
+        assert "Requires-Python" in result.stdout
 
 
 def imported_at_once(module: str) -> set[str]:
