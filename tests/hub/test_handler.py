@@ -34,7 +34,8 @@ from seedling_hf.inference.answers import NOT_SURE, SURE, UNFAMILIAR
 from seedling_hf.inference.classifier import Pretrained, list_classes, load_classifier
 from seedling_hf.inference.judgement import add_familiarity, choose_certainty, judge
 
-SERVICE = Path(__file__).resolve().parents[1] / "endpoint_service.py"
+ROOT = Path(__file__).resolve().parents[2]
+SERVICE = ROOT / "tests" / "endpoint_service.py"
 # Each form in which the service may give an image; the last is a list of all.
 CALL = f"""
 import base64, json, sys
@@ -391,6 +392,14 @@ def test_the_handler_imports_nothing_but_what_its_requirements_bring():
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     found = {name.split(".")[0] for name in names} - sys.stdlib_module_names
     assert found == {"PIL", "numpy", "safetensors", "torch", "transformers"}
+
+
+def test_the_oldest_transformers_is_that_of_the_package_everywhere():
+    oldest = re.search(r'"transformers>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+    requirements = (ROOT / "seedling_hf" / "hub" / "handler_requirements.txt").read_text(encoding="utf-8")
+    assert requirements.splitlines()[1:] == [f"transformers>={oldest}"]
+    for name in ("model_card.md", "docs/hub.md"):
+        assert f"`transformers` {oldest} or newer" in (ROOT / name).read_text(encoding="utf-8"), name
 
 
 def test_each_file_says_who_writes_it(familiar_dir):
