@@ -57,6 +57,16 @@ def read(folder: Path, name: str):
     return json.loads((folder / name).read_text())
 
 
+def test_the_card_speaks_of_certainty_where_the_handler_gives_one(card, folder):
+    assert "and the first class has a `certainty`." in section(card, "usage")
+    config = json.loads((folder / "config.json").read_text()) | {"confidence_threshold": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / FAMILIARITY).unlink()
+    usage = section(render_card(folder), "usage")
+    assert "certainty" not in usage
+    assert "`handler.py` answers as the pipeline does." in usage
+
+
 def test_the_template_gets_exactly_the_names_that_it_uses(finished_run):
     template = (ROOT / "model_card.md").read_text(encoding="utf-8")
     environment = Environment()
