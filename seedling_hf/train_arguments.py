@@ -14,6 +14,9 @@ from seedling_hf.paths import expand_home
 if TYPE_CHECKING:
     from seedling_hf.replknet import RepLKNetConfig
 
+# Help that flags of several commands share.
+TREE = "folder of class folders, or of images with a metadata.csv"
+LABEL_MAP = "CSV with columns from and to: the class that each name in the images stands for, where it has another name"
 FINETUNE = "finetune.yaml"  # the recipe where no model is named
 LONGEST_WAIT = 10_000_000  # seconds, some months; Python's locks take no more than some centuries
 
@@ -22,9 +25,9 @@ LONGEST_WAIT = 10_000_000  # seconds, some months; Python's locks take no more t
 class SplitArguments(ArgumentGroup):
     """What `load_splits` takes: a folder of images, and which of them validate."""
 
-    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)
+    train_dir: str = option(MISSING, f"{TREE}, or one with train/, val/ and test/ inside", images=True)
     validation_dir: str | None = option(
-        None, "class folders to validate on, instead of a part of train_dir", images=True
+        None, "such a folder to validate on, instead of a part of train_dir", images=True
     )
     split_strategy: str = option(
         "stratified",
@@ -43,6 +46,7 @@ class SplitArguments(ArgumentGroup):
         None,
         "CSV with columns file and label: labels of training images to correct, or to leave out where label is empty",
     )
+    label_map: str | None = option(None, LABEL_MAP, path=True)
     max_train_samples: int | None = option(
         None, "use at most this many training images, evenly from the classes", least=1
     )
@@ -76,9 +80,7 @@ class SplitArguments(ArgumentGroup):
 class DataArguments(SplitArguments):
     _argument_group_name = "Data"
 
-    train_dir: str | None = option(
-        None, "folder of class folders, or one with train/, val/ and test/ inside", images=True
-    )
+    train_dir: str | None = option(None, f"{TREE}, or one with train/, val/ and test/ inside", images=True)
     fold: str | None = option(
         None,
         "i/n: validate on fold i of n instead of a fraction; all/n: train each of the n folds, one after another, and "

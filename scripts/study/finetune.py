@@ -93,10 +93,10 @@ def link_classes(arguments: FinetuneArguments) -> Path:
 def list_rows(images: Path) -> tuple[list[tuple[str, str]], list[int]]:
     """The (file, class) of each image, and the number of its cluster of duplicates."""
     from seedling_hf.data.duplicates import cluster_duplicates
-    from seedling_hf.data.folders import list_class_folders
+    from seedling_hf.data.folders import list_labelled_images
     from seedling_hf.data.pool import image_sources
 
-    pool = list_class_folders(images)
+    pool = list_labelled_images(images)
     return pool.rows, cluster_duplicates(image_sources(pool.images))
 
 

@@ -10,6 +10,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count
 from seedling_hf.files import write_text
 from seedling_hf.origin import TEXT_MARK, check_outputs
+from seedling_hf.train_arguments import TREE
 
 PARTS = ("layers", "training", "inference", "profile", "memory", "growth", "loading")
 
@@ -31,7 +32,7 @@ class BenchmarkArguments(ArgumentGroup):
     )
     variant: str = option("31B", "model", choices=["nano", "tiny", "31B", "31L", "XL"])
     parts: str = option("layers,training,inference,memory", f"what to measure, separated by commas: {', '.join(PARTS)}")
-    train_dir: str | None = option(None, "class folders for the part `loading`", images=True)
+    train_dir: str | None = option(None, f"{TREE}, for the part `loading`", images=True)
     cache_images: int | None = option(
         None, "shorter side of the images in its cache (default: 1.5 times image_size)", least=32
     )
@@ -54,7 +55,7 @@ class BenchmarkArguments(ArgumentGroup):
         if unknown:
             raise InputError(f"expected --parts of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
         if "loading" in self.parts.split(",") and self.train_dir is None:
-            raise InputError("expected --train_dir with --parts loading, found none; give class folders of images")
+            raise InputError("expected --train_dir with --parts loading, found none; give a folder of labelled images")
         if "growth" in self.parts.split(","):
             check_outputs(self.output_dir, ["growth.png"], "--output_dir")
 

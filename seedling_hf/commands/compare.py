@@ -8,6 +8,7 @@ from pathlib import Path
 from seedling_hf.arguments import LARGEST_SEED, MOST_WORKERS, ArgumentGroup, option, parse_arguments
 from seedling_hf.errors import InputError
 from seedling_hf.progress import Progress
+from seedling_hf.train_arguments import LABEL_MAP, TREE
 
 
 @dataclass(kw_only=True)
@@ -21,7 +22,8 @@ class CompareArguments(ArgumentGroup):
     _argument_group_name = "Comparison"
 
     models: list[str] = option(MISSING, "two or more model folders, or repositories on the Hub", path=True)
-    data_dir: str = option(MISSING, "folder of class folders", images=True)
+    data_dir: str = option(MISSING, TREE, images=True)
+    label_map: str | None = option(None, LABEL_MAP, path=True)
     output_dir: str = option(
         MISSING,
         "folder for comparison.html, comparison.md, comparison.json and predictions.csv",
@@ -79,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     reports, training_images = [], None
     for number, evaluator in enumerate(evaluators):
         dataset = load_folder(
-            arguments.data_dir, class_names=evaluator.class_names, skip_bad_images=arguments.skip_bad_images
+            arguments.data_dir,
+            class_names=evaluator.class_names,
+            label_map=arguments.label_map,
+            skip_bad_images=arguments.skip_bad_images,
         )
         if training_images is None:  # the same images for each model
             training_images = recognise(dataset, [Pretrained(name).find("split.csv") for name in arguments.models])

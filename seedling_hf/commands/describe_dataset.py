@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
 from seedling_hf.files import write_text
 from seedling_hf.origin import check_ours
+from seedling_hf.train_arguments import LABEL_MAP, TREE
 
 MOST_SIZES = 8
 
@@ -20,7 +21,8 @@ class DescribeArguments(ArgumentGroup):
         seedling-hf describe_dataset --train_dir seedlings
     """
 
-    train_dir: str = option(".", "folder of class folders, or one with train/, val/ and test/ inside", images=True)
+    train_dir: str = option(".", f"{TREE}, or one with train/, val/ and test/ inside", images=True)
+    label_map: str | None = option(None, LABEL_MAP, path=True)
     output_file: str | None = option(None, "JSON file for the same statistics", writable=True)
     skip_bad_images: bool = option(False, "skip images that cannot be decoded instead of stopping with an error")
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from seedling_hf.data.pool import image_sources
     from seedling_hf.data.statistics import measure_images
 
-    pools = load_folders(arguments.train_dir, skip_bad_images=arguments.skip_bad_images)
+    pools = load_folders(arguments.train_dir, label_map=arguments.label_map, skip_bad_images=arguments.skip_bad_images)
     paths = (path for pool in pools.values() for path in image_sources(pool))
     figures = measure_images(paths, total=sum(map(len, pools.values())))
 

@@ -10,6 +10,7 @@ from seedling_hf.errors import InputError
 from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
 from seedling_hf.origin import REPORT_FILES, check_outputs
 from seedling_hf.progress import Progress
+from seedling_hf.train_arguments import LABEL_MAP, TREE
 
 
 @dataclass(kw_only=True)
@@ -23,7 +24,7 @@ class EvaluateArguments(CompiledInferenceArguments):
     _argument_group_name = "Evaluation"
     _takes_several = True
 
-    test_dir: str = option(MISSING, "folder of class folders", images=True)
+    test_dir: str = option(MISSING, TREE, images=True)
     output_dir: str = option(
         MISSING,
         "folder for report.html, report.md, report.json and their figures",
@@ -32,9 +33,10 @@ class EvaluateArguments(CompiledInferenceArguments):
     )
     calibration_dir: str | None = option(
         None,
-        "class folders to fit the temperature on (default: either half of test_dir for the other)",
+        "such a folder to fit the temperature on (default: either half of test_dir for the other)",
         images=True,
     )
+    label_map: str | None = option(None, LABEL_MAP, path=True)
     not_sure_accuracy: float = option(
         0.95, "accuracy of the predictions that the threshold for 'not sure' keeps", above=0, most=1
     )
@@ -84,7 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     evaluator = load_evaluator(arguments, arguments.threshold)
     on_main_process(evaluator.accelerator, arguments.lock_outputs)
     dataset, *others = (
-        load_folder(folder, class_names=evaluator.class_names, skip_bad_images=arguments.skip_bad_images)
+        load_folder(
+            folder,
+            class_names=evaluator.class_names,
+            label_map=arguments.label_map,
+            skip_bad_images=arguments.skip_bad_images,
+        )
         for folder in (arguments.test_dir, arguments.calibration_dir)
         if folder
     )

@@ -10,6 +10,7 @@ from seedling_hf.export import INT8_SUFFIX
 from seedling_hf.files import check_new_folder
 from seedling_hf.inference.classifier_arguments import ClassifierArguments
 from seedling_hf.origin import check_ours
+from seedling_hf.train_arguments import LABEL_MAP, TREE
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
 
@@ -40,7 +41,8 @@ class ExportArguments(ClassifierArguments):
     int8: bool = option(False, "also write the model in int8, calibrated on images of --train_dir")
     train_dir: str | None = option(None, "folder of training images, for --int8", images=True)
     max_calibration_samples: int = option(256, "calibrate int8 on at most this many of them", least=1)
-    eval_dir: str | None = option(None, "class folders for the accuracy of PyTorch and of each file", images=True)
+    eval_dir: str | None = option(None, f"{TREE}, for the accuracy of PyTorch and of each file", images=True)
+    label_map: str | None = option(None, LABEL_MAP, path=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     model = add_familiarity(model, arguments.source)
     labelled = calibration_files = None
     if arguments.eval_dir:
-        labelled = load_folder(arguments.eval_dir, class_names=list_classes(model.config))
+        labelled = load_folder(
+            arguments.eval_dir, class_names=list_classes(model.config), label_map=arguments.label_map
+        )
     if arguments.int8:
         calibration_files = select_images([arguments.train_dir], arguments.max_calibration_samples)
     images = arguments.images or [arguments.eval_dir or arguments.train_dir]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from seedling_hf.arguments import MOST_WORKERS, ArgumentGroup, option, parse_arguments
 from seedling_hf.origin import LABELS
+from seedling_hf.train_arguments import LABEL_MAP, TREE
 
 FOUND_EXIT_CODE = 1
 
@@ -22,7 +23,8 @@ class InspectArguments(ArgumentGroup):
         seedling-hf inspect_dataset --train_dir seedlings --output_dir outputs/inspection --predictions outputs/run
     """
 
-    train_dir: str = option(MISSING, "folder of class folders, or one with train/, val/ and test/ inside", images=True)
+    train_dir: str = option(MISSING, f"{TREE}, or one with train/, val/ and test/ inside", images=True)
+    label_map: str | None = option(None, LABEL_MAP, path=True)
     output_dir: str = option(
         MISSING,
         "folder for inspection.html, inspection.json and labels.csv",
@@ -43,13 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Images, predictions → fingerprints → findings → page, JSON, list of labels and exit code."""
     arguments = parse_arguments(InspectArguments, argv, prog="inspect_dataset")
     arguments.lock_outputs()
+    from seedling_hf.data.folders import list_folders
     from seedling_hf.data.inspection import format_inspection, inspect_folder, write_inspection
+    from seedling_hf.data.label_map import rename_classes
     from seedling_hf.data.suspects import check_candidates
 
     labels = Path(arguments.output_dir, LABELS)
     if arguments.predictions is not None:
-        check_candidates(labels)
-    inspection = inspect_folder(arguments.train_dir, arguments.num_threads, arguments.predictions)
+        pools = rename_classes(list_folders(arguments.train_dir), arguments.label_map)
+        check_candidates(labels, dict(row for pool in pools.values() for row in pool.rows))
+    inspection = inspect_folder(
+        arguments.train_dir, arguments.num_threads, arguments.predictions, label_map=arguments.label_map
+    )
     write_inspection(inspection, arguments.output_dir)
     print(format_inspection(inspection))
     print(f"\nThe images are shown in {Path(arguments.output_dir) / 'inspection.html'}.")

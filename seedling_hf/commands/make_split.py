@@ -1,4 +1,4 @@
-"""`make_split`: copies a tree of class folders into train/ and val/, as the tutorial's makedata.py does."""
+"""`make_split`: copies labelled images into class folders in train/ and val/, as the tutorial's makedata.py does."""
 
 import filecmp
 import os
@@ -23,7 +23,7 @@ FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 @dataclass(kw_only=True)
 class MakeSplitArguments(SplitArguments):
-    """Copies class folders into train/ and val/.
+    """Copies labelled images into class folders in train/ and val/.
 
     Examples:
         seedling-hf make_split --train_dir seedlings --output_dir outputs/split --split_strategy grouped
@@ -55,7 +55,7 @@ def list_copies(splits: "DatasetDict", target: Path) -> dict[Path, Path]:
     """Where each image is copied to, into the folder of its class, and what it is a copy of.
 
     Raises:
-        InputError: if corrected labels bring two images of one name together.
+        InputError: if two images of a class, which folders or labels kept apart, have one name.
     """
     from seedling_hf.data.pool import image_sources
 
@@ -66,8 +66,8 @@ def list_copies(splits: "DatasetDict", target: Path) -> dict[Path, Path]:
             copy = target / FOLDERS[split] / label / Path(file).name
             if copy in originals:
                 raise InputError(
-                    f"expected images of different names in the class {label}, found that --label_file brings "
-                    f"{originals[copy]} and {original} together; rename one of them"
+                    f"expected images of different names in the class {label}, found {originals[copy]} and {original} "
+                    "for the same folder; rename one of them"
                 )
             originals[copy] = original
     return originals

@@ -9,7 +9,7 @@ from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.files import fitting
 from seedling_hf.origin import check_outputs
 from seedling_hf.progress import Progress, follow
-from seedling_hf.train_arguments import AugmentationArguments
+from seedling_hf.train_arguments import LABEL_MAP, TREE, AugmentationArguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,8 @@ class PreviewArguments(AugmentationArguments):
 
     _argument_group_name = "Preview"
 
-    train_dir: str = option(MISSING, "folder of class folders, or one with train/ inside", images=True)
+    train_dir: str = option(MISSING, f"{TREE}, or one with train/ inside", images=True)
+    label_map: str | None = option(None, LABEL_MAP, path=True)
     output_dir: str = option(
         MISSING, "folder for the PNG files", writable=True, files=("each_augmentation.png", "mixed_batches.png")
     )
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # A row of a sheet in 8 bits, and the grid of its rotations with an image in float32.
     needed = pixels * (3 * IMAGES_OF_A_CLASS * (arguments.num_examples + 1) + 16 + 3 * 12)
     refuse_beyond(memory_size(), needed, f"images of {arguments.image_size:,} pixels a side", "lower --image_size")
-    images = load_folders(arguments.train_dir)["train"]
+    images = load_folders(arguments.train_dir, label_map=arguments.label_map)["train"]
     members = {name: [] for name in images.features["label"].names}
     for row, label in enumerate(images["label"]):
         members[images.features["label"].names[label]].append(row)

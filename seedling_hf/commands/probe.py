@@ -8,6 +8,7 @@ from pathlib import Path
 from seedling_hf.arguments import LARGEST_SEED, option, parse_arguments
 from seedling_hf.files import write_text
 from seedling_hf.inference.compiled_batches import CompiledInferenceArguments
+from seedling_hf.train_arguments import LABEL_MAP, TREE
 
 EXAMPLES_ON_THE_SHEET = 6
 
@@ -22,7 +23,8 @@ class ProbeArguments(CompiledInferenceArguments):
 
     _argument_group_name = "Probes"
 
-    test_dir: str = option(MISSING, "folder of class folders", images=True)
+    test_dir: str = option(MISSING, TREE, images=True)
+    label_map: str | None = option(None, LABEL_MAP, path=True)
     output_dir: str = option(
         MISSING,
         "folder for probes.json, probes.md, probes.png and examples.png",
@@ -51,7 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     evaluator = load_evaluator(arguments)
     on_main_process(evaluator.accelerator, arguments.lock_outputs)
     class_names = evaluator.class_names
-    dataset = load_folder(arguments.test_dir, class_names=class_names, skip_bad_images=arguments.skip_bad_images)
+    dataset = load_folder(
+        arguments.test_dir,
+        class_names=class_names,
+        label_map=arguments.label_map,
+        skip_bad_images=arguments.skip_bad_images,
+    )
     dataset = dataset.select(choose_evenly(range(len(dataset)), arguments.max_samples))
     probing = probe(evaluator, dataset, seed=arguments.seed)
     if evaluator.accelerator.is_main_process:

@@ -4,7 +4,6 @@ Only training images are corrected. Validation images keep the labels that their
 without corrections are of the same images and labels.
 """
 
-import csv
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -12,18 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from seedling_hf.data.images import a_few
-from seedling_hf.data.pool import ImagePool, Row
+from seedling_hf.data.pool import ImagePool, Row, propose_names
+from seedling_hf.data.tables import read_columns
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count, one_line, unescape_cell
 from seedling_hf.files import write_csv, writing
 from seedling_hf.origin import is_ours
-from seedling_hf.paths import check_regular
-from seedling_hf.spelling import find_near
 
 KEPT = "corrections.csv"  # in the folder of a run
 COLUMNS = "file", "label"  # others may stand beside them
 ADVICE = "change the labels.csv that inspect_dataset --predictions writes"
-MOST_PROPOSED = 3  # names that a better spelling is searched for
 
 Labels = dict[str, str]  # the class of each file, empty for an image that is left out
 
@@ -37,7 +34,8 @@ def read_labels(path: str | os.PathLike) -> Labels:
         InputError: if it is no such file, or names a file twice.
     """
     labels: Labels = {}
-    for number, (file, label) in enumerate(_read_cells(path), 2):
+    cells = read_columns(path, COLUMNS, "a list of labels", ADVICE)
+    for number, (file, label) in enumerate((map(unescape_cell, row) for row in cells), 2):
         if file in labels:
             raise InputError(
                 f"expected each file once in {path}, found {one_line(file)} again in row {number}; keep one of them"
@@ -61,12 +59,13 @@ def read_corrections(
     if unknown := sorted(labels.keys() - files):
         raise InputError(
             f"expected the images of {pools['train'].where} in the column file of {path}, found "
-            f"{_propose(unknown, sorted(files))}; name them by class folder and file, as split.csv does"
+            f"{propose_names(unknown, sorted(files))}; name them as split.csv does, by class folder and file"
         )
     if unknown := sorted(set(labels.values()) - {"", *class_names}):
         raise InputError(
             f"expected the classes of {pools['train'].where} in the column label of {path}, found "
-            f"{_propose(unknown, class_names)}; use {a_few(class_names, 12)}, or an empty cell to leave an image out"
+            f"{propose_names(unknown, class_names)}; use {a_few(class_names, 12)}, or an empty cell to leave an image "
+            "out"
         )
     return labels
 
@@ -117,29 +116,3 @@ def has_kept(labels: Labels | None, folder: str | os.PathLike) -> bool:
 def _find_changes(labels: Labels, rows: Sequence[Row], members: Sequence[int]) -> list[int]:
     """Those of some rows to which other labels are given, or none."""
     return [i for i in members if labels.get(rows[i][0], rows[i][1]) != rows[i][1]]
-
-
-def _propose(names: Sequence[str], known: Sequence[str]) -> str:
-    """The first of some unknown names, each with a known one that it nearly is."""
-    near = {name: find_near(name, known) for name in names[:MOST_PROPOSED]}
-    return a_few([f"{name} (did you mean {near[name]}?)" if near.get(name) else name for name in names], MOST_PROPOSED)
-
-
-def _read_cells(path: str | os.PathLike) -> list[tuple[str, str]]:
-    check_regular(path, "a list of labels")
-    expected = f"expected the columns file and label in {path}, separated by commas"
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.reader(stream)
-            header = next(reader, [])
-            # Before the rest, so that a huge file of another kind is not read completely.
-            if any(header.count(name) != 1 for name in COLUMNS):
-                raise InputError(f"{expected}, found {one_line(','.join(header))[:60] or 'nothing'}; {ADVICE}")
-            rows = [row for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"expected a CSV with the columns file and label at {path}, found: {error}") from error
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise InputError(f"{expected}, found {format_count(len(row), 'cell')} in row {number}; {ADVICE}")
-    file, label = map(header.index, COLUMNS)
-    return [(unescape_cell(row[file]), unescape_cell(row[label])) for row in rows]

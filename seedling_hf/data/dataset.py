@@ -1,6 +1,7 @@
-"""Class folders, or a Hub dataset, become a DatasetDict, in named steps.
+"""Class folders, images with a list of labels, or a Hub dataset become a DatasetDict, in named steps.
 
-list the images → name the classes → check that they can be decoded → find duplicates → split → correct labels → build.
+list the images → rename and name the classes → check that they can be decoded → find duplicates → split → correct
+labels → build.
 Classes are named before anything is decoded, because a wrong folder is then reported at once. The columns are `image`,
 `label`, `file` and `index`, wherever the images come from.
 """
@@ -15,9 +16,10 @@ from datasets import Dataset, DatasetDict
 
 from seedling_hf.data.corrections import correct_training_images, read_corrections
 from seedling_hf.data.duplicates import cluster_duplicates
-from seedling_hf.data.folders import list_class_folders, list_folders
+from seedling_hf.data.folders import list_folders, list_labelled_images
 from seedling_hf.data.hub_dataset import list_hub
 from seedling_hf.data.images import a_few
+from seedling_hf.data.label_map import rename_classes
 from seedling_hf.data.pool import ImagePool, image_sources, name_classes
 from seedling_hf.data.splits import SPLITS, choose_of_each_class, draw_validation, split_as_written
 from seedling_hf.errors import InputError
@@ -44,6 +46,7 @@ def load_splits(arguments: SplitArguments) -> DatasetDict:
         pools = list_hub(arguments)
     else:
         pools = list_folders(arguments.train_dir, arguments.validation_dir)
+    pools = rename_classes(pools, arguments.label_map)
     class_names = name_classes(pools)
     corrections = read_corrections(arguments.label_file, pools, class_names)
     members = _check(pools, skip_bad_images=arguments.skip_bad_images)
@@ -72,30 +75,37 @@ def load_splits(arguments: SplitArguments) -> DatasetDict:
     return splits
 
 
-def load_folders(train_dir: str | os.PathLike, *, skip_bad_images: bool = False) -> DatasetDict:
+def load_folders(
+    train_dir: str | os.PathLike, *, label_map: str | os.PathLike | None = None, skip_bad_images: bool = False
+) -> DatasetDict:
     """Loads all images of a tree as they lie: `train`, and `validation` and `test` if they have folders of their own.
 
     Raises:
         InputError: as `load_splits` does.
     """
-    pools = list_folders(train_dir)
+    pools = rename_classes(list_folders(train_dir), label_map)
     class_names = name_classes(pools)
     return _build(pools, class_names, _check(pools, skip_bad_images=skip_bad_images))
 
 
 def load_folder(
-    folder: str | os.PathLike, class_names: Sequence[str] | None = None, *, skip_bad_images: bool = False
+    folder: str | os.PathLike,
+    class_names: Sequence[str] | None = None,
+    *,
+    label_map: str | os.PathLike | None = None,
+    skip_bad_images: bool = False,
 ) -> Dataset:
-    """Loads one tree of class folders, labelled by the position of their names in `class_names` (default: its own).
+    """Loads one tree of labelled images, labelled by the position of their classes in `class_names` (default: its own).
 
     Raises:
-        InputError: for a missing folder, a folder that is not named after a class, or images that cannot be decoded.
+        InputError: for a missing folder, an unknown class, or images that cannot be decoded.
     """
-    pool = list_class_folders(Path(folder))
+    pool = list_labelled_images(Path(folder))
     if not pool.rows:
-        raise InputError(f"expected class folders with images in {folder}, found none")
+        raise InputError(f"expected class folders with images, or images with a metadata.csv, in {folder}, found none")
+    pool = rename_classes({"test": pool}, label_map, class_names)["test"]
     class_names = class_names or sorted(set(pool.labels))
-    pool.check_known_classes(class_names, "folders named after the model's classes")
+    pool.check_known_classes(class_names, "the model's classes")
     members = pool.find_good(skip_bad_images=skip_bad_images)
     if not members:
         raise InputError(f"expected images that can be decoded in {folder}, found none")

@@ -3,18 +3,20 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetBuilder, Image, IterableDataset
+from datasets import ClassLabel, Dataset, DatasetBuilder, Features, Image, IterableDataset
 from datasets.config import DATASET_INFO_FILENAME, DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import dataset_info
 from huggingface_hub.errors import HFValidationError
 
 from seedling_hf.data.images import a_few
+from seedling_hf.data.label_map import check_label_map, read_label_map
 from seedling_hf.data.pool import ImageFeature, ImagePool
 from seedling_hf.data.shards import check_downloads, check_sets, check_shards, name_shards, read_shard
 from seedling_hf.data.splits import SPLITS, choose_of_each_class
@@ -73,14 +75,22 @@ def load_streamed(arguments: DataArguments) -> dict[str, IterableDataset | Datas
     _check_column(stream, arguments.image_column_name, where, "image_column_name", Image)
     _check_column(stream, arguments.label_column_name, where, "label_column_name", ClassLabel)
     columns = {arguments.image_column_name: "image", arguments.label_column_name: "label"}
-    class_names = stream.features[arguments.label_column_name].names
+    declared = class_names = stream.features[arguments.label_column_name].names
 
     pool = _list_split(images, "validation", arguments)
+    if arguments.label_map is not None:
+        names = read_label_map(arguments.label_map)
+        check_label_map(names, arguments.label_map, [*declared, *pool.labels], name)
+        class_names, pool = list(dict.fromkeys(names.get(each, each) for each in declared)), pool.rename(names)
     pool.check_known_classes(class_names, "the classes of its train split")
     members = pool.find_good(skip_bad_images=arguments.skip_bad_images)
     members = choose_of_each_class(pool.rows, members, arguments.max_eval_samples, arguments.split_seed)
     stream = _undecoded(stream.select_columns(list(columns)))
     stream = stream.rename_columns({old: new for old, new in columns.items() if old != new})
+    if class_names != declared:
+        numbers = [class_names.index(names.get(each, each)) for each in declared]
+        features = Features({**stream.features, "label": ClassLabel(names=class_names)})
+        stream = stream.map(partial(_renumber, numbers=numbers), features=features)
     return {"train": stream, "validation": pool.build(class_names, members)}
 
 
@@ -193,6 +203,12 @@ def _file_names(dataset: Dataset, images: Dataset, split: str) -> list[str]:
 def _rows_of(stream: IterableDataset) -> Iterator[dict[str, Any]]:
     for shard in range(stream.num_shards):
         yield from read_shard(stream, shard, "run the command again")
+
+
+def _renumber(row: dict[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+    """A row with the new number of its class; of one without a class, as it is."""
+    label = row["label"]
+    return {**row, "label": label if label is None or label < 0 else numbers[label]}
 
 
 def _undecoded(stream: IterableDataset) -> IterableDataset:

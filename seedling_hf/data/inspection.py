@@ -28,6 +28,7 @@ from seedling_hf.data.duplicates import (
 )
 from seedling_hf.data.folders import list_folders
 from seedling_hf.data.images import a_few, find_bad_images, read_image, to_rgb
+from seedling_hf.data.label_map import rename_classes
 from seedling_hf.data.listing import MISNAMED
 from seedling_hf.data.pool import image_sources
 from seedling_hf.data.suspects import Suspect, look_at_labels, write_candidates
@@ -69,18 +70,22 @@ class Inspection:
 
 
 def inspect_folder(
-    folder: str | os.PathLike, num_threads: int | None = None, predictions: str | os.PathLike | None = None
+    folder: str | os.PathLike,
+    num_threads: int | None = None,
+    predictions: str | os.PathLike | None = None,
+    *,
+    label_map: str | os.PathLike | None = None,
 ) -> Inspection:
-    """Decodes and compares all images of class folders, or of `train/`, `val/` and `test/` with class folders inside.
+    """Decodes and compares all images of a tree, or of its `train/`, `val/` and `test/`.
 
     Args:
         predictions: What a model answers to them, as `read_predictions` takes it, for labels that look wrong.
 
     Raises:
-        InputError: for a missing folder, a class folder without images, or predictions for others.
+        InputError: as `list_folders` and `rename_classes` do, and for predictions for other images.
     """
     folder = Path(folder)
-    pools = list_folders(folder)
+    pools = rename_classes(list_folders(folder), label_map)
     num_predicted, suspects = None, []
     if predictions is not None:
         num_predicted, suspects = look_at_labels(predictions, folder, pools)

@@ -4,10 +4,11 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 
 from seedling_hf.data.formats import HEIF_ADVICE, HEIF_SUFFIXES, OTHER_IMAGE_SUFFIXES, is_image
 from seedling_hf.errors import InputError
@@ -16,21 +17,31 @@ from seedling_hf.escaping import one_line
 MOST_NAMES_IN_MEMORY = 10_000
 MOST_SUFFIXES_NAMED = 5
 MISNAMED = "its name is not UTF-8; rename it"
-STRAY = "image"  # in place of a suffix
+STRAY, FURTHER = "image", "further image"  # in place of a suffix
 _said: set[tuple[str, str]] = set()  # folder and suffix, because a folder may be listed again and again
 
 logger = logging.getLogger(__name__)
 
 
 class LeftOut:
-    """The files of a folder that are not read, counted by suffix, and images beside its class folders; none hidden."""
+    """The files of a folder that are not read, counted by suffix, and images beside its class folders; none hidden.
 
-    def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder, self.counts = str(folder), Counter()
+    `reasons` says why of files that are counted by their names instead.
+    """
+
+    def __init__(self, folder: str | os.PathLike, reasons: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.folder, self.counts, self.reasons = str(folder), Counter(), reasons
 
     def add(self, name: str) -> None:
-        if not name.startswith("."):
+        if name in self.reasons:
+            self.counts[name] += 1
+        elif not name.startswith("."):
             self.counts[STRAY if is_image(name) else os.path.splitext(name)[1].lower()] += 1
+
+    def leave_out_images(self, count: int) -> None:
+        """Adds images for the reason that `reasons` gives for `FURTHER`."""
+        if count:
+            self.counts[FURTHER] += count
 
     def describe(self) -> str:
         """How many files there are of which suffix, and why they are not read; empty for none."""
@@ -38,6 +49,7 @@ class LeftOut:
             ({s for s in self.counts if s in HEIF_SUFFIXES}, HEIF_ADVICE),
             ({s for s in self.counts if s in OTHER_IMAGE_SUFFIXES}, "convert them to JPEG or PNG"),
             ({s for s in self.counts if s == STRAY}, "in no class folder"),
+            *(({s for s in self.counts if s == name}, why) for name, why in self.reasons.items()),
         ]
         kinds.append((self.counts.keys() - set().union(*(k for k, _ in kinds)), "not an image by its suffix"))
         return "; ".join(f"{self._count(suffixes)} ({why})" for suffixes, why in kinds if suffixes)
@@ -55,7 +67,7 @@ class LeftOut:
     def _count(self, suffixes: set[str]) -> str:
         most = Counter({s: self.counts[s] for s in suffixes}).most_common()
         named = [
-            f"{n:,} {one_line(s) or 'without a suffix'}{'s' if s == STRAY and n > 1 else ''}"
+            f"{n:,} {one_line(s) or 'without a suffix'}{'s' if s in (STRAY, FURTHER) and n > 1 else ''}"
             for s, n in most[:MOST_SUFFIXES_NAMED]
         ]
         more = sum(n for _, n in most[MOST_SUFFIXES_NAMED:])
@@ -104,6 +116,11 @@ def _is_walked(path: str, folder: str) -> bool:
         return False
     inside = os.path.relpath(path, folder).split(os.sep)
     return not any(name.startswith(".") for name in inside) and (os.path.isdir(path) or is_image(inside[-1]))
+
+
+def walk_folder(folder: Path, left_out: LeftOut) -> list[str]:
+    """All images in a folder and in those inside, relative to it, as `list_images` finds them; adds to `left_out`."""
+    return [str(path.relative_to(folder)) for path in _walk(folder, frozenset(), left_out)]
 
 
 def list_folder(folder: Path) -> list[str]:

@@ -7,16 +7,19 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Image
 
 from seedling_hf.data.images import a_few, check_images, read_image
+from seedling_hf.data.label_lists import is_number
 from seedling_hf.data.listing import MISNAMED
 from seedling_hf.errors import InputError
 from seedling_hf.spelling import find_near, spelling_key
+
+MOST_PROPOSED = 3  # names that a better spelling is searched for
 
 Row = tuple[str, str]  # file relative to its root folder, class name
 
@@ -34,13 +37,14 @@ class ImageFeature(Image):
 
 @dataclass(frozen=True)
 class ImagePool:
-    """The images of a tree of class folders, or of a split of a Hub dataset."""
+    """The images of a tree, or of a split of a Hub dataset."""
 
     where: str  # for messages
     images: Dataset  # the column `image`
     rows: list[Row]
     class_names: list[str] | None = None  # all classes in their order, if the place declares them
     misnamed: Sequence[str] = ()  # further files, whose names are not UTF-8: they are in no column
+    list_file: str | None = None  # the list that names the classes, if folders do not
 
     @property
     def labels(self) -> list[str]:
@@ -55,12 +59,23 @@ class ImagePool:
         unknown = sorted(set(self.labels) - set(class_names))
         if unknown:
             near = {name: find_near(name, class_names) for name in unknown[:5]}
-            renamed = [f"{name} to {same}" for name, same in near.items() if same]
-            advice = f"rename {a_few(renamed)}" if renamed else "rename or remove it"
+            renamed = [(name, same) for name, same in near.items() if same]
+            advice = "rename or remove it, or let --label_map give its class: a CSV with the header from,to"
+            if renamed:
+                advice = (
+                    f"rename {a_few([f'{name} to {same}' for name, same in renamed])}, or let --label_map do so: a CSV "
+                    f"with the header from,to and lines such as {','.join(renamed[0])}"
+                )
             raise InputError(
                 f"expected only {expected} in {self.where}, found also {a_few(unknown)}; {advice}; the classes are "
                 f"{a_few(class_names, 12)}"
             )
+
+    def rename(self, names: Mapping[str, str]) -> "ImagePool":
+        """The same images with classes of other names; classes that get the same name become one."""
+        declared = self.class_names and list(dict.fromkeys(names.get(name, name) for name in self.class_names))
+        rows = [(file, names.get(label, label)) for file, label in self.rows]
+        return replace(self, rows=rows, class_names=declared)
 
     def find_good(self, *, skip_bad_images: bool) -> list[int]:
         """Decodes all images; positions of those that can be decoded.
@@ -97,14 +112,21 @@ def name_classes(pools: Mapping[str, ImagePool]) -> list[str]:
     """The classes of the training images, in the order that they declare or else in byte order.
 
     Raises:
-        InputError: for fewer than two, or for images of other classes in another pool.
+        InputError: for fewer than two, for numbers in a list of labels, or for images of other classes in another pool.
     """
     train = pools["train"]
     found = sorted(set(train.labels))
     if len(found) < 2:
+        advice = f"it takes the classes from {train.list_file}" if train.list_file else (
+            "in a folder, each class is a folder of images, or metadata.csv lists the images with their classes"
+        )  # fmt: skip
         raise InputError(
-            f"expected at least two classes in {train.where}, found {a_few(found) if found else 'none'}; in a folder, "
-            "each class is a folder of images"
+            f"expected at least two classes in {train.where}, found {a_few(found) if found else 'none'}; {advice}"
+        )
+    if train.list_file and (numbers := [name for name in found if is_number(name)]):
+        raise InputError(
+            f"expected names of classes in the column label of {train.list_file}, found the numbers {a_few(numbers)}; "
+            "write names there, or let --label_map give them: a CSV with the header from,to and a line for each number"
         )
     spellings = Counter(map(spelling_key, found))
     similar = [name for name in found if spellings[spelling_key(name)] > 1]
@@ -115,6 +137,12 @@ def name_classes(pools: Mapping[str, ImagePool]) -> list[str]:
         if split != "train":
             pool.check_known_classes(class_names, f"the classes of {train.where}")
     return class_names
+
+
+def propose_names(names: Sequence[str], known: Sequence[str]) -> str:
+    """The first of some unknown names, each with a known one that it nearly is."""
+    near = {name: find_near(name, known) for name in names[:MOST_PROPOSED]}
+    return a_few([f"{name} (did you mean {near[name]}?)" if near.get(name) else name for name in names], MOST_PROPOSED)
 
 
 def image_sources(dataset: Dataset) -> Iterator[Path | bytes]:

@@ -153,7 +153,8 @@ def split_as_written(
         relabelled = [f"{file} ({label}, now {label_of[file]})" for file, label in missing if file in label_of]
         what, found, advice = "missing", [file for file, _ in missing], "restore them"
         if relabelled:
-            what, found, advice = "with another class", relabelled, "restore them, give the --label_file of its run,"
+            what, found = "with another class", relabelled
+            advice = "restore them, give the --label_file or --label_map of its run,"
         raise InputError(
             f"expected every image of {split_file}, found {len(found)} {what}: {a_few(found)}; {advice} or draw a new "
             "split"

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model answers: probabilities (N, C) of the classes for each file, named by its class folder."""
+    """What a model answers: probabilities (N, C) of the classes for each file, named as in split.csv."""
 
     path: str
     files: list[str]
@@ -46,7 +46,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image of a tree: `path` in the tree, `file` in its class folders, as split.csv names it, and its class."""
+    """An image of a tree: `path` in the tree, `file` as split.csv names it, and its class."""
 
     path: str
     file: str
@@ -57,7 +57,8 @@ class LabelledImage:
 class Suspect:
     """A label that looks wrong: `suggestion` is the model's answer, and `margin` how much more probable that is."""
 
-    file: str
+    file: str  # in the tree
+    name: str  # as split.csv names it
     label: str
     suggestion: str
     probability: float
@@ -141,8 +142,8 @@ def find_suspects(predictions: Predictions, images: Sequence[LabelledImage]) -> 
     listed = find_label_issues(labels, probabilities, filter_by="low_normalized_margin", n_jobs=1)
     suspects = [
         Suspect(
-            image.path, image.label, predictions.class_names[answers[i]], round(float(probability[i]), 4),
-            round(float(label_probabilities[i]), 4), round(float(margins[i]), 4),
+            image.path, image.file, image.label, predictions.class_names[answers[i]],
+            round(float(probability[i]), 4), round(float(label_probabilities[i]), 4), round(float(margins[i]), 4),
         )
         for i, image in enumerate(known.values()) if listed[i] and margins[i] > 0
     ]  # fmt: skip
@@ -163,12 +164,14 @@ def warn_of_training_images(predictions: Predictions) -> None:
 
 def write_candidates(suspects: Iterable[Suspect], path: str | os.PathLike) -> None:
     """Writes the suspects for `train --label_file`: as they are they change nothing, until somebody edits `label`."""
-    rows = (("/".join(Path(s.file).parts[-2:]), s.label, s.suggestion, s.margin) for s in suspects)
-    write_csv(path, HEADER, rows)
+    write_csv(path, HEADER, ((s.name, s.label, s.suggestion, s.margin) for s in suspects))
 
 
-def check_candidates(path: Path) -> None:
+def check_candidates(path: Path, labels: Mapping[str, str]) -> None:
     """Refuses to replace a list that somebody has edited, or another file.
+
+    Args:
+        labels: Of the images now; those that are gone have the class of their folder.
 
     Raises:
         InputError: that says which.
@@ -176,7 +179,7 @@ def check_candidates(path: Path) -> None:
     check_ours(path, "--output_dir", LABELS)
     if not path.exists() or not path.stat().st_size:
         return
-    changed = [file for file, label in read_labels(path).items() if label != file.rpartition("/")[0]]
+    changed = [file for file, label in read_labels(path).items() if label != labels.get(file, file.rpartition("/")[0])]
     if changed:
         raise InputError(
             f"expected {path} as inspect_dataset wrote it, found that somebody has changed the labels of "

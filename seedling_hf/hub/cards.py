@@ -122,6 +122,8 @@ def describe_split(arguments: dict[str, Any]) -> Markdown:
     ]
     if arguments.get("label_file"):
         how += " Labels of training images were corrected, or images left out, by a file; validation images were not."
+    if arguments.get("label_map"):
+        how += " Classes have other names here than in the images' folders or lists; a file gave them."
     return Markdown(how + (f" At most {' and '.join(limits)} were used." if limits else ""))
 
 

@@ -19,7 +19,7 @@ from seedling_hf.arguments import write_arguments
 from seedling_hf.data.corrections import has_kept, read_labels
 from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.images import a_few
-from seedling_hf.data.splits import read_split_csv
+from seedling_hf.data.splits import list_lines, read_split_csv
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count
 from seedling_hf.evaluation.out_of_fold import pool_folds, report_folds
@@ -99,17 +99,20 @@ class Folds:
         """
         if self.arguments.max_train_samples is not None or self.arguments.max_eval_samples is not None:
             return
-        # Of a fold those that train, but not those that validate.
-        left_out = {file for file, label in (self.labels or {}).items() if not label}
-        files = {file for name in ("train", "validation") for file in splits[name]["file"]}
+        # Corrected or left out in a fold that they train, as they were given in one that they validate.
+        labels = self.labels or {}
+        left_out = {file for file, label in labels.items() if not label}
+        now = {(file, label) for file, label, _ in list_lines(splits, "train", "validation") if file not in labels}
+        now |= {(file, "") for name in ("train", "validation") for file in splits[name]["file"] if file in labels}
         for folder in self.folders:
             if not (folder / RESULTS).is_file() or not (folder / "split.csv").is_file():
                 continue
-            former = {file for (file, _), name in read_split_csv(folder / "split.csv").items() if name != "test"}
-            if changed := sorted((former ^ files) - left_out):
+            lines = read_split_csv(folder / "split.csv").items()
+            former = {(file, "" if file in labels else label) for (file, label), name in lines if name != "test"}
+            if changed := sorted({file for file, _ in former ^ now} - left_out):
                 raise InputError(
                     f"expected the images that {folder} was trained on, found {format_count(len(changed), 'image')} "
-                    f"new or missing: {a_few(changed)}; restore them, or train all folds again with "
+                    f"new, missing or of another class: {a_few(changed)}; restore them, or train all folds again with "
                     "--overwrite_output_dir"
                 )
 

@@ -27,7 +27,7 @@ FREE_ARGUMENTS = frozenset(
     {
         "allow_changed_arguments", "auto_find_batch_size", "dataloader_num_workers", "ddp_timeout", "fold",
         "folds_dir", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_tag", "hub_timeout",
-        "label_file", "logging_steps", "no_calibration", "no_duplicate_check", "output_dir",
+        "label_file", "label_map", "logging_steps", "no_calibration", "no_duplicate_check", "output_dir",
         "overwrite_output_dir", "per_device_eval_batch_size", "push_to_hub", "report_to",
         "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit", "split_file",
         "trust_remote_code",
@@ -46,7 +46,10 @@ ROUNDING_ARGUMENTS = frozenset(
     }
 )  # fmt: skip
 # What is compared and is no argument by itself.
-MEANINGS = {"split": "split (the images and their labels, after --split_file and --label_file)"}
+MEANINGS = {
+    "split": "split (the images and their labels, after --split_file and --label_file)",
+    "class_names": "class_names (after --label_map)",
+}
 
 
 @contextmanager
@@ -84,12 +87,21 @@ def compared_arguments(
 ) -> dict[str, Any]:
     """What must be the same when a run is resumed; of the batch, its global size."""
     names = ["validation"] if arguments.streaming else ["train", "validation"]
-    rows = (row for name in names for row in zip(splits[name]["file"], splits[name]["label"], strict=True))
+    rows = [row for name in names for row in zip(splits[name]["file"], splits[name]["label"], strict=True)]
     files = "\n".join(f"{file}\t{label}" for file, label in rows)
-    return asdict(arguments) | {
-        "global_batch_size": global_batch_size,
-        "split": hashlib.sha256(files.encode()).hexdigest(),
-    }
+    class_names = splits["validation"].features["label"].names
+    in_class_folders = {file.partition("/")[0] for file, _ in rows} <= set(class_names)
+    # Folders name the classes with the files, and a checkpoint of a dataset from the Hub has no names without a map.
+    as_folders = in_class_folders or arguments.train_dir is None
+    named = {} if as_folders and arguments.label_map is None else {"class_names": class_names}
+    return (
+        asdict(arguments)
+        | named
+        | {
+            "global_batch_size": global_batch_size,
+            "split": hashlib.sha256(files.encode()).hexdigest(),
+        }
+    )
 
 
 def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, allow: bool = False) -> list[str]:

@@ -105,7 +105,7 @@ def test_a_split_that_was_written_after_corrections_is_read_with_them(tree, give
 def test_a_split_that_was_written_after_corrections_is_refused_without_them(tree, given, write, tmp_path):
     corrected = first_of(given["train"], "Maize")
     write_split_csv(splits_of(train_dir=tree, label_file=write({corrected: "Cleavers"})), tmp_path / "split.csv")
-    with pytest.raises(InputError, match=rf"{corrected} \(Cleavers, now Maize\).* give the --label_file of its run"):
+    with pytest.raises(InputError, match=rf"{corrected} \(Cleavers, now Maize\).* give the --label_file or"):
         splits_of(train_dir=tree, split_file=tmp_path / "split.csv")
 
 
@@ -163,7 +163,7 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path, name):
 def test_an_unknown_file_is_refused_with_the_one_that_it_nearly_is(tree, given, write):
     file = given["train"][0][0]
     path = write({file.lower(): "Maize"})
-    with pytest.raises(InputError, match=rf"found {file.lower()} \(did you mean {file}\?\); name them by class folder"):
+    with pytest.raises(InputError, match=rf"found {file.lower()} \(did you mean {file}\?\); name them as split"):
         splits_of(train_dir=tree, label_file=path)
 
 
@@ -208,5 +208,5 @@ def test_two_images_of_one_name_are_not_brought_together(tree, write, tmp_path, 
     )
     flags = ["--train_dir", str(tree), "--output_dir", str(tmp_path / "out")]
     assert run(make_split, [*flags, "--label_file", str(write({f"Maize/{name}": "Cleavers"}))]) == 2
-    assert f"Maize/{name} together; rename one of them" in capsys.readouterr().err
+    assert f"Maize/{name} for the same folder; rename one of them" in capsys.readouterr().err
     assert not (tmp_path / "out" / "train").exists()

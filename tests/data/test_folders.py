@@ -48,7 +48,9 @@ def test_a_flat_test_folder_and_other_folders_are_ignored_with_a_notice(tmp_path
 def test_a_class_without_training_images_is_refused_by_name(tmp_path, plant, name, advice):
     plant(tmp_path / "train", Maize=2, Charlock=2)
     plant(tmp_path / "val", **{"Charlock": 2, name: 2})
-    with pytest.raises(InputError, match=f"found also {name}; {advice}; the classes are Charlock, Maize"):
+    with pytest.raises(
+        InputError, match=f"found also {name}; {advice}, or let --label_map .*; the classes are Charlock, Maize"
+    ):
         splits_of(train_dir=tmp_path)
 
 

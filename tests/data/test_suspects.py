@@ -282,7 +282,7 @@ def test_the_list_names_files_as_training_does_and_changes_nothing_as_it_is(clea
     for line, suspect in zip(lines, suspects, strict=True):
         assert f"val/{line['file']}" == suspect.file and line["label"] == line["file"].split("/")[0]
         assert line["suggestion"] == suspect.suggestion and float(line["margin"]) == suspect.margin
-    check_candidates(path)
+    check_candidates(path, {})
 
 
 @pytest.mark.parametrize("label", ["Maize", ""])
@@ -294,10 +294,10 @@ def test_a_list_that_somebody_has_edited_is_not_replaced(tmp_path, label):
     with pytest.raises(
         InputError, match=r"changed the labels of Charlock/2.png; move it to keep them, or choose another"
     ):
-        check_candidates(path)
+        check_candidates(path, {})
 
 
 def test_a_list_of_another_origin_is_not_replaced(tmp_path):
     (tmp_path / "labels.csv").write_text("file,label\nCharlock/1.png,Maize\n")
     with pytest.raises(ForeignFileError, match=r"labels\.csv to be free or an earlier output"):
-        check_candidates(tmp_path / "labels.csv")
+        check_candidates(tmp_path / "labels.csv", {})

@@ -356,5 +356,5 @@ def test_two_processes_find_what_one_finds(model_dir, test_dir, result, tmp_path
 def test_the_command_refuses_a_folder_of_other_classes(model_dir, sample_dir, tmp_path, capsys):
     words = ["--model_name_or_path", str(model_dir), "--test_dir", str(sample_dir), "--output_dir", str(tmp_path / "o")]
     assert run(main, words) == 2
-    assert "expected only folders named after the model's classes" in capsys.readouterr().err
+    assert "expected only the model's classes" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
