@@ -55,11 +55,19 @@ def list_copies(splits: "DatasetDict", target: Path) -> dict[Path, Path]:
     """Where each image is copied to, into the folder of its class, and what it is a copy of.
 
     Raises:
-        InputError: if two images of a class, which folders or labels kept apart, have one name.
+        InputError: if two images of a class, which folders or labels kept apart, have one name; or for a class whose
+            name a list or a map gives, and no folder can have.
     """
+    from seedling_hf.data.folders import UNREAD
+    from seedling_hf.data.images import a_few
     from seedling_hf.data.pool import image_sources
 
     originals = {}
+    names = next(iter(splits.values())).features["label"].names
+    if unfit := [name for name in names if name.startswith(UNREAD) or "/" in name or "\0" in name]:
+        raise InputError(
+            f"expected classes with names that folders can have, found {a_few(unfit)}; let --label_map give others"
+        )
     for split, rows in splits.items():
         labels = rows.features["label"].int2str(rows["label"])
         for file, label, original in zip(rows["file"], labels, image_sources(rows), strict=True):

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         members[images.features["label"].names[label]].append(row)
 
     labels = dict(zip(members, draw_names([*members]), strict=True))
-    check_outputs(arguments.output_dir, (fitting(name, ".png") for name in members), "--output_dir")
+    check_outputs(arguments.output_dir, map(sheet_name, members), "--output_dir")
     backgrounds = Backgrounds(find_grounds(images))
     for name, rows in follow(members.items(), "drawing a sheet of each class", unit="sheet"):
         rows = rows[:: max(1, len(rows) // IMAGES_OF_A_CLASS)][:IMAGES_OF_A_CLASS]
@@ -80,6 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Progress("drawing mixed batches"):
         draw_mixed_batches([*labels.values()], images, rows, arguments)
     print(f"{len(members) + 2} contact sheets are in {arguments.output_dir}")
+
+
+def sheet_name(name: str) -> str:
+    """The name of a file for the sheet of a class; lists of labels give names that no file can have."""
+    return fitting(name.replace("/", "\u2215").replace("\0", "\u2215"), ".png")
 
 
 def draw_class(
@@ -94,7 +99,7 @@ def draw_class(
     sheet = [[to_rgb(images[row]["image"]).resize((size, size)), *augmented]
              for row, augmented in zip(rows, versions, strict=True)]  # fmt: skip
     columns = ["original", *(f"epoch {i + 1}" for i in range(arguments.num_examples))]
-    plot_contact_sheet(sheet, Path(arguments.output_dir, fitting(name, ".png")), title=label, columns=columns)
+    plot_contact_sheet(sheet, Path(arguments.output_dir, sheet_name(name)), title=label, columns=columns)
 
 
 def draw_each_augmentation(

@@ -24,6 +24,8 @@ from seedling_hf.errors import InputError
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 
+UNREAD = (".", "__MACOSX")  # beginnings of names that are not read
+
 logger = logging.getLogger(__name__)
 
 
@@ -72,7 +74,7 @@ def _list_class_folders(root: Path) -> ImagePool:
     rows, unreadable = [], []
     left_out = LeftOut(root, dict.fromkeys(LIST_NAMES, f"without the columns {' and '.join(LIST_COLUMNS)}"))
     for label in list_folder(root):
-        if label.startswith((".", "__MACOSX")):
+        if label.startswith(UNREAD):
             continue
         if not (root / label).is_dir():
             left_out.add(label)
@@ -97,7 +99,7 @@ def _list_class(root: Path, label: str, left_out: LeftOut) -> list[str]:
     """The images in a class folder; other files are added to `left_out`."""
     found, others = [], LeftOut(root / label)
     for name in list_folder(root / label):
-        if name.startswith((".", "__MACOSX")):
+        if name.startswith(UNREAD):
             continue
         if (root / label / name).is_dir():
             raise InputError(

@@ -8,9 +8,12 @@ import pytest
 from data_loading import rows, splits_of
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
+from sample import SAMPLE
 
 from seedling_hf.data.splits import write_split_csv
 from seedling_hf.errors import InputError
+
+FILE = next((SAMPLE / "Maize").iterdir())
 
 
 @pytest.fixture
@@ -73,6 +76,22 @@ def test_labels_of_the_hub_may_be_words_in_a_column_of_another_name(hub):
     splits = splits_of(dataset_name=name, image_column_name="photo", label_column_name="species")
     assert splits["train"].features["label"].names == ["Charlock", "Maize"]
     assert [label for _, label in rows(splits["validation"])] == ["Maize", "Charlock"]
+
+
+def test_a_map_renames_and_merges_the_classes_of_a_hub_dataset_in_their_order(hub, tmp_path):
+    name = hub(classes=("Maize", "Charlock"), train=images(6), validation=images(2))
+    (tmp_path / "map.csv").write_text("from,to\nMaize,corn\n")
+    splits = splits_of(dataset_name=name, label_map=tmp_path / "map.csv")
+    assert splits["train"].features["label"].names == ["corn", "Charlock"]
+    assert [label for _, label in rows(splits["validation"])] == ["corn", "Charlock"]
+
+
+def test_numbers_of_a_hub_dataset_get_their_names_from_a_map(hub, tmp_path):
+    name = hub(classes=None, train=[(f"{i % 11}", f"{i}.jpg", FILE.read_bytes()) for i in range(22)])
+    (tmp_path / "map.csv").write_text("from,to\n" + "".join(f"{i},class {10 - i}\n" for i in range(11)))
+    splits = splits_of(dataset_name=name, label_map=tmp_path / "map.csv", train_val_split=0.5)
+    found = {file: label for split in splits.values() for file, label in rows(split)}
+    assert found == {f"{i}.jpg": f"class {10 - i % 11}" for i in range(22)}
 
 
 def test_a_hub_split_that_lacks_a_class_gets_the_numbers_of_training(hub):

@@ -198,6 +198,15 @@ def test_make_split_refuses_two_images_of_a_class_and_a_name(flat, tmp_path, cap
     assert not (tmp_path / "out" / "train").exists()
 
 
+@pytest.mark.parametrize("name", ["../../outside", "/outside", "..", ".hidden", "a/b"])
+def test_make_split_refuses_a_class_that_is_no_folder(flat, tmp_path, capsys, name):
+    write(flat, [(file, name if label == "Maize" else label) for file, label in read(flat)])
+    before = {path for path in tmp_path.rglob("*") if path != tmp_path / "out"}
+    assert run(make_split, ["--train_dir", str(flat), "--output_dir", str(tmp_path / "out" / "made")]) == 2
+    assert f"names that folders can have, found {name}; let --label_map" in capsys.readouterr().err
+    assert not any(path.suffix == ".jpg" for path in {*tmp_path.rglob("*")} - before)
+
+
 # What is left out
 
 

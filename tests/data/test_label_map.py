@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from data_loading import rows, splits_of
-from sample import copy_sample
+from sample import SAMPLE, copy_sample
 
 from seedling_hf.data.dataset import load_folder, load_folders
 from seedling_hf.data.inspection import inspect_folder
 from seedling_hf.data.label_map import read_label_map
 from seedling_hf.errors import InputError
+from seedling_hf.spelling import spelling_key
 
 SPELLED = {"Shepherd’s Purse": "Shepherds Purse", "fat_hen": "Fat Hen", "SUGAR-BEET": "Sugar beet"}
 
@@ -145,3 +146,12 @@ def test_another_encoding_is_refused(tmp_path):
 def test_a_missing_map_is_refused(tree, tmp_path):
     with pytest.raises(InputError, match=r"a CSV with the columns from and to at .*, found: .*No such file"):
         load_folders(tree, label_map=tmp_path / "map.csv")
+
+
+def test_the_map_of_the_documentation_gives_each_species_another_spelling_of_its_name(tmp_path):
+    text = Path(__file__).resolve().parents[2].joinpath("docs", "data.md").read_text(encoding="utf-8")
+    block = next(each for each in re.findall(r"```\n(.*?)```", text, re.DOTALL) if "loose_silkybent" in each)
+    (tmp_path / "map.csv").write_text(block, encoding="utf-8")
+    names = read_label_map(tmp_path / "map.csv")
+    assert all(spelling_key(old) == spelling_key(new) for old, new in names.items())
+    assert sorted(names.values()) == sorted(folder.name for folder in SAMPLE.iterdir())

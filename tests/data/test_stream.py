@@ -112,6 +112,26 @@ def test_a_worker_gives_what_the_process_itself_gives(write):
         assert Place(*found["place"]) == expected["place"]
 
 
+@pytest.mark.parametrize("names", [{"Charlock": "weed", "Maize": "corn"}, {"Maize": "Charlock"}], ids=["new", "one"])
+def test_a_map_gives_the_classes_of_a_stream_other_names_and_numbers(write, tmp_path, names):
+    name, path = write(), tmp_path / "map.csv"
+    path.write_text("from,to\n" + "".join(f"{old},{new}\n" for old, new in names.items()))
+    given, renamed = (load_streamed(DataArguments(dataset_name=name, label_map=each)) for each in (None, str(path)))
+    assert renamed["train"].num_shards == given["train"].num_shards == len(SHARDS)
+    features = [renamed[split].features["label"] for split in ("train", "validation")]
+    assert features[0].names == features[1].names == list(dict.fromkeys(names.get(each, each) for each in CLASSES))
+    for split in given:
+        was, now = ([split_of[split].features["label"].int2str(row["label"]) for row in split_of[split]]
+                    for split_of in (given, renamed))  # fmt: skip
+        assert now == [names.get(label, label) for label in was] and len(set(was)) == 2
+
+
+def test_a_map_of_unknown_names_is_refused_for_a_stream(write, tmp_path):
+    (tmp_path / "map.csv").write_text("from,to\nmaize,corn\n")
+    with pytest.raises(InputError, match=r"column from of .*map\.csv, found maize \(did you mean Maize\?\); use"):
+        load_streamed(DataArguments(dataset_name=write(), label_map=str(tmp_path / "map.csv")))
+
+
 def test_a_bad_image_is_refused_or_skipped(write):
     name = write(broken=7)
     with pytest.raises(InputError, match=r"found 7\.jpg: cannot identify image file.*skip such images with"):
@@ -188,3 +208,11 @@ def test_a_stream_trains_without_a_copy_on_the_disk(write, tmp_path):
     assert run_command(main, [*flags.split(), "--dataset_name", name, "--output_dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "report.html").exists()
     assert not any("train" in path.name for path in (tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_stream_with_other_names_trains_in_a_worker(write, tmp_path):
+    (tmp_path / "map.csv").write_text("from,to\nCharlock,weed\n")
+    flags = "--streaming --variant tiny --image_size 32 --max_steps 2 --eval_steps 2 --per_device_train_batch_size 4"
+    flags = f"{flags} --dataloader_num_workers 1 --label_map {tmp_path}/map.csv --output_dir {tmp_path}/run"
+    assert run_command(main, [*flags.split(), "--dataset_name", write()]) == 0
+    assert '"0": "weed"' in (tmp_path / "run" / "config.json").read_text()
