@@ -105,6 +105,9 @@ class DataArguments(SplitArguments):
     image_column_name: str = option("image", "column of images in that dataset")
     label_column_name: str = option("label", "column of classes in that dataset")
     no_duplicate_check: bool = option(False, "do not search for validation images that are also in training")
+    balanced_sampler: bool = option(
+        False, "draw as many images of each class for an epoch, with replacement, instead of each image once"
+    )
     dataloader_num_workers: int = option(
         0, "image-loading processes for each training process", least=0, most=MOST_WORKERS
     )
@@ -307,6 +310,25 @@ class OptimizationArguments(ArgumentGroup):
     mixed_precision: str | None = option(None, "precision of the forward pass", choices=["no", "fp16", "bf16"])
     gradient_checkpointing: bool = option(False, "save memory by computing each layer twice")
     sync_bn: bool = option(False, "synchronize BatchNorm between GPUs")
+    freeze: list[str] = option(
+        list,
+        "parts of the network that are not trained: backbone (all but the classifier), stem, stage1 and so on, or "
+        "names of modules",
+    )
+    freeze_bn_statistics: bool | None = option(
+        None,
+        "BatchNorm normalizes by its stored statistics, which stay as they are: true everywhere, false nowhere "
+        "(default: in the parts that --freeze names)",
+    )
+    class_weights: str | None = option(
+        None,
+        "balanced: the loss of an image counts in inverse proportion to the number of training images of its class",
+        choices=["balanced"],
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.freeze = sorted(set(self.freeze))  # the same state, however they are listed
 
 
 @dataclass(kw_only=True)
@@ -390,6 +412,7 @@ class TrainArguments(
                 "expected no teachers with --auto_find_batch_size, which does not count their memory, found "
                 "--teacher_model_name_or_path; give --per_device_train_batch_size yourself"
             )
+        self._check_balance()
         if self.num_folds is not None:
             self._check_all_folds()
         if self.train_val_split == 0:
@@ -398,6 +421,25 @@ class TrainArguments(
             raise InputError(
                 f"expected --folds_dir with --train_val_split 0, found {self.train_val_split}; a model with validation "
                 "images is calibrated on these"
+            )
+
+    def _check_balance(self) -> None:
+        found = [
+            flag
+            for flag, is_given in (
+                ("--class_weights balanced", self.class_weights is not None),
+                ("--balanced_sampler", self.balanced_sampler),
+            )
+            if is_given
+        ]
+        if len(found) == 2:
+            raise InputError(
+                f"expected {found[0]} or {found[1]}, found both, by which rare classes would count twice; drop one"
+            )
+        if found and self.streaming:
+            raise InputError(
+                f"expected {found[0]} without --streaming, whose classes are not counted before they come, found both; "
+                "drop one"
             )
 
     def _check_all_images(self) -> None:

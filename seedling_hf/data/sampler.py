@@ -1,10 +1,11 @@
 """The order of the training images: a function of (seed, epoch), divided among the processes."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from seedling_hf.data.seeds import epoch_seed, permutation
+from seedling_hf.data.seeds import epoch_seed, permutation, weighted_draw
 from seedling_hf.errors import InputError
 
 
@@ -43,7 +44,31 @@ class EpochSampler(Sampler[list[int]]):
         return (self.steps_per_epoch - self.first_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = permutation(self.num_examples, epoch_seed(self.seed, self.epoch))
-        for batch in range(self.first_step * self.accumulation, self.steps_per_epoch * self.accumulation):
-            start = (batch * self.num_processes + self.process_index) * self.batch_size
+        order = self._order()
+        for start in self.starts():
             yield order[start : start + self.batch_size]
+
+    def starts(self) -> Iterator[int]:
+        """The place of the first image of each batch in the order of the epoch, which no division changes."""
+        for batch in range(self.first_step * self.accumulation, self.steps_per_epoch * self.accumulation):
+            yield (batch * self.num_processes + self.process_index) * self.batch_size
+
+    def _order(self) -> list[int]:
+        return permutation(self.num_examples, epoch_seed(self.seed, self.epoch))
+
+
+class BalancedSampler(EpochSampler):
+    """Draws as many images for an epoch as there are, with replacement, each class with the same probability.
+
+    Args:
+        labels: The class of each image.
+        options: Those of `EpochSampler`.
+    """
+
+    def __init__(self, labels: Sequence[int], **options: int) -> None:
+        super().__init__(len(labels), **options)
+        counts = Counter(labels)
+        self.weights = [1 / counts[label] for label in labels]
+
+    def _order(self) -> list[int]:
+        return weighted_draw(self.weights, self.num_examples, epoch_seed(self.seed, self.epoch))

@@ -12,11 +12,16 @@ from seedling_hf.data.transforms import ExampleTransform, Transform
 
 
 class BatchKey(NamedTuple):
-    """All that a training batch depends on, besides the arguments of the run."""
+    """All that a training batch depends on, besides the arguments of the run.
+
+    Attributes:
+        start: Where an image may come again in an epoch, the place of the batch in its order; else None.
+    """
 
     epoch: int
     image_size: int
     indices: list[int]
+    start: int | None = None
 
 
 class TrainingImages(torch.utils.data.Dataset):
@@ -39,6 +44,6 @@ class TrainingImages(torch.utils.data.Dataset):
         if key.image_size != self.image_size:
             self.image_size = key.image_size
             self.transform.transform = self.build_transform(image_size=key.image_size)
-        self.transform.set_epoch(key.epoch)
+        self.transform.set_epoch(key.epoch, key.start)
         self.collator.set_epoch(key.epoch)
         return self.collator(self.images.__getitems__(key.indices))

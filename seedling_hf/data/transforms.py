@@ -143,29 +143,37 @@ class EvalTransform:
 class ExampleTransform:
     """Makes examples of the rows of a dataset, for `Dataset.with_transform`.
 
-    The randomness of an image depends only on (seed, epoch, index): it does not change with the number of workers or
-    processes, and their states need not be saved.
+    The randomness of an image depends only on (seed, epoch, index), and on its place in the order of the epoch where it
+    may come again: it does not change with the number of workers or processes, and their states need not be saved.
     """
 
     def __init__(self, transform: Transform, seed: int = 0) -> None:
         self.transform, self.seed, self.epoch = transform, seed, 0
+        self.start: int | None = None
 
-    def set_epoch(self, epoch: int) -> None:
-        """Call it before the loader starts its workers, which get a copy."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int | None = None) -> None:
+        """Call it before the loader starts its workers, which get a copy.
+
+        Args:
+            start: The place of the next row in the order of the epoch; None where each image comes once.
+        """
+        self.epoch, self.start = epoch, start
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         try:
-            pixel_values = [self._make(image, index) for image, index in zip(rows["image"], rows["index"], strict=True)]
+            pixel_values = [
+                self._make(image, index, *([] if self.start is None else [self.start + i]))
+                for i, (image, index) in enumerate(zip(rows["image"], rows["index"], strict=True))
+            ]
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
         return {"pixel_values": pixel_values, "labels": rows["label"], "index": rows["index"]}
 
-    def _make(self, image: Image.Image | Tensor, index: int) -> Tensor:
-        seed = int(mix(self.seed, self.epoch, index)[0])
+    def _make(self, image: Image.Image | Tensor, *draw: int) -> Tensor:
+        seed = int(mix(self.seed, self.epoch, *draw)[0])
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from seedling_hf.errors import InputError
 from seedling_hf.escaping import format_count
 from seedling_hf.train_arguments import TrainArguments
+from seedling_hf.training.freezing import train_unfrozen
 from seedling_hf.training.models import needs_two_images
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,12 @@ def _try_step(
 ) -> None:
     device = accelerator.device
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-        model = copy.deepcopy(model).to(device).train()
+        model = train_unfrozen(copy.deepcopy(model).to(device))
         if arguments.gradient_checkpointing:
             model.activation_checkpointing_enable()
-        copies = 3 if arguments.ema_decay else 2  # AdamW's two moments (Muon has fewer), and the averaged weights
-        held = [torch.zeros_like(p) for p in model.parameters() for _ in range(copies)]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        held = [torch.zeros_like(p) for p in trained for _ in range(2)]  # AdamW's moments; Muon has fewer
+        held += [torch.zeros_like(p) for p in model.parameters()] if arguments.ema_decay else []
         pixel_values = torch.zeros(batch_size, model.config.num_channels, image_size, image_size, device=device)
         labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
         with accelerator.autocast():

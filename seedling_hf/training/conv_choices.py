@@ -17,6 +17,8 @@ from seedling_hf.inference.prediction import CHOICES_VARIABLE
 from seedling_hf.progress import Progress
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 from seedling_hf.replknet.large_kernel_conv import choices, save_choices, set_choices
+from seedling_hf.train_arguments import TrainArguments
+from seedling_hf.training.freezing import freeze, train_unfrozen
 from seedling_hf.training.loop import Training
 
 
@@ -33,7 +35,7 @@ def settle_choices(training: Training) -> None:
     if accelerator.is_main_process:
         with Progress("timing the convolution"):
             for side in training.batches.list_image_sizes():
-                _try_step(config, training.arguments.per_device_train_batch_size, side, accelerator)
+                _try_step(config, training.arguments, side, accelerator)
         found = [choices()]
     broadcast_object_list(found)
     set_choices(found[0])
@@ -43,11 +45,13 @@ def settle_choices(training: Training) -> None:
             save_choices(path)
 
 
-def _try_step(config: RepLKNetConfig, batch_size: int, side: int, accelerator: Accelerator) -> None:
+def _try_step(config: RepLKNetConfig, arguments: TrainArguments, side: int, accelerator: Accelerator) -> None:
     """Forward and backward of a model like that of the run, which itself stays as it is, as do the random numbers."""
-    device = accelerator.device
+    device, batch_size = accelerator.device, arguments.per_device_train_batch_size
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-        model = RepLKNetForImageClassification(config).to(device).train()
+        model = RepLKNetForImageClassification(config).to(device)
+        freeze(model, arguments)
+        train_unfrozen(model)
         images = torch.zeros(batch_size, config.num_channels, side, side, device=device)
         with accelerator.autocast():
             loss = model(pixel_values=images, labels=torch.zeros(batch_size, dtype=torch.int64, device=device)).loss

@@ -19,9 +19,11 @@ from seedling_hf.files import share_as_usual, writing
 from seedling_hf.inference.familiarity import FAMILIARITY
 from seedling_hf.inference.model_files import CONFIG
 from seedling_hf.train_arguments import TrainArguments
+from seedling_hf.training.balance import weigh_targets
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.compilation import compile_options
 from seedling_hf.training.distillation import Teachers
+from seedling_hf.training.freezing import keep_frozen
 from seedling_hf.training.optimization import (
     ExponentialMovingAverage,
     build_optimizer,
@@ -39,7 +41,11 @@ CERTAINTY = (
 
 
 class Learner:
-    """A model that learns, on all processes; it is given in float32 and not yet on its device."""
+    """A model that learns, on all processes; it is given in float32 and not yet on its device.
+
+    Args:
+        class_weights: By which the loss counts each class, (num_labels,), on the device.
+    """
 
     def __init__(
         self,
@@ -48,8 +54,10 @@ class Learner:
         accelerator: Accelerator,
         num_steps: int,
         teachers: Teachers | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.accelerator, self.max_grad_norm, self.teachers = accelerator, arguments.max_grad_norm, teachers
+        self.class_weights = class_weights
         if arguments.gradient_checkpointing:
             model.activation_checkpointing_enable()
         self.ema = ExponentialMovingAverage(model, arguments.ema_decay) if arguments.ema_decay else None
@@ -92,6 +100,7 @@ class Learner:
             The mean loss of this process, (), on its device.
         """
         self.model.train()
+        keep_frozen(self.bare_model)
         total = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(batches):
             # Gradients travel between processes once a step, with the last of its batches; under FSDP with each of
@@ -102,6 +111,8 @@ class Learner:
                 with self.accelerator.autocast():  # FSDP leaves it to us
                     if self.teachers:
                         labels = self.teachers.soften(pixel_values, labels)
+                    if self.class_weights is not None:
+                        labels = weigh_targets(labels, self.class_weights)
                     loss = self.model(pixel_values=pixel_values, labels=labels).loss / len(batches)
                 total += loss.detach()
                 if is_last:

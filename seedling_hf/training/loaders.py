@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from seedling_hf.data.image_cache import (
     prepared_examples,
 )
 from seedling_hf.data.loading import Loader, Waiting
-from seedling_hf.data.sampler import EpochSampler
+from seedling_hf.data.sampler import BalancedSampler, EpochSampler
 from seedling_hf.data.stream import Place, TrainingStream, pop_place
 from seedling_hf.data.training_images import BatchKey, TrainingImages
 from seedling_hf.data.transforms import EvalTransform, ExampleTransform, build_train_transform, uses_backgrounds
@@ -82,7 +82,11 @@ class TrainingBatches:
             self.steps_per_epoch = arguments.max_steps
         else:
             self.files = train["file"]
-            self.sampler = EpochSampler(len(train), accumulation=self.accumulation, **shares)
+            shares |= {"accumulation": self.accumulation}
+            if arguments.balanced_sampler:
+                self.sampler = BalancedSampler(train["label"], **shares)
+            else:
+                self.sampler = EpochSampler(len(train), **shares)
             if arguments.cache_images is None:
                 images = train.with_transform(transform)
             else:
@@ -153,8 +157,9 @@ class TrainingBatches:
     def _keys(self, epoch: int, first_step: int) -> Iterator[BatchKey]:
         while True:
             self.sampler.set_position(epoch, first_step)
-            for indices in self.sampler:
-                yield BatchKey(epoch, self.image_size_at(epoch), indices)
+            starts = self.sampler.starts() if self.arguments.balanced_sampler else repeat(None)
+            for indices, start in zip(self.sampler, starts, strict=False):
+                yield BatchKey(epoch, self.image_size_at(epoch), indices, start)
             epoch, first_step = epoch + 1, 0
 
     def epoch_at(self, step: int) -> float:

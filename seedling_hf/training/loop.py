@@ -26,6 +26,7 @@ from seedling_hf.progress import Progress
 from seedling_hf.replknet.large_kernel_conv import choices, set_choices
 from seedling_hf.signals import Stopped, StopSignal
 from seedling_hf.train_arguments import TrainArguments
+from seedling_hf.training.balance import balanced_weights
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.checkpointing import CheckpointError, Checkpoints
 from seedling_hf.training.distillation import Teachers
@@ -84,7 +85,10 @@ class Training:
         teachers = None
         if arguments.teacher_model_name_or_path:
             teachers = Teachers(arguments, self.class_names, image_processor, accelerator.device)
-        self.learner = Learner(arguments, model, accelerator, self.batches.num_steps, teachers)
+        weights = None
+        if arguments.class_weights:
+            weights = balanced_weights(splits["train"]["label"], len(self.class_names)).to(accelerator.device)
+        self.learner = Learner(arguments, model, accelerator, self.batches.num_steps, teachers, weights)
         self.readings = Readings(accelerator, self.batches.list_images, teachers)
         self.run_log, self.folder = RunLog(self.output_dir, accelerator), RunFolder(arguments, splits, accelerator)
         self.checkpoints = Checkpoints(

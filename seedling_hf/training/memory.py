@@ -27,6 +27,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from seedling_hf.inference.batch_memory import LiveStorages, check_memory, image_side
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 from seedling_hf.train_arguments import OptimizationArguments, TrainArguments
+from seedling_hf.training.freezing import freeze, train_unfrozen
 from seedling_hf.training.optimization import build_optimizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,9 +40,9 @@ class MemoryEstimate:
     Attributes:
         weights: Parameters and buffers.
         average: Averaged weights (EMA).
-        moments: AdamW's two; for matrices that Muon updates, its one.
+        moments: AdamW's two; for matrices that Muon updates, its one; none of what is frozen.
         exchange: Buffers between processes: DDP's buckets, or the blocks that FSDP holds unsharded at one time.
-        gradients: Of all parameters.
+        gradients: Of all parameters that are trained.
         activations: What the forward pass keeps for the backward pass, including the weights that autocast has cast.
         step: The most that gradients, activations and temporaries take at one time. It can be less than the sum of
             gradients and activations, since activations are freed while gradients appear.
@@ -106,15 +107,16 @@ def estimate_memory(
     """
     with torch.device("meta"):
         model = RepLKNetForImageClassification(config)
-    parameters, buffers = _bytes(model.parameters()), _bytes(model.buffers())
+    freeze(model, arguments)
+    parameters, buffers, trained = _bytes(model.parameters()), _bytes(model.buffers()), _bytes(_trained(model))
     optimizer = build_optimizer(model, arguments)
     moments, update = _observe_update(model, optimizer)
     if isinstance(optimizer, AdamW):
         update = 0  # fused, which it cannot be on tensors without content
-    exchange, share = parameters if num_processes > 1 else 0, 1
+    exchange, share = trained if num_processes > 1 else 0, 1
     if use_fsdp:
         exchange, share = _unsharded_blocks(model), num_processes
-    gradients = parameters // share
+    gradients = trained // share
     # Sharded gradients, and those of earlier batches, are always there; others come one by one.
     kept = gradients if use_fsdp or arguments.gradient_accumulation_steps > 1 else 0
     activations, most = _observe_step(model, arguments, image_size, drop_gradients=kept > 0)
@@ -139,10 +141,10 @@ def _observe_step(
     batch_size, dtype = arguments.per_device_train_batch_size, DTYPES.get(arguments.mixed_precision, torch.float32)
     live = LiveStorages()
     with FakeTensorMode():
-        model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).train()
+        model = train_unfrozen(model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)))
         if arguments.gradient_checkpointing:
             model.activation_checkpointing_enable()
-        for parameter in model.parameters():
+        for parameter in _trained(model):
             if drop_gradients:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
         for tensor in (*model.parameters(), *model.buffers()):
@@ -159,18 +161,22 @@ def _observe_step(
 
 def _observe_update(model: nn.Module, optimizer: Optimizer) -> tuple[int, int]:
     """Bytes that an optimizer keeps from step to step, and the most that a step needs besides them."""
-    for parameter in model.parameters():
+    for parameter in _trained(model):
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()  # the first step creates the moments
     kept = (value for state in optimizer.state.values() for value in state.values())
     moments = [value for value in kept if torch.is_tensor(value) and value.ndim]  # without the step counters on the CPU
     live = LiveStorages()
-    for tensor in (*model.parameters(), *(parameter.grad for parameter in model.parameters()), *moments):
+    for tensor in (*model.parameters(), *(parameter.grad for parameter in _trained(model)), *moments):
         live.exclude(tensor)
     with live:
         optimizer.step()
     model.zero_grad()
     return _bytes(moments), live.most
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _drop_gradient(parameter: Tensor) -> None:
@@ -185,5 +191,9 @@ def _unsharded_blocks(model: nn.Module) -> int:
     """What FSDP holds unsharded, at most: two blocks and their receive buffer, the gradients of a block and their send
     buffer, and the parameters outside of blocks with their gradients."""
     kinds = set(model._no_split_modules)
-    blocks = [_bytes(m.parameters()) for m in model.modules() if type(m).__name__ in kinds]
-    return 5 * max(blocks) + 2 * (_bytes(model.parameters()) - sum(blocks))
+    blocks = [m for m in model.modules() if type(m).__name__ in kinds]
+    outside, trained = (
+        _bytes(of(model)) - sum(_bytes(of(block)) for block in blocks) for of in (nn.Module.parameters, _trained)
+    )
+    held, with_gradients = (max(_bytes(of(block)) for block in blocks) for of in (nn.Module.parameters, _trained))
+    return 3 * held + 2 * with_gradients + outside + trained

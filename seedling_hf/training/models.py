@@ -14,6 +14,7 @@ from seedling_hf.inference.classifier import Pretrained
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training.baseline import build_timm_classifier, standard_image_processor, timm_arguments
+from seedling_hf.training.freezing import freeze, train_unfrozen
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def build_trainable_model(
 
     Raises:
         InputError: for a folder without a model, a model of other classes without `--ignore_mismatched_sizes`, or
-            flags that do not fit the model.
+            flags that do not fit the model or freeze what it does not have.
     """
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     if arguments.variant:
@@ -45,6 +46,9 @@ def build_trainable_model(
         model, image_processor = _build_on_shipped(arguments, labels)
     _set_loss(model)
     _set_image_size(arguments, image_processor)
+    freeze(model, arguments)
+    if arguments.freeze and (arguments.variant or arguments.timm_architecture):
+        logger.warning("what --freeze names keeps its random weights: --model_name_or_path starts from trained ones")
     _check_fit(arguments, model, image_processor.crop_size["height"])
     return model, image_processor
 
@@ -74,7 +78,8 @@ def needs_two_images(model: PreTrainedModel, side: int) -> bool:
     side = min(side, 1024)  # larger images end in larger maps, and may not fit into the memory
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            copy.deepcopy(model).train()(torch.zeros(1, model.config.num_channels, side, side))
+            images = torch.zeros(1, model.config.num_channels, side, side)
+            train_unfrozen(copy.deepcopy(model))(images)
     except ValueError as error:
         if "Expected more than 1 value per channel" in str(error):
             return True

@@ -35,6 +35,7 @@ from seedling_hf.origin import REPORT_FILES, check_outputs
 from seedling_hf.plots.curves import plot_curves
 from seedling_hf.signals import RESUMABLE_EXIT_CODE
 from seedling_hf.train_arguments import TrainArguments
+from seedling_hf.training.balance import describe_balance
 from seedling_hf.training.certainty import describe_certainty, settle_certainty
 from seedling_hf.training.checkpointing import (
     LATEST,
@@ -44,6 +45,7 @@ from seedling_hf.training.checkpointing import (
     holds_pointer,
 )
 from seedling_hf.training.finetuning import describe_start
+from seedling_hf.training.freezing import count_trained, describe_freezing
 from seedling_hf.training.loop import Training
 from seedling_hf.training.precedents import Precedents, describe_final_model, settle_by_precedents
 from seedling_hf.training.run_log import RESULTS
@@ -173,23 +175,28 @@ def report_start(training: Training) -> None:
         if arguments.starts_from_shipped:
             print(describe_start(arguments, splits))
         print(describe_run(training))
+        if balance := describe_balance(arguments, splits["train"]):
+            print(balance)
     training.accelerator.wait_for_everyone()
 
 
 def describe_run(training: Training) -> str:
     """The run in a few lines, before it starts."""
     arguments, accelerator, batches = training.arguments, training.accelerator, training.batches
-    threads = hint = ""
+    threads = hint = trained = ""
+    if frozen := describe_freezing(training.learner.bare_model, arguments):
+        trained = f", {count_trained(training.learner.model):,} of them trained"
+        hint = f"\n{frozen}"
     if accelerator.device.type == "cpu":
         threads = f" of {format_count(torch.get_num_threads(), 'thread')}"
         share = num_cores() // accelerator.num_processes
         if torch.get_num_threads() == 1 < share and VARIABLE in os.environ:  # accelerate's default
-            hint = f"\nfaster with more threads: accelerate launch --num_cpu_threads_per_process {share}"
+            hint += f"\nfaster with more threads: accelerate launch --num_cpu_threads_per_process {share}"
         if accelerator.mixed_precision == "no" and arguments.mixed_precision is None and has_bfloat16_instructions():
             hint += "\nfaster on this CPU, which multiplies bfloat16 numbers itself: --mixed_precision bf16"
     return (
         f"{arguments.variant or arguments.timm_architecture or arguments.model_name_or_path or 'nano'}: "
-        f"{sum(p.numel() for p in training.learner.model.parameters()) / 1e6:.1f} M parameters, "
+        f"{sum(p.numel() for p in training.learner.model.parameters()) / 1e6:.1f} M parameters{trained}, "
         f"{batches.image_size}×{batches.image_size} pixels, "
         f"{accelerator.num_processes} × {accelerator.device.type}{threads}"
         f"{', sharded by FSDP' if accelerator.is_fsdp2 else ''}, {precision_name(accelerator.mixed_precision)}\n"

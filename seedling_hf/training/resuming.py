@@ -35,7 +35,7 @@ FREE_ARGUMENTS = frozenset(
 )  # fmt: skip
 # Arguments that decide which state there is, so that not even `--allow_changed_arguments` can change them.
 FIXED_ARGUMENTS = frozenset(
-    {"depths", "hidden_sizes", "kernel_sizes", "layer_decay", "optim", "timm_architecture", "variant"}
+    {"depths", "freeze", "hidden_sizes", "kernel_sizes", "layer_decay", "optim", "timm_architecture", "variant"}
 )
 # Arguments that may change, though results then differ in the last bits: whether the model is compiled, and the factors
 # of `global_batch_size`, with the same product.
@@ -116,6 +116,7 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], *, all
     saved, current = (json.loads(json.dumps(dict(arguments), default=str)) for arguments in (saved, current))
     # A checkpoint of an earlier version knows fewer flags, whose defaults change nothing.
     defaults = {flag.name: flag.default for flag in fields(TrainArguments) if flag.default is not MISSING}
+    defaults |= {flag.name: [] for flag in fields(TrainArguments) if flag.default_factory is list}
     saved = {**{name: value for name, value in defaults.items() if name in current}, **saved}
     changes = {
         name: f"{MEANINGS.get(name, name)} was {_shown(saved, name)} and is {_shown(current, name)}"

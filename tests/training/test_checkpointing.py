@@ -723,10 +723,17 @@ def test_the_factors_of_one_global_batch_may_change_and_are_reported():
 
 
 def test_a_flag_that_an_earlier_version_did_not_have_is_no_change_at_its_default():
-    current = {**ARGUMENTS, "white_balance": 0.0, "rotation_fill": "mean"}
-    assert check_unchanged(ARGUMENTS, current) == []
+    earlier = {n: v for n, v in ARGUMENTS.items() if n not in ("white_balance", "rotation_fill", "freeze")}
+    assert check_unchanged(earlier, ARGUMENTS) == []
     with pytest.raises(InputError, match=r"white_balance was 0.0 and is 0.5"):
-        check_unchanged(ARGUMENTS, {**current, "white_balance": 0.5})
+        check_unchanged(earlier, {**ARGUMENTS, "white_balance": 0.5})
+
+
+def test_other_parts_cannot_be_frozen_than_those_whose_optimizer_was_saved():
+    with pytest.raises(
+        InputError, match=r"expected the network and the optimizer .* freeze was \[\] and is \['stem'\]"
+    ):
+        check_unchanged(ARGUMENTS, {**ARGUMENTS, "freeze": ["stem"]}, allow=True)
 
 
 def test_an_argument_that_only_one_side_has_is_named():

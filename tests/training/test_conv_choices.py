@@ -9,6 +9,7 @@ from faults import assert_sentence, assert_well, command
 
 from seedling_hf.inference.prediction import CHOICES_VARIABLE
 from seedling_hf.replknet import RepLKNetConfig, large_kernel_conv
+from seedling_hf.train_arguments import TrainArguments
 from seedling_hf.training import conv_choices
 from seedling_hf.training.checkpoint_files import read_run_state
 from seedling_hf.training.conv_choices import settle_choices
@@ -25,8 +26,8 @@ def training(monkeypatch):
     monkeypatch.setattr(large_kernel_conv, "_chosen", {})
     sides = []
 
-    def try_step(config, batch_size, side, accelerator):
-        sides.append((batch_size, side))
+    def try_step(config, arguments, side, accelerator):
+        sides.append((arguments.per_device_train_batch_size, side))
         large_kernel_conv.set_choices([CHOICE])
 
     monkeypatch.setattr(conv_choices, "_try_step", try_step)
@@ -76,7 +77,8 @@ def test_a_timed_step_leaves_the_random_numbers_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    conv_choices._try_step(RepLKNetConfig.from_variant("tiny"), 2, 32, Accelerator(cpu=True))
+    arguments = TrainArguments(train_dir="images", variant="tiny", per_device_train_batch_size=2)
+    conv_choices._try_step(RepLKNetConfig.from_variant("tiny"), arguments, 32, Accelerator(cpu=True))
     assert torch.equal(torch.rand(3), expected)
 
 

@@ -57,3 +57,39 @@ def test_augmentation_for_the_field_is_the_same_with_workers_with_a_cache_and_af
     assert all(map(torch.equal, field_batches(images, first_step=2), expected[2:]))
     other = field_batches(images, seed=7)
     assert not any(map(torch.equal, other, expected))
+
+
+def drawn_batches(images: Path, first_step: int = 0, num_steps: int = 8, **flags) -> list[dict[str, torch.Tensor]]:
+    arguments = TrainArguments(
+        train_dir=str(images),
+        variant="tiny",
+        image_size=32,
+        per_device_train_batch_size=8,
+        max_steps=num_steps,
+        **flags,
+    )
+    train, processor = load_splits(arguments)["train"], RepLKNetImageProcessor(crop_size=32)
+    batches = TrainingBatches(arguments, train, processor, build_accelerator("no"), 3, Timing())
+    found = [step[0] for step in batches.steps_from(first_step)]
+    batches.loader.close()
+    return found
+
+
+def test_balanced_batches_are_the_same_with_workers_and_after_resuming_and_no_draw_is_like_another(images):
+    expected = drawn_batches(images, balanced_sampler=True)
+    for found, first in (
+        (drawn_batches(images, balanced_sampler=True, dataloader_num_workers=2), 0),
+        (drawn_batches(images, balanced_sampler=True, cache_images=192), 0),
+        (drawn_batches(images, 6, balanced_sampler=True), 6),
+    ):
+        for one, two in zip(found, expected[first:], strict=True):
+            assert all(torch.equal(one[name], two[name]) for name in ("index", "labels", "pixel_values"))
+    drawn = [pair for batch in expected[:4] for pair in zip(batch["index"], batch["pixel_values"], strict=True)]
+    again = [(a, b) for n, (i, a) in enumerate(drawn) for j, b in drawn[:n] if i == j]
+    assert again  # of 32 draws among 32 images some come again within the epoch
+    assert not any(torch.equal(a, b) for a, b in again)
+
+
+def test_without_the_flag_each_image_comes_once_an_epoch(images):
+    index = torch.cat([batch["index"] for batch in drawn_batches(images, num_steps=4)])
+    assert sorted(index.tolist()) == sorted(set(index.tolist())) and len(index) == 32

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from seedling_hf.commands.estimate_memory import main
 from seedling_hf.replknet import RepLKNetConfig
 from seedling_hf.speed.forms import build_model
 from seedling_hf.train_arguments import OptimizationArguments
+from seedling_hf.training.freezing import freeze, train_unfrozen
 from seedling_hf.training.memory import LiveStorages, MemoryEstimate, estimate_memory
 from seedling_hf.training.optimization import ExponentialMovingAverage, parameter_groups
 
@@ -39,30 +41,38 @@ def _status(name: str) -> int:
     return 1024 * int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 
 
-def measure(variant: str, image_size: int, batch_size: int, checkpointing: bool, optim: str) -> int:
-    """Bytes by which this process grows at most while it makes two steps, with averaged weights."""
+def measure(
+    variant: str, image_size: int, batch_size: int, checkpointing: bool, optim: str, frozen: list[str]
+) -> tuple[int, float]:  # fmt: skip
+    """Bytes by which this process grows at most while it makes two steps, averaging weights; CPU s of the second."""
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # freed memory returns to the system at once
-    _make_steps("tiny", 32, 2, False, optim)  # a first step loads libraries
+    _make_steps("tiny", 32, 2, False, optim, [])  # a first step loads libraries
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
-    _make_steps(variant, image_size, batch_size, checkpointing, optim)
-    return _status("VmHWM") - before
+    seconds = _make_steps(variant, image_size, batch_size, checkpointing, optim, frozen)
+    return _status("VmHWM") - before, seconds
 
 
-def _make_steps(variant: str, image_size: int, batch_size: int, checkpointing: bool, optim: str) -> None:
-    model = build_model(variant, "cpu", 0).train()
+def _make_steps(
+    variant: str, image_size: int, batch_size: int, checkpointing: bool, optim: str, frozen: list[str]
+) -> float:  # fmt: skip
+    model = build_model(variant, "cpu", 0)
+    freeze(model, OptimizationArguments(freeze=frozen))
+    train_unfrozen(model)
     if checkpointing:
         model.activation_checkpointing_enable()
     average = ExponentialMovingAverage(model, 0.9)
     optimizer = OPTIMIZERS[optim](model)
     for _ in range(2):  # the first step creates the moments
+        started = time.process_time()
         images = torch.randn(batch_size, 3, image_size, image_size)
         model(pixel_values=images, labels=torch.zeros(batch_size, dtype=torch.int64)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         average.update(model)
+    return time.process_time() - started
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how a process's peak is reset is Linux's")
@@ -72,15 +82,40 @@ def _make_steps(variant: str, image_size: int, batch_size: int, checkpointing: b
     [("nano", 96, 32, "adamw"), ("nano", 96, 8, "muon"), pytest.param("31B", 224, 4, "adamw", marks=pytest.mark.slow)],
 )
 def test_a_step_takes_the_estimated_memory(variant, image_size, batch_size, optim, checkpointing):
+    compare_with_estimate(variant, image_size, batch_size, optim, checkpointing, [])
+
+
+def compare_with_estimate(
+    variant: str, image_size: int, batch_size: int, optim: str, checkpointing: bool, frozen: list[str]
+) -> tuple[int, float]:  # fmt: skip
+    """The memory and CPU seconds of a step, in a process of its own."""
     with FORKS.Pool(1, initializer=gc.freeze) as pool:
-        measured = pool.apply(measure, (variant, image_size, batch_size, checkpointing, optim))
+        measured, seconds = pool.apply(measure, (variant, image_size, batch_size, checkpointing, optim, frozen))
     estimated = estimate(
         variant, image_size, batch_size,
-        ema_decay=0.9, gradient_checkpointing=checkpointing, optim=optim,
+        ema_decay=0.9, gradient_checkpointing=checkpointing, optim=optim, freeze=frozen,
     ).peak  # fmt: skip
-    print(f"{variant}: measured {measured / 1e6:,.0f} MB, {measured / estimated:.2f} of the estimate")
+    print(
+        f"{variant}, frozen: {' '.join(frozen) or 'nothing'}: {seconds:.2f} s, measured {measured / 1e6:,.0f} MB, "
+        f"{measured / estimated:.2f} of the estimate"
+    )
     # oneDNN keeps its own buffers, some 30 MB.
     assert 0.98 * estimated < measured < estimated + 100e6
+    return measured, seconds
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a process's peak is reset is Linux's")
+@pytest.mark.parametrize(
+    ("variant", "image_size", "batch_size"), [("nano", 96, 16), pytest.param("31B", 224, 2, marks=pytest.mark.slow)]
+)
+def test_frozen_parts_save_the_estimated_memory_and_time(variant, image_size, batch_size):
+    found = [
+        compare_with_estimate(variant, image_size, batch_size, "adamw", False, frozen)
+        for frozen in ([], ["stem", "stage1", "stage2"], ["backbone"])
+    ]
+    memory, seconds = zip(*found, strict=True)
+    assert memory[2] < memory[1] < memory[0]
+    assert seconds[2] < 0.8 * seconds[0]  # no backward pass, which takes longer than the forward pass
 
 
 def test_activations_are_what_autograd_saves():
@@ -140,6 +175,18 @@ def test_memory_saving_options_save_memory():
     divided = estimate(ema_decay=0.9, launch={"num_processes": 8, "use_fsdp": True})
     assert divided.moments == whole.moments // 8
     assert divided.weights < 0.3 * whole.weights
+
+
+def test_what_is_frozen_has_no_gradient_and_no_moments_and_leaves_nothing_before_the_first_trained_layer():
+    whole, head = estimate("nano", ema_decay=0.9), estimate("nano", ema_decay=0.9, freeze=["backbone"])
+    model = build_model("nano", "cpu", 0)
+    trained = sum(4 * p.numel() for p in model.classifier.parameters())
+    assert (head.gradients, head.moments) == (trained, 2 * trained)
+    assert (head.weights, head.average) == (whole.weights, whole.average)
+    assert head.activations < 0.05 * whole.activations
+    assert estimate("nano", freeze=["backbone"], launch={"num_processes": 8}).exchange == trained
+    early, late = (estimate("nano", freeze=names) for names in (["stem", "stage1", "stage2"], ["stage4"]))
+    assert early.activations < 0.6 * whole.activations < late.activations  # what is behind trained layers is kept
 
 
 def test_gradients_of_earlier_batches_are_held_during_the_next():

@@ -13,14 +13,23 @@ SETTINGS = {
     "one process": {},
     "one process, two workers": {"num_workers": 2},
     "one process, Muon": {"optim": "muon"},
+    "one process, frozen, balanced sampler": {"freeze": "stage2", "balanced_sampler": "true"},
     "two processes": {"num_processes": 2},
+    "two processes, frozen, balanced sampler": {
+        "num_processes": 2, "num_workers": 1, "freeze": "stem", "freeze_bn_statistics": "true",
+        "balanced_sampler": "true",
+    },
+    "two processes, frozen, class weights": {"num_processes": 2, "freeze": "backbone", "class_weights": "balanced"},
     "two processes, two workers": {"num_processes": 2, "num_workers": 2},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [
-    "one process", "one process, Muon", pytest.param("one process, two workers", marks=pytest.mark.slow),
-    pytest.param("two processes", marks=pytest.mark.slow), "two processes, two workers",
+    "one process", "one process, Muon", "one process, frozen, balanced sampler",
+    pytest.param("one process, two workers", marks=pytest.mark.slow),
+    pytest.param("two processes", marks=pytest.mark.slow),
+    pytest.param("two processes, frozen, balanced sampler", marks=pytest.mark.slow),
+    pytest.param("two processes, frozen, class weights", marks=pytest.mark.slow), "two processes, two workers",
 ])  # fmt: skip
 def test_a_run_killed_a_few_times_ends_as_an_uninterrupted_one(tmp_path, images, name):
     assert killed_again_and_again(lambda folder: Run(tmp_path / folder, images, **SETTINGS[name]), kills=3, seed=0)

@@ -176,6 +176,19 @@ def test_accumulation_clipping_checkpointing_and_bfloat16_give_what_they_give_wi
     assert all(2 * found[name] == expected[name] for name in counts)  # each process sees half of the batches, once
 
 
+def test_a_frozen_stage_learns_nothing_under_fsdp_and_the_rest_as_on_one_process(tmp_path, images):
+    settings = STEPS | {"max_steps": 4, "eval_steps": 4, "save_steps": 4, "freeze": "stage1"}
+    one = Run(tmp_path / "one", images, accumulation=2, **settings)
+    two = ShardedRun(tmp_path / "two", images, accumulation=1, **settings)
+    for run in (one, two):
+        run.finish()
+    assert torch.equal(logged(two), logged(one))
+    expected, found = (weights(run, "checkpoints/step-00000004/model.safetensors") for run in (one, two))
+    stage = [name for name in expected if ".stages.0." in name]
+    assert stage and all(torch.equal(found[name], expected[name]) for name in stage)  # with its statistics
+    assert not any(expected[name].any() for name in stage if name.endswith("num_batches_tracked"))
+
+
 def shard_and_spoil() -> None:
     """One process gets an image that is NaN at step 2."""
     shard_on_cpus()
