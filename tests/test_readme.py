@@ -12,6 +12,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
+from notebooks import as_markdown, read_notebook
 
 from seedling_hf.arguments import parse_arguments
 from seedling_hf.commands import COMMANDS, FLAGS_OF_ALL
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FIRST_PAGES = ["README.md", "README.zh.md"]
 DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
-PAGES = [*FIRST_PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "scripts/sample/README.md", *DOCS]
+PAGES = [*FIRST_PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "scripts/sample/README.md", *DOCS, "docs/colab.ipynb"]
 SCRIPTS = [path.stem for path in sorted((ROOT / "scripts").glob("*.py"))]
 RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 
@@ -93,6 +94,8 @@ def test_help_begins_with_the_usage_and_ends_with_examples_that_can_be_parsed(co
 
 @cache
 def page(name: str) -> str:
+    if name == "docs/colab.ipynb":
+        return as_markdown(read_notebook())
     return (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -201,6 +204,30 @@ def test_the_program_of_the_first_page_prints_what_the_page_says(monkeypatch):
     with redirect_stdout(output):
         exec(compile(program, "README.md", "exec"), {})
     assert output.getvalue() == printed
+
+
+@pytest.mark.slow
+def test_the_programs_for_the_trainer_and_an_adapter_run(monkeypatch, tmp_path, capsys):
+    import torch
+
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    monkeypatch.chdir(tmp_path)
+    section = page("docs/training.md").split("## Trainer and PEFT\n")[1].split("\n## ")[0]
+    program, adapter, merging = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert program.count("num_train_epochs=3") == program.count("\ntrainer = ") == 1
+    program = program.replace("num_train_epochs=3", "max_steps=2").replace("\ntrainer = ", f"\n{adapter}\ntrainer = ")
+    names = {}
+    exec(compile(program, "docs/training.md", "exec"), names)
+    assert "trainable params: 202,892 || all params: 3,538,936" in capsys.readouterr().out
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {
+        path.name for path in Path("outputs/trainer").iterdir()
+    }
+    images = names["processor"](names["data"]["test"][0]["image"], return_tensors="pt")
+    with torch.no_grad():
+        expected = names["trainer"].model.eval()(**images).logits
+        exec(compile(merging, "docs/training.md", "exec"), names)
+        torch.testing.assert_close(names["merged"](**images).logits, expected, rtol=1e-4, atol=1e-4)
+    assert Path("outputs/merged/model.safetensors").exists()
 
 
 def test_the_tests_line_is_the_one_that_the_continuous_integration_runs():

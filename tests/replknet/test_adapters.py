@@ -173,3 +173,13 @@ def test_an_adapter_on_the_classifier_keeps_nothing_from_being_merged(model, ima
     adapted = trained(get_peft_model(model, LoraConfig(r=2, target_modules=["classifier"])), images)
     expected = logits(adapted, images)
     torch.testing.assert_close(logits(adapted.fuse_batch_norms(), images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_large_kernels_are_trained_whole_beside_an_adapter_and_merged(model, images):
+    before = {name: value.clone() for name, value in model.state_dict().items() if "large.convolution" in name}
+    config = LoraConfig(r=4, target_modules=POINTWISE, modules_to_save=[*TRAINED_WHOLE, "large_kernel"])
+    adapted = trained(get_peft_model(model, config), images)
+    expected, merged = logits(adapted, images), adapted.merge_and_unload()
+    assert len(before) == 2
+    assert not any(torch.equal(value, merged.state_dict()[name]) for name, value in before.items())
+    torch.testing.assert_close(logits(merged.fuse_batch_norms(), images), expected, rtol=1e-4, atol=1e-4)
