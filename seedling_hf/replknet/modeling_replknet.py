@@ -2,7 +2,7 @@
 
 The arithmetic follows the authors' code, https://github.com/DingXiaoH/RepLKNet-pytorch (MIT license). Activations are
 (N, C, H, W) in the memory format channels_last throughout. Sums and ReLU work in place: first touches of fresh memory
-take longer than the arithmetic, and no gradient needs what they overwrite.
+take longer than the arithmetic, and no gradient needs what they overwrite. Where hooks may keep it, they take a copy.
 """
 
 import copy
@@ -57,9 +57,13 @@ class RepLKNetConvNorm(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.normalization(self.convolution(hidden_states))
 
+    def relu(self, hidden_states: Tensor) -> Tensor:
+        """Computes `F.relu(self(hidden_states))`."""
+        return F.relu_(_writable(self(hidden_states), self))
+
     def gelu(self, hidden_states: Tensor) -> Tensor:
         """Computes `F.gelu(self(hidden_states))`, in one operation if the BatchNorm is folded."""
-        if isinstance(self.normalization, nn.Identity):
+        if isinstance(self.normalization, nn.Identity) and not _are_hooked(self):
             return self.convolution(hidden_states, activation="gelu")
         return gelu(self(hidden_states))
 
@@ -114,7 +118,7 @@ class RepLKNetEmbeddings(nn.Module):
             )
         hidden_states = pixel_values.contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
-            hidden_states = F.relu_(layer(hidden_states))
+            hidden_states = layer.relu(hidden_states)
         return hidden_states
 
 
@@ -137,7 +141,7 @@ class RepLKNetLargeKernel(nn.Module):
             hidden_states = in_fast_format(hidden_states)
         if self.merged is not None:
             return self.merged(hidden_states, relu=relu)
-        output = self.large(hidden_states)
+        output = _writable(self.large(hidden_states), self.large)
         if self.small is not None:
             output = output.add_(self.small(hidden_states))
         return F.relu_(output) if relu else output
@@ -175,10 +179,10 @@ class RepLKNetLargeKernelBlock(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         residual = hidden_states
         hidden_states = self.normalization(hidden_states)
-        hidden_states = F.relu_(self.pointwise1(hidden_states))
+        hidden_states = self.pointwise1.relu(hidden_states)
         hidden_states = self.large_kernel(hidden_states, relu=True)
         hidden_states = self.pointwise2(hidden_states)
-        return self.drop_path(hidden_states).add_(residual)
+        return _writable(self.drop_path(hidden_states), self.pointwise2, self.drop_path).add_(residual)
 
 
 class RepLKNetFeedForwardBlock(nn.Module):
@@ -197,7 +201,7 @@ class RepLKNetFeedForwardBlock(nn.Module):
         hidden_states = self.normalization(hidden_states)
         hidden_states = self.pointwise1.gelu(hidden_states)
         hidden_states = self.pointwise2(hidden_states)
-        return self.drop_path(hidden_states).add_(residual)
+        return _writable(self.drop_path(hidden_states), self.pointwise2, self.drop_path).add_(residual)
 
 
 class RepLKNetLayer(GradientCheckpointingLayer):
@@ -230,7 +234,7 @@ class RepLKNetStage(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         for layer in self.downsampling:
-            hidden_states = F.relu_(layer(hidden_states))
+            hidden_states = layer.relu(hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
         return hidden_states
@@ -503,6 +507,20 @@ def _depthwise(
     return DepthwiseConv2d(
         channels, channels, kernel_size, padding=padding, groups=channels, bias=bias, implementation=implementation
     )
+
+
+def _writable(output: Tensor, *modules: nn.Module) -> Tensor:
+    """The output of the last module, or a copy where hooks may keep it, so that the caller may overwrite it."""
+    return output.clone() if _are_hooked(*modules) else output
+
+
+def _are_hooked(*modules: nn.Module) -> bool:
+    """Whether the modules or their parts have hooks that see outputs."""
+    for module in modules:  # private: PyTorch has no public way to ask
+        for part in (module, *module._modules.values()):
+            if part._forward_hooks or part._backward_hooks or part._backward_pre_hooks:
+                return True
+    return bool(nn.modules.module._has_any_global_hook())
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
