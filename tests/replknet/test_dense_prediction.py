@@ -147,6 +147,9 @@ def test_a_segmenting_model_with_a_fused_backbone_loads_if_its_configuration_say
     model = build_model("upernet")
     expected = logits(model)
     model.backbone.fuse_batch_norms()
+    model.save_pretrained(tmp_path / "untold")
+    _, loading = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "untold", output_loading_info=True)
+    assert any("large_kernel.large" in name for name in loading["missing_keys"])  # what the page warns of
     model.config.backbone_config = model.backbone.config
     torch.testing.assert_close(logits(model), expected, **TOLERANCE)
     model.save_pretrained(tmp_path)
