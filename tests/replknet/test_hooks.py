@@ -6,7 +6,6 @@ import pytest
 import torch
 from captum.attr import LayerAttribution, LayerGradCam, LayerGradientXActivation
 from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -137,33 +136,44 @@ def test_without_hooks_nothing_is_copied(monkeypatch):
 
 
 @pytest.mark.parametrize("name", HOOKED)
-def test_the_maps_of_captum_and_grad_cam_are_those_of_the_formula(name):
+def test_the_maps_of_captum_are_those_of_the_formula(name):
     model, images = build_model(), random_images()
     module = model.get_submodule(name)
     activation, gradient = activation_and_gradient(model, module, images)
-    # Selvaraju et al., arXiv 1610.02391, equations 1 and 2
-    expected = F.relu((gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True))
+    expected = grad_cam(activation, gradient)
     tolerance = {"rtol": 1e-4, "atol": 1e-4 * expected.abs().max().item()}  # float32, sums in another order
-
-    cam = LayerGradCam(lambda images: model(images).logits, module)
-    found = cam.attribute(images, TARGET, relu_attributions=True)
-    torch.testing.assert_close(found.detach(), expected, **tolerance)
-    large = LayerAttribution.interpolate(found.detach(), images.shape[2:], "bilinear")
+    found = LayerGradCam(lambda images: model(images).logits, module).attribute(images, TARGET).detach()
+    torch.testing.assert_close(found, expected, **tolerance)
+    large = LayerAttribution.interpolate(found, images.shape[2:], "bilinear")
     torch.testing.assert_close(large, F.interpolate(expected, images.shape[2:], mode="bilinear"), **tolerance)
     product = LayerGradientXActivation(lambda images: model(images).logits, module).attribute(images, TARGET)
     scale = (activation * gradient).abs().max().item()
     torch.testing.assert_close(product.detach(), activation * gradient, rtol=1e-4, atol=1e-4 * scale)
 
-    with GradCAM(Logits(model), [module]) as cam:
-        maps = cam(images, [ClassifierOutputTarget(TARGET)] * len(images))
-    for found_map, expected_map in zip(maps, expected[:, 0].numpy(), strict=True):
-        large = cv2.resize(expected_map, images.shape[:1:-1])
-        assert np.abs(from_0_to_1(found_map) - from_0_to_1(large)).max() < 1e-3
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_the_maps_of_grad_cam_are_those_of_the_formula(name):
+    model, images = build_model(), random_images()
+    module = model.get_submodule(name)
+    expected = grad_cam(*activation_and_gradient(model, module, images))
+    # What speaks for the class and what speaks against it: where one map is empty, the other is not.
+    for sign in (1, -1):
+        targets = [lambda logits, sign=sign: sign * logits[TARGET]] * len(images)
+        with GradCAM(Logits(model), [module]) as cam:
+            maps = cam(images, targets)
+        for found, one in zip(maps, F.relu(sign * expected)[:, 0].numpy(), strict=True):
+            large = cv2.resize(one, images.shape[:1:-1])
+            assert np.abs(from_0_to_1(found) - from_0_to_1(large)).max() < 1e-3
+
+
+def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Selvaraju et al., arXiv 1610.02391, equations 1 and 2, before the ReLU: (N, 1, H, W)."""
+    return (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True)
 
 
 def from_0_to_1(values: np.ndarray) -> np.ndarray:
-    assert np.ptp(values) > 0
-    return (values - values.min()) / np.ptp(values)
+    """The package scales maps in steps of its own; an empty map stays empty."""
+    return (values - values.min()) / (np.ptp(values) or 1)
 
 
 class Logits(nn.Module):
