@@ -6,13 +6,13 @@ from pathlib import Path
 
 from seedling_hf.arguments import option, parse_arguments
 from seedling_hf.errors import InputError
-from seedling_hf.export import INT8_SUFFIX
+from seedling_hf.export import SUFFIXES
 from seedling_hf.files import check_new_folder
 from seedling_hf.inference.classifier_arguments import ClassifierArguments
 from seedling_hf.origin import check_ours
 from seedling_hf.train_arguments import LABEL_MAP, TREE
 
-SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "half": ""}
+FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "onnx_folder": "", "half": ""}  # the suffixes; none is a folder
 
 
 @dataclass(kw_only=True)
@@ -22,15 +22,17 @@ class ExportArguments(ClassifierArguments):
     Examples:
         seedling-hf export --output_file seedlings.onnx --images seedlings
         seedling-hf export --output_file seedlings.onnx --int8 --train_dir seedlings --images seedlings
+        seedling-hf export --output_file seedlings-onnx --format onnx_folder --train_dir seedlings
     """
 
     _takes_several = True
 
-    output_file: str = option(MISSING, "file to write, .onnx or .pt2; for the format half a folder", writable=True)
+    output_file: str = option(MISSING, "file to write, .onnx or .pt2; for onnx_folder and half a folder", writable=True)
     format: str = option(
         "onnx",
-        "ONNX, a program for torch.export.load, or a model folder in float16, half the size",
-        choices=[*SUFFIXES],
+        "ONNX, a program for torch.export.load, a folder for transformers.js and optimum with ONNX in float32, float16 "
+        "and int8, or a model folder in float16, half the size",
+        choices=[*FORMATS],
     )
     include_preprocessing: bool = option(False, "take uint8 (N, height, width, 3) and normalize inside the file")
     images: list[str] = option(
@@ -38,32 +40,53 @@ class ExportArguments(ClassifierArguments):
     )
     max_check_samples: int = option(200, "check on at most this many of them", least=1)
     tolerance: float = option(1e-4, "largest allowed difference from PyTorch's outputs", above=0)
-    int8: bool = option(False, "also write the model in int8, calibrated on images of --train_dir")
-    train_dir: str | None = option(None, "folder of training images, for --int8", images=True)
+    float16: bool = option(False, "also write the ONNX model in float16, half the size")
+    int8: bool = option(False, "also write the ONNX model in int8, calibrated on images of --train_dir")
+    train_dir: str | None = option(None, "folder of training images, for int8", images=True)
     max_calibration_samples: int = option(256, "calibrate int8 on at most this many of them", least=1)
     eval_dir: str | None = option(None, f"{TREE}, for the accuracy of PyTorch and of each file", images=True)
     label_map: str | None = option(None, LABEL_MAP, path=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        suffix = SUFFIXES[self.format]
+        suffix = FORMATS[self.format]
         if suffix and (Path(self.output_file).suffix != suffix or Path(self.output_file).is_dir()):
             raise InputError(f"expected --output_file to be a file NAME{suffix}, found {self.output_file}")
-        if self.int8 and (self.format != "onnx" or self.train_dir is None):
-            found = f"--format {self.format}" if self.format != "onnx" else "none"
-            raise InputError(f"expected --train_dir and --format onnx for --int8, found {found}")
+        self._check_forms()
         if self.format != "half" and not (self.images or self.eval_dir or self.train_dir):
             raise InputError("expected images to check the file on, found none; give --images or --eval_dir")
-        if not suffix and len(self.members) > 1:
+        if self.format == "half" and len(self.members) > 1:
             raise InputError(
                 f"expected one model for --format half, found {len(self.members)}; use onnx or torch_export"
             )
         if not suffix:
             check_new_folder(Path(self.output_file), "--output_file")
-        else:
-            check_ours(self.output_file, "--output_file")
-        if self.int8:
-            check_ours(Path(self.output_file).with_suffix(INT8_SUFFIX), "--output_file")
+            return
+        check_ours(self.output_file, "--output_file")
+        for form, of_form in SUFFIXES.items():
+            if getattr(self, form):
+                check_ours(Path(self.output_file).with_suffix(of_form), "--output_file")
+
+    def _check_forms(self) -> None:
+        """Refuses what does not go with the smaller forms of the model."""
+        if self.format == "onnx_folder":
+            if self.include_preprocessing:
+                raise InputError(
+                    "expected no --include_preprocessing with --format onnx_folder, found it; transformers.js and "
+                    "optimum normalize by preprocessor_config.json"
+                )
+            if self.train_dir is None:
+                raise InputError(
+                    "expected --train_dir for --format onnx_folder, found none; its int8 file is calibrated on images "
+                    "of the training"
+                )
+            self.float16 = self.int8 = True
+            return
+        if self.float16 and self.format != "onnx":
+            raise InputError(f"expected --format onnx for --float16, found --format {self.format}")
+        if self.int8 and (self.format != "onnx" or self.train_dir is None):
+            found = f"--format {self.format}" if self.format != "onnx" else "none"
+            raise InputError(f"expected --train_dir and --format onnx for --int8, found {found}")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -73,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.data.dataset import load_folder
     from seedling_hf.data.images import select_images
     from seedling_hf.export.half_precision import export_half
+    from seedling_hf.export.onnx_folder import export_folder
     from seedling_hf.export.onnx_program import check_packages
     from seedling_hf.export.programs import export_classifier, format_rows
     from seedling_hf.inference.classifier import list_classes
@@ -81,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from seedling_hf.verbosity import hide_library_bars
 
     hide_library_bars()
-    if arguments.format == "onnx":
+    if arguments.format in ("onnx", "onnx_folder"):
         check_packages()
     model, image_processor = arguments.load(merge=arguments.format != "half")
     if arguments.format == "half":
@@ -99,12 +123,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if arguments.int8:
         calibration_files = select_images([arguments.train_dir], arguments.max_calibration_samples)
     images = arguments.images or [arguments.eval_dir or arguments.train_dir]
-    rows = export_classifier(
+    write = export_folder if arguments.format == "onnx_folder" else export_classifier
+    rows = write(
         model,
         image_processor,
         Path(arguments.output_file),
         check_files=select_images(images, arguments.max_check_samples),
         calibration_files=calibration_files,
+        float16=arguments.float16,
         labelled=labelled,
         include_preprocessing=arguments.include_preprocessing,
         tolerance=arguments.tolerance,

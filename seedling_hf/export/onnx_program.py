@@ -1,4 +1,4 @@
-"""A classifier as an ONNX file, in float32 and int8."""
+"""A classifier as an ONNX file, in float32, float16 and int8."""
 
 import json
 import tempfile
@@ -73,6 +73,48 @@ def quantize_onnx(float_path: Path, path: Path, inputs: Iterator[np.ndarray], me
                 "or use another checkpoint"
             ) from error
     _save(onnx.load(path), path, metadata)
+
+
+def halve_onnx(float_path: Path, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes an ONNX file again in float16; its inputs and outputs stay in float32, which transformers.js expects.
+
+    What only `unfamiliarity` needs stays in float32 too: distances are differences of large numbers.
+
+    Raises:
+        InputError: if a weight is too large for float16.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    model = onnx.load(float_path)
+    logits, *further = [_ancestors(model.graph, output.name) for output in model.graph.output]
+    exact = set().union(*further) - logits
+    kept = {name for node in model.graph.node if node.name in exact for name in node.input}
+    for tensor in model.graph.initializer:
+        largest = np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0)
+        if tensor.name not in kept and largest > np.finfo(np.float16).max:
+            raise InputError(
+                f"expected weights within float16, up to 65504, found {largest:.3g} in {tensor.name}; export without "
+                "float16, or use another checkpoint"
+            )
+    with quiet():
+        half = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(exact)))
+        half.topological_sort()  # the conversion appends its casts
+    onnx.checker.check_model(half.model)
+    _save(half.model, path, metadata)
+
+
+def _ancestors(graph: Any, output: str) -> set[str]:
+    """The names of the nodes that an output is computed by."""
+    makers = {name: node for node in graph.node for name in node.output}
+    found, waiting = set(), [output]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.name not in found:
+            found.add(node.name)
+            waiting += node.input
+    return found
 
 
 def run_onnx(path: Path) -> Run:

@@ -19,8 +19,8 @@ from transformers import BaseImageProcessor
 from seedling_hf.data.pool import image_sources
 from seedling_hf.errors import InputError
 from seedling_hf.evaluation.metrics import wilson_interval
-from seedling_hf.export import INT8_SUFFIX
-from seedling_hf.export.onnx_program import quantize_onnx, run_onnx, write_onnx
+from seedling_hf.export import SUFFIXES
+from seedling_hf.export.onnx_program import halve_onnx, quantize_onnx, run_onnx, write_onnx
 from seedling_hf.export.preprocessing import BATCH_SIZE, describe_export, input_batches
 from seedling_hf.export.torch_program import ExportedClassifier, Run, run_torch_export, write_torch_export
 from seedling_hf.files import replacing
@@ -30,7 +30,9 @@ from seedling_hf.inference.prediction import forward
 from seedling_hf.machine import time_in_turns
 from seedling_hf.progress import Progress
 
-PYTORCH, ONNX_FLOAT, ONNX_INT8, TORCH_EXPORT = "PyTorch", "ONNX float32", "ONNX int8", "torch.export"
+PYTORCH, ONNX_FLOAT, ONNX_HALF, ONNX_INT8, TORCH_EXPORT = (
+    "PyTorch", "ONNX float32", "ONNX float16", "ONNX int8", "torch.export",
+)  # fmt: skip
 REPEATS = 20
 
 
@@ -61,6 +63,8 @@ def export_classifier(
     *,
     check_files: Sequence[Path],
     calibration_files: Sequence[Path] | None = None,
+    float16: bool = False,
+    suffixes: Mapping[str, str] = SUFFIXES,
     labelled: Dataset | None = None,
     include_preprocessing: bool = False,
     tolerance: float = 1e-4,
@@ -72,6 +76,7 @@ def export_classifier(
         output_file: The file to write, `.onnx` or `.pt2`.
         check_files: Images on which the file is compared with PyTorch.
         calibration_files: Training images that give the ranges of activations: writes `NAME.int8.onnx` too.
+        float16: Writes `NAME.float16.onnx` too; `suffixes` gives these two other names.
         labelled: Dataset with the columns `file` and `label`, for the accuracy of each row.
         include_preprocessing: See `ExportedClassifier`.
         tolerance: Largest allowed difference of the float32 logits, and of unfamiliarity above 1 as a share of it.
@@ -92,15 +97,13 @@ def export_classifier(
     program = ExportedClassifier(model, metadata["mean"], metadata["std"], include_preprocessing).eval()
     pixel_values, example = next(prepare(2 * list(check_files[:1])))
     forward(model, pixel_values)  # before the slow part, for a model that overflows
-    is_onnx = output_file.suffix == ".onnx"
-    name = ONNX_FLOAT if is_onnx else TORCH_EXPORT
+    name = ONNX_FLOAT if (is_onnx := output_file.suffix == ".onnx") else TORCH_EXPORT
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, output_file.name)}
         with Progress(f"writing {name}"):
             (write_onnx if is_onnx else write_torch_export)(program, example, files[name], metadata)
-        if calibration_files is not None:
-            inputs = (batch for _, batch in prepare(calibration_files))
-            files[ONNX_INT8] = _quantize(files[name], inputs, metadata)
+        inputs = None if calibration_files is None else (batch for _, batch in prepare(calibration_files))
+        files |= _write_smaller(files[name], suffixes, metadata, float16, inputs)
         runs = {name: (run_onnx if is_onnx else run_torch_export)(path) for name, path in files.items()}
         found = collect_outputs(model, runs, prepare(check_files), len(check_files))
         check_outputs(found, name, tolerance)
@@ -115,19 +118,31 @@ def export_classifier(
     return rows
 
 
+def _write_smaller(
+    path: Path,
+    suffixes: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    float16: bool,
+    inputs: Iterator[np.ndarray] | None,
+) -> dict[str, Path]:
+    """Writes an ONNX file in float16, and in int8 if there are `inputs` to calibrate on; the paths by their names."""
+    files = {}
+    if float16:
+        files[ONNX_HALF] = path.with_name(path.stem + suffixes["float16"])
+        with Progress(f"writing {ONNX_HALF}"):
+            halve_onnx(path, files[ONNX_HALF], metadata)
+    if inputs is not None:
+        files[ONNX_INT8] = path.with_name(path.stem + suffixes["int8"])
+        with Progress(f"writing {ONNX_INT8}"):
+            quantize_onnx(path, files[ONNX_INT8], inputs, metadata)
+    return files
+
+
 def _place(files: Iterable[Path], folder: Path) -> None:
     """Puts files that were checked where they belong, each of them whole or not at all."""
     for path in files:
         with replacing(folder / path.name) as temporary:
             shutil.copyfile(path, temporary)
-
-
-def _quantize(path: Path, inputs: Iterator[np.ndarray], metadata: Mapping[str, Any]) -> Path:
-    """Writes the int8 form of an ONNX file beside it."""
-    quantized = path.with_suffix(INT8_SUFFIX)
-    with Progress(f"writing {ONNX_INT8}"):
-        quantize_onnx(path, quantized, inputs, metadata)
-    return quantized
 
 
 def collect_outputs(
