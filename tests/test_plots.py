@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from seedling_hf.escaping import width_of
-from seedling_hf.plots import fonts
+from seedling_hf.plots import curves, fonts, style
 from seedling_hf.plots.curves import _smooth, plot_curves
 from seedling_hf.plots.images import plot_contact_sheet, plot_saliency
 from seedling_hf.plots.quality import plot_confusion_matrix, plot_probes
@@ -51,6 +51,17 @@ def test_curves_are_three_panels_in_a_wide_image(tmp_path):
     plot_curves(LINES, tmp_path / "curves.png")
     height, width, _ = pixels(tmp_path / "curves.png").shape
     assert width > 3 * height
+
+
+def test_the_ticks_of_the_curves_are_numbers(tmp_path, monkeypatch):
+    from matplotlib.text import Text
+
+    figures = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: (figures.append(figure), style.save(figure, path)))
+    plot_curves(LINES, tmp_path / "curves.png")
+    texts = [text.get_text() for text in figures[0].findobj(Text)]
+    assert "0.003" in texts  # of the learning rate
+    assert [text for text in texts if "$" in text] == []
 
 
 def test_the_later_line_of_a_step_counts(tmp_path):

@@ -34,7 +34,7 @@ def plot_curves(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> N
     _draw_accuracy(accuracy, evaluation, marker)
     rate.set_title("Learning rate")
     rate.plot(epochs, column(training, "learning_rate"), color=TRAIN_COLOR)
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    rate.yaxis.set_major_formatter("{x:g}")
     rate.set_ylim(bottom=0)
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
