@@ -90,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             where = arguments.output_dir
             print(f"The page is in {where}; look at it with python -m http.server -d {where}")
             return
-        target = Target(arguments.hub_space_id, "Push the demo", private=arguments.hub_private_repo, repo_type="space")
+        sdk = "static" if arguments.static else "gradio"
+        target = Target(
+            arguments.hub_space_id, "Push the demo", arguments.hub_private_repo, repo_type="space", space_sdk=sdk
+        )
         snapshot = Snapshot(files, target)
         print(snapshot.describe())
         if arguments.dry_run:

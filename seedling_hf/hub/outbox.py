@@ -51,6 +51,7 @@ class Target:
     revision: str | None = None  # branch; None is `main`
     tag: str | None = None  # of the commit
     repo_type: str = "model"  # or `dataset`, `space`
+    space_sdk: str = "gradio"  # of a new Space; or `static`
 
     @property
     def place(self) -> tuple[str, str, str | None]:

@@ -126,7 +126,7 @@ def _push_once(snapshot: Snapshot) -> str:
 def _create_repo(api: HfApi, target: Target) -> dict[str, str]:
     """Creates the repository if it is missing; returns the arguments that name it."""
     repo = {"repo_id": full_repo_id(target.repo_id), "repo_type": target.repo_type}
-    sdk = {"space_sdk": "gradio"} if target.repo_type == "space" else {}
+    sdk = {"space_sdk": target.space_sdk} if target.repo_type == "space" else {}
     api.create_repo(**repo, private=target.private, exist_ok=True, **sdk)
     return repo
 

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from seedling_hf.commands import push_space, run
 from seedling_hf.demo.facts import Facts, read_examples
 from seedling_hf.demo.words import SPECIES as ALL_SPECIES
 from seedling_hf.errors import InputError
-from seedling_hf.hub import onnxruntime_web
+from seedling_hf.hub import onnxruntime_web, repository
 from seedling_hf.hub.onnxruntime_web import ARCHIVE, FILES, unpack_runtime
 from seedling_hf.hub.static_space import MODEL_FILE, PAGE, TEXT_KEYS, check_preprocessing, write_static_space
 from seedling_hf.inference.judgement import Certainty
@@ -221,3 +223,17 @@ def test_a_dry_run_lists_page_model_and_runtime(archive, sample_dir, tmp_path, c
         listed
     )
     assert not [name for name in listed if name.startswith(("examples/", "seedling_hf/"))]
+
+
+@pytest.mark.parametrize(("further", "sdk"), [(["--static"], "static"), ([], "gradio")])
+def test_a_new_space_is_created_for_what_it_runs(further, sdk, monkeypatch):
+    targets = []
+    monkeypatch.setattr(push_space, "write_page", lambda *_: {})
+    monkeypatch.setattr(push_space, "write_app", lambda *_: {})
+    monkeypatch.setattr("seedling_hf.hub.connection.hub_session", nullcontext)
+    monkeypatch.setattr("seedling_hf.hub.repository.push", lambda snapshot: targets.append(snapshot.target))
+    words = ["--model_name_or_path", str(SHIPPED_MODEL), "--hub_space_id", "alice/page", *further]
+    assert run(push_space.main, words) == 0
+    created = {}
+    repository._create_repo(SimpleNamespace(create_repo=lambda **options: created.update(options)), targets[0])
+    assert (created["repo_id"], created["repo_type"], created["space_sdk"]) == ("alice/page", "space", sdk)
