@@ -329,7 +329,8 @@ class RepLKNetPreTrainedModel(PreTrainedModel):
                 if kinds and not isinstance(child, kinds):
                     raise ValueError(
                         f"expected a layer to merge in {child_name}, found {type(child).__module__}."
-                        f"{type(child).__name__}; merge the adapter first, with merge_and_unload() of PEFT"
+                        f"{type(child).__name__}; if it is an adapter's, merge that first, with merge_and_unload() of "
+                        "PEFT"
                     )
 
     def _change_config(self, **changes: bool) -> None:

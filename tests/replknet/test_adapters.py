@@ -152,7 +152,7 @@ def test_an_adapted_model_is_not_merged_before_its_adapter(model, images):
     before, expected = copy.deepcopy(adapted.state_dict()), logits(adapted, images)
     found = (
         r"expected a layer to merge in replknet\.encoder\.stages\.0\.layers\.0\.large_kernel_block\.pointwise2\."
-        r"convolution, found peft\..*Conv2d; merge the adapter first, with merge_and_unload\(\) of PEFT"
+        r"convolution, found peft\..*Conv2d; if it is an adapter's, merge that first, with merge_and_unload\(\) of PEFT"
     )
     with pytest.raises(ValueError, match=found):
         adapted.fuse_batch_norms()
