@@ -20,7 +20,10 @@ CARD = "README.md"
 
 
 class Facts(NamedTuple):
-    """About a model; `accuracy`, from 0 to 1, and the number of images that it was measured on are None if unknown."""
+    """About a model; `accuracy`, from 0 to 1, and the number of images that it was measured on are None if unknown.
+
+    `of_folds`: the accuracy is that of networks like it, each on images that it was not trained on.
+    """
 
     name: str
     parameters: int
@@ -28,6 +31,7 @@ class Facts(NamedTuple):
     class_names: list[str]
     accuracy: float | None
     num_images: int | None
+    of_folds: bool
     examples: dict[str, Path]  # an image of a class
     trays: list[Path]
 
@@ -35,7 +39,7 @@ class Facts(NamedTuple):
 def read_facts(source: Pretrained, model: PreTrainedModel, image_processor: BaseImageProcessor) -> Facts:
     folder, class_names = Path(source.name), list_classes(model.config)
     is_folder = folder.is_dir()
-    accuracy, num_images = read_accuracy(source)
+    accuracy, num_images, of_folds = read_accuracy(source)
     examples, trays = read_examples(folder / EXAMPLES, class_names) if is_folder else ({}, [])
     return Facts(
         folder.resolve().name if is_folder else source.name,
@@ -44,6 +48,7 @@ def read_facts(source: Pretrained, model: PreTrainedModel, image_processor: Base
         class_names,
         accuracy,
         num_images,
+        of_folds,
         examples,
         trays,
     )
@@ -65,17 +70,21 @@ def example_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file() and (is_image(path.name) or path.name == CARD))
 
 
-def read_accuracy(source: Pretrained) -> tuple[float | None, int | None]:
-    """The accuracy by report.json, by the folds or by the card, and on how many images; None for what none states."""
+def read_accuracy(source: Pretrained) -> tuple[float | None, int | None, bool]:
+    """The accuracy by report.json, by the folds or by the card, on how many images, and whether by the folds.
+
+    The first two are None where no file states them.
+    """
     try:
-        if (path := source.find(REPORT) or source.find(OUT_OF_FOLD)) is not None:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            return _fraction(report["accuracy"]), int(report["num_examples"])
+        for name in (REPORT, OUT_OF_FOLD):
+            if (path := source.find(name)) is not None:
+                report = json.loads(path.read_text(encoding="utf-8"))
+                return _fraction(report["accuracy"]), int(report["num_examples"]), name == OUT_OF_FOLD
         if (path := source.find(CARD)) is not None:
-            return _read_card(path), None
+            return _read_card(path), None, False
     except Exception:  # a stranger's file can hold anything
         pass
-    return None, None
+    return None, None, False
 
 
 def _read_card(path: str | os.PathLike) -> float | None:

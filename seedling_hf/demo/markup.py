@@ -32,7 +32,8 @@ FACTS = """
 <b>{{ words("accuracy none") }}</b> {{ words("accuracy none why") }}
 {%- else -%}<b>{{ "%.1f%%" | format(100 * facts.accuracy) }}</b>
 {% if facts.num_images is none %}{{ words("accuracy card") }}{% else %}
-{{ words("accuracy of", count="{:,}".format(facts.num_images)) }}{% endif %}{% endif %}</dd></div>
+{{ words("accuracy of folds" if facts.of_folds else "accuracy of", count="{:,}".format(facts.num_images)) }}
+{%- endif %}{% endif %}</dd></div>
 <div><dt>{{ words("certainty") }}</dt>
 <dd>{{ words("certainty why", count=facts.class_names | length, threshold=threshold) }}</dd></div>
 <div><dt>{{ words("limits") }}</dt>

@@ -102,7 +102,7 @@ def _load(
     source = Pretrained(names[0], revision, trust_remote_code)
     facts = read_facts(source, model, image_processor)
     if len(names) > 1:  # what is known of one is not known of all
-        facts = facts._replace(name=model.name_or_path, accuracy=None, num_images=None)
+        facts = facts._replace(name=model.name_or_path, accuracy=None, num_images=None, of_folds=False)
     return add_familiarity(model, source), image_processor, facts
 
 

@@ -18,8 +18,8 @@ def folder(tmp_path):
 
 def test_the_shipped_model_says_its_name_its_accuracy_and_shows_each_species():
     facts = read_facts(Pretrained(str(SHIPPED_MODEL)), *load_classifier(str(SHIPPED_MODEL)))
-    assert (facts.name, facts.side, facts.num_images) == ("nano", 96, None)
-    assert facts.accuracy == pytest.approx(552 / 564)
+    assert (facts.name, facts.side, facts.num_images) == ("nano", 128, 4027)
+    assert facts.of_folds and facts.accuracy == pytest.approx(3901 / 4027)
     assert list(facts.examples) == facts.class_names
     assert [path.name for path in facts.trays] == ["tray.jpg"]
 
@@ -27,7 +27,7 @@ def test_the_shipped_model_says_its_name_its_accuracy_and_shows_each_species():
 def test_a_report_goes_before_a_card(folder):
     shutil.copy(SHIPPED_MODEL / "README.md", folder)
     (folder / "report.json").write_text(json.dumps({"accuracy": 0.75, "num_examples": 8}))
-    assert read_accuracy(Pretrained(str(folder))) == (0.75, 8)
+    assert read_accuracy(Pretrained(str(folder))) == (0.75, 8, False)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_report_that_cannot_be_read_says_nothing(folder, report):
 
 
 def test_a_model_without_report_and_card_has_no_accuracy(folder):
-    assert read_accuracy(Pretrained(str(folder))) == (None, None)
+    assert read_accuracy(Pretrained(str(folder))) == (None, None, False)
 
 
 def test_only_images_named_after_a_class_are_examples(tmp_path):

@@ -53,7 +53,7 @@ def space(tmp_path) -> dict[str, Path]:
         runtime[name].write_bytes(b"runtime")
     class_names = sorted(ALL_SPECIES)
     examples, _ = read_examples(SHIPPED_MODEL / "examples", class_names)
-    facts = Facts("nano", 3_300_000, 96, class_names, 0.979, 564, examples, [])
+    facts = Facts("nano", 3_300_000, 96, class_names, 0.979, 564, False, examples, [])
     return write_static_space(
         folder, runtime, facts=facts, certainty=Certainty(0.794, True), preprocessing=PREPROCESSING
     )  # fmt: skip
