@@ -121,7 +121,7 @@ def test_an_example_is_classified_where_nothing_moves(page):
 def test_one_glance_shows_what_it_is_what_it_knows_and_its_limits(browser, shipped):
     with visit(browser, shipped, viewport=SIZES["desktop"], locale="en-GB") as page:
         facts = page.inner_text("#facts")
-        assert all(text in facts for text in ("nano", "97.9%", "Certainty", "Limits"))
+        assert all(text in facts for text in ("nano", "96.9%", "Certainty", "Limits"))
         names = page.locator("#examples .caption-label").all_inner_texts()
         assert len(names) == 13 and {"Maize", "Sugar beet", "A whole tray"} <= set(names)
         left, top, width, height = places(page)["facts"]

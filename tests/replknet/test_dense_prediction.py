@@ -241,4 +241,4 @@ def test_the_weights_of_the_example_for_detection_fit(printed):
 
 
 def test_the_example_for_grad_cam_has_the_size_of_the_image(printed):
-    assert printed.rstrip().endswith("torch.Size([1, 1, 96, 96])")
+    assert printed.rstrip().endswith("torch.Size([1, 1, 128, 128])")

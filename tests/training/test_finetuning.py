@@ -100,7 +100,7 @@ def test_the_features_are_the_shipped_ones_and_the_head_is_new(names):
 
 def test_the_memory_estimate_takes_the_shipped_model_too():
     config, side = load_replknet_config(parse(), num_labels=12)
-    assert (config.hidden_sizes, side) == ([32, 64, 128, 256], 96)
+    assert (config.hidden_sizes, side) == ([32, 64, 128, 256], 128)
 
 
 def test_the_start_names_the_model_the_head_and_the_way_to_another():
