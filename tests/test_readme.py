@@ -218,7 +218,7 @@ def test_the_programs_for_the_trainer_and_an_adapter_run(monkeypatch, tmp_path, 
     program = program.replace("num_train_epochs=3", "max_steps=2").replace("\ntrainer = ", f"\n{adapter}\ntrainer = ")
     names = {}
     exec(compile(program, "docs/training.md", "exec"), names)
-    assert "trainable params: 202,892 || all params: 3,538,936" in capsys.readouterr().out
+    assert "trainable params: 104,268 || all params: 1,799,864" in capsys.readouterr().out
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {
         path.name for path in Path("outputs/trainer").iterdir()
     }
