@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from local_hub import LocalHub, User
+from without_package import WITHOUT_PACKAGE
 
 TOKENS = {"hf_alice_secret": User("alice"), "hf_bob_secret": User("bob"), "hf_reader_secret": User("alice", "read")}
 ALICE = "hf_alice_secret"
@@ -65,18 +66,13 @@ HEAVY = (
     "sklearn.metrics",
 )  # fmt: skip
 # Logits of a model that is loaded from a folder and from the Hub, where the package cannot be imported.
-LOAD = """
+LOAD = (
+    WITHOUT_PACKAGE
+    + """
 import json, sys
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "seedling_hf":
-            raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
-
-sys.meta_path.insert(0, Blocker())
 folder, repository, revision, image = sys.argv[1:]
 reports = []
 for where, options in ((folder, {}), (repository, {"revision": revision})):
@@ -90,6 +86,7 @@ for where, options in ((folder, {}), (repository, {"revision": revision})):
     reports.append({"logits": logits, "answers": answers, "module": type(model).__module__})
 print("REPORT" + json.dumps(reports))
 """
+)
 numbers = itertools.count()
 
 

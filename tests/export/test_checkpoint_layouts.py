@@ -16,6 +16,7 @@ from published_checkpoints import (
     saved,
     segmentation,
 )
+from without_package import WITHOUT_PACKAGE
 
 from seedling_hf.errors import InputError
 from seedling_hf.export.checkpoint_files import read_checkpoint
@@ -24,15 +25,10 @@ from seedling_hf.export.conversion import convert_checkpoint, infer_config, load
 from seedling_hf.replknet import RepLKNetBackbone, RepLKNetForImageClassification, RepLKNetModel
 
 GOLDEN_NAMES = ["small_kernel_5", "no_small_kernel", "three_stages"]
-PROGRAM = """
+PROGRAM = (
+    WITHOUT_PACKAGE
+    + """
 import json, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "seedling_hf":
-            raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
-
-sys.meta_path.insert(0, Blocker())
 import torch
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -44,6 +40,7 @@ with torch.no_grad():
     torch.save(list(backbone.eval()(torch.load(images)).feature_maps), features)
 print(json.dumps([type(backbone).__module__, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])]))
 """
+)
 
 
 def golden(name: str) -> tuple[dict[str, torch.Tensor], dict]:

@@ -14,6 +14,7 @@ from jinja2 import Environment, meta
 from local_hub import check_card as check_as_the_hub
 from markdown_structure import structure
 from safetensors.torch import load_file
+from without_package import WITHOUT_PACKAGE
 
 from seedling_hf.data.splits import hash_split
 from seedling_hf.escaping import Markdown
@@ -314,22 +315,18 @@ def test_the_card_names_the_dataset_on_the_hub(folder):
     assert (data.eval_results[0].dataset_type, data.eval_results[0].dataset_revision) == ("alice/seedlings", "v1")
 
 
-EXAMPLE = """
+EXAMPLE = (
+    WITHOUT_PACKAGE
+    + """
 import re, sys
 from pathlib import Path
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "seedling_hf":
-            raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
-
-sys.meta_path.insert(0, Blocker())
 from huggingface_hub import ModelCard
 code = re.search(r"```python\\n(.*?)```", ModelCard.load("alice/seedlings-tiny").content, re.DOTALL)[1]
 print("CODE", code)
 print("OUTPUT")
 exec(code)
 """
+)
 
 
 def test_the_loading_example_on_the_hub_runs_unchanged(folder, client, sample_dir, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import DetrConfig, DetrForObjectDetection, UperNetConfig, UperNetForSemanticSegmentation
+from without_package import WITHOUT_PACKAGE
 
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification
 
@@ -20,15 +21,10 @@ ROOT = Path(__file__).parents[2]
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 SIDES = (75, 101)  # no multiples of 32, nor of 4
 KINDS = ("upernet", "detr")
-PROGRAM = """
+PROGRAM = (
+    WITHOUT_PACKAGE
+    + """
 import json, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "seedling_hf":
-            raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
-
-sys.meta_path.insert(0, Blocker())
 import torch
 from transformers import AutoBackbone, AutoConfig, DetrForObjectDetection, UperNetForSemanticSegmentation
 
@@ -52,6 +48,7 @@ for name, (cls, folder) in classes.items():
 report["imported"] = sorted(name for name in sys.modules if name.split(".")[0] == "seedling_hf")
 print("REPORT" + json.dumps(report))
 """
+)
 
 
 def build_model(kind: str) -> nn.Module:

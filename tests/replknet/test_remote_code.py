@@ -11,20 +11,16 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
+from without_package import WITHOUT_PACKAGE
 
 import seedling_hf.replknet
 from seedling_hf.replknet import RepLKNetConfig, RepLKNetForImageClassification, RepLKNetImageProcessor
 
 CLASS_NAMES = ["Black-grass", "Common Chickweed", "Maize"]
-PROGRAM = """
+PROGRAM = (
+    WITHOUT_PACKAGE
+    + """
 import json, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "seedling_hf":
-            raise ModuleNotFoundError("No module named 'seedling_hf'", name=name)
-
-sys.meta_path.insert(0, Blocker())
 folder, image, resaved = sys.argv[1:]
 try:
     import seedling_hf
@@ -65,6 +61,7 @@ report["resaved module"] = type(again).__module__
 report["imported"] = sorted(name for name in sys.modules if name.split(".")[0] == "seedling_hf")
 print("REPORT" + json.dumps(report))
 """
+)
 
 
 @pytest.fixture(scope="module")
