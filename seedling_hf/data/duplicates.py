@@ -162,6 +162,14 @@ def connect(count: int, exact: Sequence[Sequence[int]], near: Sequence[NearDupli
     return connected_components(graph, directed=False)[1].tolist()
 
 
+def list_members(clusters: Iterable[int]) -> list[list[int]]:
+    """Where the members of each cluster stand, from the number of each image's cluster."""
+    members: dict[int, list[int]] = {}
+    for i, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(i)
+    return list(members.values())
+
+
 def _fingerprint(source: Source) -> tuple[str, tuple[int, int], list[float], list, list[int]]:
     """Digest, size, colour, thumbnails (whole, inner part) and hashes (the whole's symmetries, the inner part)."""
     image = to_rgb(read_image(source))

@@ -24,6 +24,7 @@ from seedling_hf.data.duplicates import (
     find_exact_duplicates,
     find_near_duplicates,
     fingerprint_images,
+    list_members,
     number_clusters,
 )
 from seedling_hf.data.folders import list_folders
@@ -103,12 +104,10 @@ def inspect_folder(
     known = set(files)
     fingerprints = fingerprint_images((path for path, _, _ in good), num_threads, len(good))
     exact, near = find_exact_duplicates(fingerprints.digests), find_near_duplicates(fingerprints)
-    clusters: dict[int, list[int]] = {}
-    for i, cluster in enumerate(connect(len(files), exact, near)):
-        clusters.setdefault(cluster, []).append(i)
+    clusters = list_members(connect(len(files), exact, near))
 
     def in_several(values: Sequence[str]) -> list[list[str]]:
-        return [[files[i] for i in c] for c in clusters.values() if len({values[i] for i in c}) > 1]
+        return [[files[i] for i in c] for c in clusters if len({values[i] for i in c}) > 1]
 
     counts = Counter(zip(splits, labels, strict=True))
     return Inspection(

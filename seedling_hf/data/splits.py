@@ -12,6 +12,7 @@ from itertools import islice
 
 from datasets import DatasetDict
 
+from seedling_hf.data.duplicates import list_members
 from seedling_hf.data.images import a_few
 from seedling_hf.data.pool import Row
 from seedling_hf.errors import InputError
@@ -202,11 +203,9 @@ def _draw_fold(rows: Sequence[Row], arguments: SplitArguments, clusters: Mapping
 
 def _draw_clusters(rows: Sequence[Row], share: float, seed: int, clusters: Mapping[Row, int]) -> set[Row]:
     """About `share` of the clusters of several images, none of which takes a class above its number."""
-    members: dict[int, list[Row]] = {}
-    for row in rows:
-        members.setdefault(clusters[row], []).append(row)
+    members = list_members(clusters[row] for row in rows)
     room = {label: _count_validation(count, share) for label, count in Counter(label for _, label in rows).items()}
-    several = [cluster for cluster in members.values() if len(cluster) > 1]
+    several = [[rows[i] for i in cluster] for cluster in members if len(cluster) > 1]
     generator = random.Random(seed)
     generator.shuffle(several)
     chosen = set()

@@ -24,6 +24,13 @@ def balanced_weights(labels: Sequence[int], num_labels: int) -> Tensor:
     return weights
 
 
+def class_weights(arguments: TrainArguments, train: Dataset, device: torch.device) -> Tensor | None:
+    """The weights that `--class_weights` asks for, on a device; None without it."""
+    if not arguments.class_weights:
+        return None
+    return balanced_weights(train["label"], len(train.features["label"].names)).to(device)
+
+
 def weigh_targets(labels: Tensor, weights: Tensor) -> Tensor:
     """Targets of which the cross-entropy is weighted: each class counts by its share of a target times its weight.
 

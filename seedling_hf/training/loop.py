@@ -26,7 +26,7 @@ from seedling_hf.progress import Progress
 from seedling_hf.replknet.large_kernel_conv import choices, set_choices
 from seedling_hf.signals import Stopped, StopSignal
 from seedling_hf.train_arguments import TrainArguments
-from seedling_hf.training.balance import balanced_weights
+from seedling_hf.training.balance import class_weights
 from seedling_hf.training.checkpoint_files import RunState
 from seedling_hf.training.checkpointing import CheckpointError, Checkpoints
 from seedling_hf.training.distillation import Teachers
@@ -85,9 +85,7 @@ class Training:
         teachers = None
         if arguments.teacher_model_name_or_path:
             teachers = Teachers(arguments, self.class_names, image_processor, accelerator.device)
-        weights = None
-        if arguments.class_weights:
-            weights = balanced_weights(splits["train"]["label"], len(self.class_names)).to(accelerator.device)
+        weights = class_weights(arguments, splits["train"], accelerator.device)
         self.learner = Learner(arguments, model, accelerator, self.batches.num_steps, teachers, weights)
         self.readings = Readings(accelerator, self.batches.list_images, teachers)
         self.run_log, self.folder = RunLog(self.output_dir, accelerator), RunFolder(arguments, splits, accelerator)
@@ -192,8 +190,7 @@ class Training:
             best = {"best_step": counters["step"], "best_accuracy": metrics["accuracy"], "best_loss": metrics["loss"]}
             self.unwritten_best = best, self.learner.evaluated_weights()
         self._write_best()
-        values = {f"eval_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")}
-        self.log(values)
+        self.log({f"eval_{name}": metrics[name] for name in ("loss", "accuracy", "macro_f1")})
         if self.accelerator.is_main_process:
             print(
                 f"epoch {self.epoch:6.2f}  step {counters['step']:5d}  validation loss {metrics['loss']:.4f}  "
