@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from seedling_hf.arguments import ArgumentGroup, option, parse_arguments
+from seedling_hf.commands import run
 from seedling_hf.data.dataset import load_splits
 from seedling_hf.data.transforms import ExampleTransform, build_train_transform
 from seedling_hf.evaluation.calibration import calibrate, fit_temperature, scale_probabilities, sure_threshold
@@ -89,4 +90,4 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

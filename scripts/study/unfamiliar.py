@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from seedling_hf.arguments import option, parse_arguments
+from seedling_hf.commands import run
 from seedling_hf.data.images import to_rgb
 from seedling_hf.data.light import stretch
 from seedling_hf.errors import InputError, require_package
@@ -220,4 +221,4 @@ SHIFTS: dict[str, Change] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))
